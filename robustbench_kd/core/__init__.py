@@ -1,0 +1,1 @@
+"""Ground floor: errors, names, threats, records and statistics; imports no torch."""

@@ -1,0 +1,185 @@
+"""Schemas of what a run leaves behind: `run.json`, `examples.csv`, `attacks.csv`, `findings.json`.
+
+Accuracies are fractions with n and a 95 % Wilson interval; `eps` keeps its exact text beside its value. The run id is the
+hash of the identity, so the same question always leads to the same folder.
+"""
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """A value that is checked when it is made and never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Severity(StrEnum):
+    """How much a finding weighs: red makes a verdict unreliable, yellow suspicious, info is only said."""
+
+    INFO = "info"
+    YELLOW = "yellow"
+    RED = "red"
+
+
+class Finding(Frozen):
+    """One result of a trust check: what was seen, against which threshold, and what to do next."""
+
+    check: str
+    severity: Severity
+    message: str
+    advice: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    examples: list[int] = Field(default_factory=list)
+
+
+class Accuracy(Frozen):
+    """A fraction of `n` examples with its 95 % interval."""
+
+    value: float
+    n: int
+    ci_low: float
+    ci_high: float
+
+
+class Identity(Frozen):
+    """Everything that can change a verdict."""
+
+    model: str
+    family: str
+    architecture: str
+    normalisation: str
+    checkpoint_sha256: str
+    code_sha256: str = ""
+    dataset: str
+    data_fingerprint: str
+    examples: int
+    norm: str
+    eps: float
+    eps_text: str
+    suite: str
+    attacks: list[str]
+    engine: str
+    seed: int
+    batch_size: int
+    device: str
+    precision: str = "fp32"
+    versions: dict[str, str]
+
+    def run_id(self) -> str:
+        """Returns the name of the run's folder: 16 hexadecimal digits of the hash of all fields."""
+        return _digest(self.model_dump())
+
+    def protocol_hash(self) -> str:
+        """Returns the hash of what two runs must share to be ranked together: data, threat, suite and engine."""
+        shared = {"dataset", "data_fingerprint", "norm", "eps", "suite", "attacks", "engine", "precision"}
+        return _digest(self.model_dump(include=shared))
+
+
+class Stage(Frozen):
+    """One attack of the suite: the accuracy left after it, and what it cost."""
+
+    stage: str
+    accuracy: Accuracy
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+class RunRecord(Frozen):
+    """`run.json`: one evaluation of one defence under one threat with one suite."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    status: Literal["complete", "interrupted"]
+    identity: Identity
+    protocol_hash: str
+    clean: Accuracy | None = None
+    robust: Accuracy | None = None
+    stages: list[Stage] = Field(default_factory=list)
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    findings: list[Finding] = Field(default_factory=list)
+    verdict: Literal["consistent", "suspicious", "unreliable"] | None = None
+    parameters: int = 0
+    environment: dict[str, str] = Field(default_factory=dict)
+
+
+class ExampleRow(Frozen):
+    """One line of `examples.csv`.
+
+    `margin` is the true class's logit less the largest other one, on the adversarial image where there is one and on
+    the clean image otherwise. `forwards` and `backwards` are empty where the engine cannot tell them per example.
+    """
+
+    index: int
+    label: int
+    clean_prediction: int
+    clean_correct: bool
+    robust: bool
+    broken_by: str
+    adversarial_prediction: int | None
+    distance: float | None
+    margin: float
+    forwards: int | None
+    backwards: int | None
+
+
+class AttackRow(Frozen):
+    """One line of `attacks.csv`: the accuracy after a stage, in tidy form."""
+
+    run: str
+    model: str
+    family: str
+    dataset: str
+    norm: str
+    eps: float
+    suite: str
+    engine: str
+    stage: str
+    n: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+def attack_rows(record: RunRecord) -> list[AttackRow]:
+    """Returns the stages of a run in tidy form, closed by a stage `final`."""
+    if record.robust is None:
+        return []
+    final = Stage(
+        stage="final",
+        accuracy=record.robust,
+        forwards=record.forwards,
+        backwards=record.backwards,
+        seconds=record.seconds,
+    )
+    shared = record.identity.model_dump(include={"model", "family", "dataset", "norm", "eps", "suite", "engine"})
+    return [_attack_row(record.run_id, shared, stage) for stage in [*record.stages, final]]
+
+
+def verdict(findings: list[Finding]) -> Literal["consistent", "suspicious", "unreliable"]:
+    """Returns what the findings say of the number: any red makes it unreliable, any yellow suspicious."""
+    worst = {finding.severity for finding in findings}
+    if Severity.RED in worst:
+        return "unreliable"
+    return "suspicious" if Severity.YELLOW in worst else "consistent"
+
+
+def _attack_row(run: str, shared: dict[str, str | float], stage: Stage) -> AttackRow:
+    cells = {**shared, **stage.model_dump(exclude={"accuracy"}), **stage.accuracy.model_dump(exclude={"value"})}
+    return AttackRow.model_validate({**cells, "run": run, "accuracy": stage.accuracy.value})
+
+
+def _digest(content: object) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

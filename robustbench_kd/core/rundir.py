@@ -1,0 +1,85 @@
+"""The run directory `results/<model>/<run id>/`: every file is written whole or not at all."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from robustbench_kd.core.errors import RecordError
+from robustbench_kd.core.records import AttackRow, ExampleRow, Finding, RunRecord, attack_rows
+
+RECORD, EXAMPLES, ATTACKS, FINDINGS, LEDGER = (
+    "run.json",
+    "examples.csv",
+    "attacks.csv",
+    "findings.json",
+    "ledger.jsonl",
+)
+
+
+def run_folder(results: Path, model: str, run_id: str) -> Path:
+    """Returns where a run lives; the model's name is reduced to characters that any file system takes."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"
+    return results / slug[:100] / run_id
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically; raises `RecordError` where the disk is full or the folder not writable."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RecordError(f"cannot write '{path}': {error.strerror}; free space or choose another --results") from error
+
+
+def to_csv(rows: Sequence[BaseModel], schema: type[BaseModel]) -> str:
+    """Returns rows as CSV with the schema's fields as header; None becomes an empty cell, floats keep every digit."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(schema.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return buffer.getvalue()
+
+
+def write_record(folder: Path, record: RunRecord, examples: list[ExampleRow]) -> None:
+    """Writes all files of a complete run, `run.json` last, so that its presence vouches for the others."""
+    write_text(folder / EXAMPLES, to_csv(examples, ExampleRow))
+    write_text(folder / ATTACKS, to_csv(attack_rows(record), AttackRow))
+    write_text(folder / FINDINGS, TypeAdapter(list[Finding]).dump_json(record.findings, indent=2).decode() + "\n")
+    write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
+
+
+def write_interrupted(folder: Path, record: RunRecord) -> None:
+    """Writes what is known of an unfinished run; its ledger stays, for the same command to resume."""
+    write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
+
+
+def read_record(path: Path) -> RunRecord:
+    """Reads a `run.json`; raises `RecordError` that names the file and the first thing wrong with it."""
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RecordError(f"cannot read '{path}': {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise RecordError(f"'{path}' is not a run record: {where}: {first['msg']}") from error
+
+
+def stored_record(folder: Path) -> RunRecord | None:
+    """Returns the complete record of a run, or None where there is none yet."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    record = read_record(path)
+    return record if record.status == "complete" else None

@@ -1,0 +1,64 @@
+"""Suites: ordered lists of attacks, either a TOML file in `suites/` or names typed with commas."""
+
+import tomllib
+from dataclasses import dataclass
+
+from robustbench_kd.core.errors import UsageError, unknown_name
+from robustbench_kd.core.plugins import files
+
+ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Attacks in the order they run; `settings` names the published set of budgets in force."""
+
+    name: str
+    attacks: tuple[str, ...]
+    settings: str
+    summary: str = ""
+
+
+def parse_suite(text: str) -> Suite:
+    """Reads `standard` or a list such as `apgd-ce,square`, which runs with the budgets of `standard`.
+
+    >>> parse_suite("apgd-ce,square").attacks
+    ('apgd-ce', 'square')
+    """
+    known = files("suites", ".toml")
+    if text in known:
+        content = tomllib.loads(known[text].read_text(encoding="utf-8"))
+        return Suite(text, tuple(content["attacks"]), content["settings"], content["summary"])
+    attacks = tuple(name.strip() for name in text.split(","))
+    for name in attacks:
+        if name not in ATTACKS:
+            raise unknown_name("suite or attack", name, [*known, *ATTACKS])
+    if len(set(attacks)) < len(attacks):
+        raise UsageError(f"expected every attack once, got '{text}'")
+    return Suite(",".join(attacks), attacks, "standard")
+
+
+def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
+    """Returns the suite that is defined for so few classes, and a sentence for each attack that had to change.
+
+    The DLR loss needs three logits and the targeted one four (Croce & Hein 2020, section 4).
+    """
+    attacks: list[str] = []
+    changes: list[str] = []
+    for attack in suite.attacks:
+        chosen = _defined(attack, classes)
+        if chosen != attack:
+            changes.append(
+                f"{attack} is undefined for {classes} classes: " + (f"{chosen} runs instead" if chosen else "left out")
+            )
+        if chosen and chosen not in attacks:
+            attacks.append(chosen)
+    return Suite(suite.name, tuple(attacks), suite.settings, suite.summary), changes
+
+
+def _defined(attack: str, classes: int) -> str | None:
+    if attack == "apgd-t" and classes < 4:
+        return "apgd-dlr" if classes == 3 else None
+    if attack == "apgd-dlr" and classes < 3:
+        return None
+    return attack
