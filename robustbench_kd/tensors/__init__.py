@@ -1,0 +1,1 @@
+"""First floor: contracts, geometry, losses and the oracle; pure mathematics on tensors."""

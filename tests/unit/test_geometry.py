@@ -1,0 +1,222 @@
+"""Balls, boxes and directions, against definitions computed in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustbench_kd.core.errors import UsageError
+from robustbench_kd.core.threat import Norm
+from robustbench_kd.tensors.geometry import distance, inside, project, random_start, steepest
+
+NORMS = list(Norm)
+EPS = st.floats(0.01, 6)
+EXAMPLES = settings(max_examples=40, deadline=None)
+
+
+@st.composite
+def points_and_centres(draw, dtype=torch.float32):
+    n, d = draw(st.integers(1, 3)), draw(st.integers(1, 10))
+
+    def tensor(low, high):
+        values = st.lists(st.floats(low, high, width=32), min_size=n * d, max_size=n * d)
+        return torch.tensor(draw(values), dtype=dtype).view(n, 1, 1, d)
+
+    return tensor(-2, 3), tensor(0, 1)
+
+
+def row(*values, dtype=torch.float32):
+    return torch.tensor(values, dtype=dtype).view(1, 1, 1, -1)
+
+
+@EXAMPLES
+@given(points_and_centres(torch.float64))
+def test_distance_is_the_norm_of_the_difference(case):
+    a, b = case
+    gaps = (a - b).abs().flatten(1).tolist()
+    expected = {
+        Norm.LINF: [max(gap) for gap in gaps],
+        Norm.L2: [math.sqrt(sum(g * g for g in gap)) for gap in gaps],
+        Norm.L1: [sum(gap) for gap in gaps],
+    }
+    for norm in NORMS:
+        assert distance(a, b, norm).tolist() == pytest.approx(expected[norm])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@EXAMPLES
+@given(points_and_centres(), EPS)
+def test_a_projection_is_inside(norm, case, eps):
+    points, centre = case
+    projected = project(points, centre, eps, norm)
+    assert projected.shape == points.shape
+    assert projected.dtype == points.dtype
+    assert inside(projected, centre, eps, norm).all()
+
+
+@pytest.mark.parametrize("norm", [Norm.L2, Norm.L1])
+@EXAMPLES
+@given(points_and_centres(), EPS)
+def test_rounding_to_float32_never_leaves_the_ball(norm, case, eps):
+    points, centre = case
+    projected = project(points, centre, eps, norm)
+    assert (distance(projected.double(), centre.double(), norm) <= eps * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@EXAMPLES
+@given(points_and_centres(), EPS)
+def test_projecting_twice_changes_nothing(norm, case, eps):
+    points, centre = case
+    once = project(points, centre, eps, norm)
+    torch.testing.assert_close(project(once, centre, eps, norm), once, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@EXAMPLES
+@given(points_and_centres(), EPS)
+def test_a_point_that_is_inside_is_not_moved(norm, case, eps):
+    points, centre = case
+    points = points.clamp(0, 1)
+    within = inside(points, centre, eps, norm) & (distance(points.double(), centre.double(), norm) <= eps)
+    assert torch.equal(project(points, centre, eps, norm)[within], points[within])
+
+
+@EXAMPLES
+@given(points_and_centres(torch.float64), EPS)
+def test_linf_and_l2_projections_are_autoattacks(case, eps):
+    points, centre = case
+    offset = points - centre
+    boxed = (centre + offset.clamp(-eps, eps)).clamp(0, 1)
+    torch.testing.assert_close(project(points, centre, eps, Norm.LINF), boxed)
+    length = offset.flatten(1).square().sum(1).sqrt().view(-1, 1, 1, 1)
+    scaled = (centre + offset / (length + 1e-12) * length.clamp(max=eps)).clamp(0, 1)
+    torch.testing.assert_close(project(points, centre, eps, Norm.L2), scaled, rtol=0, atol=1e-9)
+
+
+def furthest_along(direction, centre, eps):
+    """Spends the budget greedily on the steepest coordinates: the maximiser of a linear function on ball and box."""
+    room = torch.where(direction > 0, 1 - centre, centre)
+    best, budget = centre.clone(), eps
+    for index in direction.abs().argsort(descending=True):
+        step = min(float(room[index]), budget)
+        best[index] += direction[index].sign() * step
+        budget -= step
+    return best
+
+
+@EXAMPLES
+@given(points_and_centres(torch.float64), EPS)
+def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(case, eps):
+    """The nearest point p of x in a convex set is the one with (x - p) . (z - p) <= 0 for every z of the set."""
+    points, centre = case
+    projected = project(points, centre, eps, Norm.L1)
+    for x, p, c in zip(points.flatten(1), projected.flatten(1), centre.flatten(1), strict=True):
+        z = furthest_along(x - p, c, eps)
+        assert float((x - p) @ (z - p)) <= 1e-9
+
+
+@EXAMPLES
+@given(points_and_centres(torch.float64), EPS)
+def test_the_l1_projection_equals_a_bisection(case, eps):
+    points, centre = case
+    size, room = (points - centre).abs(), torch.where(points > centre, 1 - centre, centre)
+    low, high = torch.zeros(len(points), 1, 1, 1, dtype=torch.float64), size.amax((1, 2, 3), keepdim=True)
+    if_free = torch.minimum(size, room).sum((1, 2, 3), keepdim=True) <= eps
+    for _ in range(100):
+        middle = (low + high) / 2
+        above = torch.minimum((size - middle).clamp(min=0), room).sum((1, 2, 3), keepdim=True) > eps
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    moved = torch.minimum((size - torch.where(if_free, 0, high)).clamp(min=0), room)
+    expected = centre + (points - centre).sign() * moved
+    torch.testing.assert_close(project(points, centre, eps, Norm.L1), expected, rtol=0, atol=1e-9)
+
+
+def test_a_full_l1_coordinate_leaves_its_budget_to_the_others():
+    projected = project(row(3.0, 0.9, 0.5), row(0.8, 0.5, 0.5), 0.4, Norm.L1)
+    torch.testing.assert_close(projected, row(1.0, 0.7, 0.5))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@EXAMPLES
+@given(points_and_centres(), st.lists(EPS, min_size=3, max_size=3))
+def test_a_radius_per_row_acts_as_each_row_alone(norm, case, radii):
+    points, centre = case
+    eps = torch.tensor(radii[: len(points)], dtype=torch.float64)
+    together = project(points, centre, eps, norm)
+    assert inside(together, centre, eps, norm).all()
+    for index, radius in enumerate(eps.tolist()):
+        alone = project(points[index : index + 1], centre[index : index + 1], radius, norm)
+        assert torch.equal(together[index : index + 1], alone)
+
+
+def test_linf_inside_uses_the_rounded_bounds_of_the_pixels():
+    centre, eps = row(*torch.linspace(0, 1, 97).tolist()), 8 / 255
+    edge = (centre + eps).clamp(max=1)
+    assert float(distance(edge.double(), centre.double(), Norm.LINF)) > eps
+    assert inside(edge, centre, eps, Norm.LINF).all()
+    beyond = centre.clone()
+    beyond[..., 3] = torch.nextafter(edge[..., 3], torch.tensor(2.0))
+    assert not inside(beyond, centre, eps, Norm.LINF).any()
+
+
+@pytest.mark.parametrize(("eps", "tolerance"), [(0.5, 1e-6), (4.0, 4e-6)])
+@pytest.mark.parametrize("norm", [Norm.L2, Norm.L1])
+def test_l2_and_l1_inside_allow_a_millionth(norm, eps, tolerance):
+    centre = torch.zeros(1, 1, 1, 64, dtype=torch.float64)
+    point = torch.full_like(centre, eps / (64 if norm is Norm.L1 else 8))
+    assert inside(point * (1 + 0.9 * tolerance / eps), centre, eps, norm).all()
+    assert not inside(point * (1 + 1.1 * tolerance / eps), centre, eps, norm).any()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("value", [-1e-8, 1 + 1e-6, math.nan])
+def test_no_point_outside_the_box_is_inside(norm, value):
+    assert inside(row(value, 0.5), row(0.0, 0.5), 6.0, norm).tolist() == [False]
+
+
+def test_inside_judges_every_row_alone():
+    points = torch.tensor([[0.1, 0.1], [0.1, 0.4]]).view(2, 1, 1, 2)
+    assert inside(points, torch.zeros(2, 1, 1, 2), 0.2, Norm.LINF).tolist() == [True, False]
+
+
+def test_the_steepest_directions_are_the_sign_and_the_unit_vector():
+    gradient = row(3.0, 0.0, -4.0)
+    assert torch.equal(steepest(gradient, Norm.LINF), row(1.0, 0.0, -1.0))
+    torch.testing.assert_close(steepest(gradient, Norm.L2), row(0.6, 0.0, -0.8))
+
+
+@pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
+def test_a_zero_gradient_has_no_direction(norm):
+    assert torch.equal(steepest(row(0.0, 0.0), norm), row(0.0, 0.0))
+
+
+def test_l1_has_neither_plain_steps_nor_starts():
+    with pytest.raises(UsageError, match=r"expected linf or l2 .* got l1"):
+        steepest(row(1.0), Norm.L1)
+    with pytest.raises(UsageError, match=r"expected linf or l2 .* got l1"):
+        random_start(row(1.0), 1.0, Norm.L1, torch.Generator())
+
+
+@pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
+@EXAMPLES
+@given(points_and_centres(), EPS, st.integers(0, 2**32))
+def test_random_starts_are_inside_and_follow_from_the_generator(norm, case, eps, seed):
+    _, centre = case
+    before = torch.get_rng_state()
+    first, second = (random_start(centre, eps, norm, torch.Generator().manual_seed(seed)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert inside(first, centre, eps, norm).all()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
+def test_random_starts_fill_the_ball_evenly(norm):
+    """In the plane a ball of half the radius holds a quarter of the points."""
+    centre = torch.full((4000, 1, 1, 2), 0.5)
+    starts = random_start(centre, 0.2, norm, torch.Generator().manual_seed(0))
+    near = (distance(starts, centre, norm) < 0.1).float().mean()
+    assert float(near) == pytest.approx(0.25, abs=0.03)
+    assert (starts - 0.5).mean((0, 1, 2)).abs().max() < 0.01
