@@ -1,0 +1,139 @@
+"""Images of your own in a NumPy archive: `npz:FILE` with the arrays `images` and `labels`.
+
+`images` are uint8 `(n, h, w, c)`, grey uint8 `(n, h, w)`, or float `(n, c, h, w)` in [0, 1]; `labels` are
+whole numbers `(n,)`. The number of classes is the largest label of the whole file plus one, at least 2,
+unless a single number `classes` says otherwise. The file is the split: `train` and `test` read the same rows.
+
+    numpy.savez_compressed("mine.npz", images=images, labels=labels, classes=10)
+"""
+
+import zipfile
+import zlib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+
+from robustbench_kd.core.errors import DatasetError
+from robustbench_kd.datasets._common import build
+from robustbench_kd.tensors.contracts import DataRequest, Dataset
+
+ARGUMENT = "FILE"
+
+Array = NDArray[Any]
+
+_REQUIRED = ("images", "labels")
+
+# What a truncated or altered archive raises, found by altering one at random.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+_HOW = "write one with numpy.savez_compressed(FILE, images=images, labels=labels)"
+
+
+def load(request: DataRequest) -> Dataset:
+    """Loads the rows of a file in their order; ids are the rows.
+
+    Nothing in the file is executed: arrays of Python objects, which are pickles, are refused.
+
+    Raises:
+        DatasetError: a file that is missing, damaged or no npz; an array that is missing, pickled, or of the
+            wrong type or shape; images and labels of different length; pixels that are NaN or outside [0, 1].
+    """
+    path = Path(request.argument)
+    arrays = _read(path)
+    images, labels = arrays["images"], arrays["labels"]
+    _check_images(path, images)
+    _check_labels(path, labels, len(images))
+    classes = _classes(path, labels, arrays.get("classes"))
+    return build(request, name=f"npz:{path.name}", pixels=images, labels=labels, classes=classes)
+
+
+def _read(path: Path) -> dict[str, Array]:
+    try:
+        if not path.is_file():
+            raise DatasetError(f"expected an npz file at '{path}', got none; {_HOW}")
+        with path.open("rb") as stream:
+            return _members(path, np.load(stream, allow_pickle=False))
+    except _DAMAGE as error:
+        raise DatasetError(
+            f"'{path}': expected a whole npz file, got one that is damaged or of another kind "
+            f"({type(error).__name__}); {_HOW}"
+        ) from error
+
+
+def _members(path: Path, archive: Any) -> dict[str, Array]:
+    if not isinstance(archive, NpzFile):
+        raise DatasetError(f"'{path}': expected an npz file, got a single array (npy); {_HOW}")
+    for wanted in _REQUIRED:
+        if wanted not in archive.files:
+            raise _missing(path, wanted, archive.files)
+    return {name: _member(path, archive, name) for name in (*_REQUIRED, "classes") if name in archive.files}
+
+
+def _member(path: Path, archive: NpzFile, name: str) -> Array:
+    try:
+        return np.asarray(archive[name])
+    except ValueError as error:
+        raise DatasetError(
+            f"'{path}': expected plain numbers in '{name}', got a damaged array or Python objects "
+            "(a pickle), refused because reading them can run code; save an array with a numeric dtype"
+        ) from error
+
+
+def _missing(path: Path, wanted: str, found: list[str]) -> DatasetError:
+    close = get_close_matches(wanted, set(found) - set(_REQUIRED), n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return DatasetError(f"'{path}': expected an array '{wanted}', got {', '.join(found) or 'none'}: {hint}{_HOW}")
+
+
+def _check_images(path: Path, images: Array) -> None:
+    grey, floating = images.dtype == np.uint8, np.issubdtype(images.dtype, np.floating)
+    dimensions = {3, 4} if grey else {4} if floating else set()
+    if images.ndim not in dimensions:
+        remedy = "give them these axes" if dimensions else "save bytes, for example images.astype('uint8')"
+        raise DatasetError(
+            f"'{path}': expected images as uint8 (n, h, w, c) or (n, h, w), or float (n, c, h, w) in [0, 1], "
+            f"got {images.dtype} {images.shape}; {remedy}"
+        )
+    if images.ndim == 4:
+        _check_layout(path, images)
+    if floating and np.isnan(images).any():
+        row = int(np.isnan(images).any(axis=(1, 2, 3)).argmax())
+        raise DatasetError(f"'{path}': expected pixels in [0, 1], got NaN first in row {row}; leave such images out")
+
+
+def _check_layout(path: Path, images: Array) -> None:
+    channels, other = (-1, 1) if images.dtype == np.uint8 else (1, -1)
+    if images.shape[channels] in (1, 3) or images.shape[other] not in (1, 3):
+        return
+    order, swap = ("(n, h, w, c)", "0, 2, 3, 1") if channels == -1 else ("(n, c, h, w)", "0, 3, 1, 2")
+    raise DatasetError(
+        f"'{path}': expected {images.dtype} images as {order}, got {images.shape}, "
+        f"which looks like the other order; save images.transpose({swap})"
+    )
+
+
+def _check_labels(path: Path, labels: Array, n: int) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DatasetError(
+            f"'{path}': expected labels as whole numbers (n,), got {labels.dtype} {labels.shape}; "
+            "save class indices, for example labels.astype('int64')"
+        )
+    if len(labels) != n:
+        raise DatasetError(f"'{path}': expected one label per image, got {n} images and {len(labels)} labels")
+    if n == 0:
+        raise DatasetError(f"'{path}': expected at least one image, got none; {_HOW}")
+
+
+def _classes(path: Path, labels: Array, stated: Array | None) -> int:
+    seen = max(2, int(labels.max()) + 1)
+    if stated is None:
+        return seen
+    if stated.size != 1 or stated.dtype.kind not in "iu" or int(stated.item()) < seen:
+        raise DatasetError(
+            f"'{path}': expected classes as one whole number of at least {seen}, which the labels need, "
+            f"got {stated.tolist()}; correct it or leave it out"
+        )
+    return int(stated.item())
