@@ -1,0 +1,1 @@
+"""Third floor: cards, and weights that are loaded strictly and safely."""

@@ -1,0 +1,109 @@
+"""Turns the name of an architecture or factory into a network with random weights."""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustbench_kd.checkpoints.card import Argument
+from robustbench_kd.checkpoints.state import State, fit
+from robustbench_kd.core.errors import CheckpointError, UsageError, unknown_name
+from robustbench_kd.core.plugins import components, find, module
+
+
+def is_factory(name: str) -> bool:
+    """Tells whether a name is `module:factory` or `file.py:factory`, whose use runs its author's code."""
+    return ":" in name
+
+
+def build_network(name: str, arguments: dict[str, Argument], *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Builds an architecture for `classes` and images of `shape` (channels, height, width).
+
+    Arguments override what the data set says. A factory gets only the arguments that were given.
+    Raises `UsageError` for an unknown name or argument, `CheckpointError` where a factory fails.
+    """
+    if is_factory(name):
+        return _from_factory(name, arguments)
+    component = find("models", name, "architecture")
+    build = module("models", component.stem).build
+    accepted = inspect.signature(build).parameters
+    for argument in arguments:
+        if argument not in accepted:
+            raise unknown_name(f"argument of {name}", argument, accepted)
+    from_data = {"classes": classes, "channels": shape[0], "size": shape[1]}
+    fitting = {key: value for key, value in from_data.items() if key in accepted}
+    network: nn.Module = build(**{**fitting, **component.arguments, **arguments})
+    return network
+
+
+def code_digest(name: str) -> str:
+    """Returns the sha256 of the source file that a factory lives in, empty for the architectures of `models/`."""
+    if not is_factory(name):
+        return ""
+    source = _import(name.rpartition(":")[0]).__file__
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
+
+
+def nearest_architecture(state: State, *, classes: int, shape: tuple[int, int, int]) -> str:
+    """Returns the hint `; nearest: --arch resnet18` for the best fit above one half, or nothing."""
+    scores = {name: _fit_of(name, state, classes, shape) for name in components("models")}
+    best = max(scores, key=lambda name: scores[name])
+    return f"; nearest: --arch {best}" if scores[best] > 0.5 else ""
+
+
+def _fit_of(name: str, state: State, classes: int, shape: tuple[int, int, int]) -> float:
+    with torch.device("meta"):
+        network = build_network(name, {}, classes=classes, shape=shape)
+    return fit(state, network.state_dict())
+
+
+def _from_factory(name: str, arguments: dict[str, Argument]) -> nn.Module:
+    place, _, attribute = name.rpartition(":")
+    holder = _import(place)
+    factory: Callable[..., Any] | None = getattr(holder, attribute, None)
+    if not callable(factory):
+        known = [key for key, value in vars(holder).items() if callable(value) and not key.startswith("_")]
+        raise unknown_name(f"factory in '{place}'", attribute, known)
+    try:
+        network = factory(**arguments)
+    except Exception as error:  # a person's own code can raise anything
+        raise CheckpointError(f"factory '{name}' failed: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise CheckpointError(f"expected factory '{name}' to return a torch.nn.Module, got {type(network).__name__}")
+    return network
+
+
+def _import(place: str) -> ModuleType:
+    try:
+        return _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"cannot import '{place}': {error}; install it, or name a file as file.py:factory") from error
+    except Exception as error:  # importing runs a person's own code
+        raise CheckpointError(f"importing '{place}' failed: {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"there is no file '{path}'")
+    name = f"_rkd_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"'{path}' is not a Python file")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    try:
+        spec.loader.exec_module(loaded)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return loaded

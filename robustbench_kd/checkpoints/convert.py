@@ -1,0 +1,32 @@
+"""Writes checkpoints in the form that holds no code: safetensors with a card beside it."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from robustbench_kd.checkpoints.card import Weights
+from robustbench_kd.checkpoints.weights import sha256
+from robustbench_kd.core.errors import RecordError, UsageError
+
+
+def write_weights(network: nn.Module, folder: Path, name: str) -> Weights:
+    """Writes `<name>.safetensors` into a folder and returns what a card says of it.
+
+    Raises `UsageError` for a name that is no file name, `RecordError` where the folder cannot be written.
+    """
+    file = f"{name}.safetensors"
+    if not name or Path(file).name != file:
+        raise UsageError(f"expected a name that can be a file name, got '{name}'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({key: _own(value) for key, value in network.state_dict().items()}, folder / file)
+    except (OSError, SafetensorError) as error:
+        raise RecordError(f"cannot write '{folder / file}': {error}; free space or choose another folder") from error
+    return Weights(file=file, sha256=sha256(folder / file))
+
+
+def _own(value: Tensor) -> Tensor:
+    """Returns a tensor that shares no memory, as safetensors asks."""
+    return value.detach().cpu().clone().contiguous()

@@ -1,0 +1,238 @@
+"""What a person points at, described before anything is loaded, and loaded once the data set is known."""
+
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import nn
+
+from robustbench_kd.checkpoints.architecture import build_network, code_digest, is_factory, nearest_architecture
+from robustbench_kd.checkpoints.card import Argument, Card, Normalisation, read_card
+from robustbench_kd.checkpoints.normalisation import parse_normalisation
+from robustbench_kd.checkpoints.state import State, find_state, fit, load_state
+from robustbench_kd.checkpoints.weights import read_weights, sha256
+from robustbench_kd.checkpoints.zoo import ZOOS, load_from_zoo
+from robustbench_kd.core.errors import CheckpointError, UsageError
+from robustbench_kd.core.plugins import find, module
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".model", ".tar")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a person says of a checkpoint on the command line; it overrides the card."""
+
+    name: str = ""
+    architecture: str = ""
+    arguments: dict[str, Argument] = field(default_factory=dict)
+    normalisation: str = ""
+    weights_key: str = ""
+    trust_code: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """A checkpoint described but not loaded; empty fields are learned from the data set."""
+
+    name: str
+    architecture: str
+    arguments: dict[str, Argument]
+    normalisation: Normalisation | None = None
+    weights: Path | None = None
+    weights_key: str = ""
+    sha256: str = ""
+    family: str = "classifier"
+    card: Card | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded defence with everything that identifies it; `notes` say what loading had to do.
+
+    `model` maps images in [0, 1] to logits; `network` is the part of it that the weights file fills.
+    """
+
+    name: str
+    family: str
+    model: nn.Module
+    network: nn.Module
+    architecture: str
+    normalisation: Normalisation | None
+    checkpoint_sha256: str
+    code_sha256: str
+    notes: tuple[str, ...]
+    parameters: int
+
+
+def describe(text: str, choices: Choices) -> list[Target]:
+    """Reads a target: a card, a weights file, a folder of either, a library's id, or a factory.
+
+    Raises `UsageError` or `CheckpointError` for what is none of these.
+    """
+    library, _, identifier = text.partition(":")
+    if library in ZOOS and identifier:
+        return [_named(Target(identifier.rpartition("/")[2], text, {}), choices)]
+    path = Path(text)
+    if path.is_dir():
+        return [target for file in _inside(path) for target in describe(str(file), choices)]
+    if path.suffix == ".toml":
+        return [_from_card(path, choices)]
+    if path.exists() or path.suffix in WEIGHTS_SUFFIXES:
+        return [_from_weights(path, choices)]
+    if is_factory(text):
+        return [_named(Target(text.rpartition(":")[2], text, {}), choices)]
+    raise UsageError(
+        f"'{text}' is no file; a target is a card, a weights file, a folder, robustbench:ID, timm:ID, torchvision:ID, "
+        "module:factory or file.py:factory"
+    )
+
+
+def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subject:
+    """Builds and strictly loads a target for a data set of `classes` and images of `shape` (c, h, w)."""
+    _check_data(target, classes, shape)
+    notes: list[str] = []
+    library, _, identifier = target.architecture.partition(":")
+    carried: Normalisation | None = None
+    if library in ZOOS:
+        network, carried = load_from_zoo(library, identifier)
+    else:
+        network = build_network(target.architecture, target.arguments, classes=classes, shape=shape)
+    if target.weights:
+        carried, notes = _load_weights(target, target.weights, network, classes, shape)
+        network.eval()  # a freshly built network says nothing about the mode its author wants
+    normalisation = _one_normalisation(target, carried)
+    model = assemble(target.family, network, normalisation)
+    return Subject(
+        name=target.name,
+        family=target.family,
+        model=model,
+        network=network,
+        architecture=_spelled(target.architecture, target.arguments),
+        normalisation=normalisation,
+        checkpoint_sha256=sha256(target.weights) if target.weights else _state_digest(network.state_dict()),
+        code_sha256="" if library in ZOOS else code_digest(target.architecture),
+        notes=tuple(notes),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+    )
+
+
+def assemble(family: str, network: nn.Module, normalisation: Normalisation | None) -> nn.Module:
+    """Puts a network into its family, with the normalisation inside."""
+    component = module("defences", find("defences", family, "family").stem)
+    statistics = (normalisation.mean, normalisation.std) if normalisation else ((), ())
+    defence: nn.Module = component.assemble(network, *statistics)
+    return defence
+
+
+def _check_data(target: Target, classes: int, shape: tuple[int, int, int]) -> None:
+    if target.card is None:
+        return
+    if target.card.classes < classes:
+        raise UsageError(
+            f"'{target.name}' tells {target.card.classes} classes apart, the data set has {classes}: choose another --dataset"
+        )
+    if target.card.image_shape[0] != shape[0]:
+        raise UsageError(
+            f"'{target.name}' takes images of {target.card.image_shape[0]} channels, the data set has {shape[0]}: "
+            "choose another --dataset"
+        )
+
+
+def _load_weights(
+    target: Target, weights: Path, network: nn.Module, classes: int, shape: tuple[int, int, int]
+) -> tuple[Normalisation | None, list[str]]:
+    if target.sha256 and sha256(weights) != target.sha256:
+        raise CheckpointError(f"'{weights}' is not the file its card describes: the sha256 differs; fetch it again")
+    content, notes = read_weights(weights)
+    found = find_state(content, target.weights_key)
+    hint = ""
+    if fit(found.state, network.state_dict()) < 0.5:
+        hint = nearest_architecture(found.state, classes=classes, shape=shape)
+    normalisation, remarks = load_state(network, found, source=weights.name, hint=hint)
+    return normalisation, [*notes, *remarks]
+
+
+def _from_card(path: Path, choices: Choices) -> Target:
+    card = read_card(path)
+    if is_factory(card.architecture.name) and not choices.trust_code:
+        raise CheckpointError(
+            f"card '{path}' names code, {card.architecture.name}: read it, then give --trust-code to run it"
+        )
+    from_card = {"classes": card.classes, "channels": card.image_shape[0]} | card.architecture.arguments
+    target = Target(
+        name=card.name,
+        architecture=card.architecture.name,
+        arguments=card.architecture.arguments if is_factory(card.architecture.name) else from_card,
+        normalisation=card.normalisation,
+        weights=path.parent / card.weights.file,
+        sha256=card.weights.sha256,
+        family=card.family,
+        card=card,
+    )
+    return _named(target, choices)
+
+
+def _from_weights(path: Path, choices: Choices) -> Target:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file '{path}'")
+    card = path.with_suffix(".toml")
+    if not choices.architecture and card.is_file():
+        return _from_card(card, choices)
+    if not choices.architecture:
+        raise UsageError(
+            f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or --arch file.py:factory"
+        )
+    return _named(Target(path.stem, choices.architecture, {}, weights=path), choices)
+
+
+def _named(target: Target, choices: Choices) -> Target:
+    """Returns the target with everything that the person said in place of what was described."""
+    normalisation = parse_normalisation(choices.normalisation) if choices.normalisation else target.normalisation
+    return replace(
+        target,
+        name=choices.name or target.name,
+        architecture=choices.architecture or target.architecture,
+        arguments={**target.arguments, **choices.arguments},
+        normalisation=normalisation,
+        weights_key=choices.weights_key,
+    )
+
+
+def _inside(folder: Path) -> list[Path]:
+    cards = sorted(folder.glob("*.toml"), key=_natural)
+    described = {card.stem for card in cards}
+    files = [path for path in sorted(folder.iterdir(), key=_natural) if path.suffix in WEIGHTS_SUFFIXES]
+    found = cards + [path for path in files if path.stem not in described]
+    if not found:
+        raise UsageError(f"folder '{folder}' holds no card (.toml) and no weights ({', '.join(WEIGHTS_SUFFIXES)})")
+    return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts `epoch-2` before `epoch-10`."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _one_normalisation(target: Target, carried: Normalisation | None) -> Normalisation | None:
+    if target.normalisation and carried and target.normalisation != carried:
+        raise CheckpointError(
+            f"'{target.name}' would be normalised twice: the checkpoint carries {carried}, and {target.normalisation} was "
+            "asked for; leave out --normalisation"
+        )
+    return target.normalisation or carried
+
+
+def _spelled(architecture: str, arguments: dict[str, Argument]) -> str:
+    # A folder would tie the result to one machine; the code itself is in the identity by its sha256.
+    place, separator, attribute = architecture.rpartition(":")
+    name = Path(place).name + separator + attribute if place.endswith(".py") else architecture
+    return name + "".join(f" {key}={value}" for key, value in sorted(arguments.items()))
+
+
+def _state_digest(state: State) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().float().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,64 @@
+"""Models of other libraries: `robustbench:ID`, `timm:ID`, `torchvision:ID`; each imported only when asked for."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from robustbench_kd.checkpoints.card import Normalisation
+from robustbench_kd.core.errors import CheckpointError, UsageError
+
+Loaded = tuple[nn.Module, Normalisation | None]
+
+
+def load_from_zoo(library: str, identifier: str) -> Loaded:
+    """Returns a published model and the normalisation it expects.
+
+    Raises `UsageError` where the library is missing, `CheckpointError` where it cannot give the model.
+    """
+    try:
+        return ZOOS[library](identifier)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"'{library}:{identifier}' needs {error.name}: pip install 'robustbench-kd[{library}]'"
+        ) from error
+    except Exception as error:  # another library's loader can raise anything, a failed download included
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{library} cannot load '{identifier}': {type(error).__name__}: {reason}") from error
+
+
+def _timm(identifier: str) -> Loaded:
+    import timm  # noqa: PLC0415  # an extra
+
+    network = timm.create_model(identifier, pretrained=True)
+    return network, Normalisation(mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"])
+
+
+def _torchvision(identifier: str) -> Loaded:
+    from torchvision import models  # noqa: PLC0415  # a CPU-only torch breaks its import: only where it is used
+
+    weights = models.get_model_weights(identifier).DEFAULT
+    transforms: Any = weights.transforms()
+    return models.get_model(identifier, weights=weights), Normalisation(mean=transforms.mean, std=transforms.std)
+
+
+def _robustbench(identifier: str) -> Loaded:
+    """Loads `[DATASET/THREAT/]ID`; its models normalise inside.
+
+    The released package depends on pyautoattack but imports autoattack: the one is offered under the other's name.
+    """
+    if "autoattack" not in sys.modules:
+        import pyautoattack  # noqa: PLC0415
+        import pyautoattack.state  # noqa: PLC0415
+
+        sys.modules["autoattack"] = pyautoattack
+        sys.modules["autoattack.state"] = pyautoattack.state
+    from robustbench.utils import load_model  # noqa: PLC0415
+
+    parts = identifier.split("/")
+    dataset, threat = parts[:2] if len(parts) == 3 else ("cifar10", "Linf")
+    return load_model(parts[-1], dataset=dataset, threat_model=threat), None
+
+
+ZOOS: dict[str, Callable[[str], Loaded]] = {"robustbench": _robustbench, "timm": _timm, "torchvision": _torchvision}

@@ -1,0 +1,47 @@
+"""Works through examples in batches; where memory runs out the batch is halved, said, and the work goes on."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from robustbench_kd.core.errors import IncompleteError
+from robustbench_kd.core.ledger import Entry
+from robustbench_kd.core.records import Finding, Severity
+from robustbench_kd.tensors.oracle import is_out_of_memory
+
+
+def in_batches(rows: list[int], size: int, work: Callable[[list[int]], Entry]) -> Iterator[Entry]:
+    """Yields the entry of each batch of at most `size` rows.
+
+    Raises `IncompleteError` where even one row does not fit in memory.
+    """
+    reduced = False
+    while rows:
+        batch = rows[:size]
+        try:
+            entry = work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size, reduced = _halved(len(batch)), True
+            continue
+        yield _with_note(entry, size) if reduced else entry
+        rows, reduced = rows[len(batch) :], False
+
+
+def _halved(size: int) -> int:
+    if size == 1:
+        raise IncompleteError("out of memory with a batch of one image; free memory and run the same command to resume")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return size // 2
+
+
+def _with_note(entry: Entry, size: int) -> Entry:
+    finding = Finding(
+        check="batch-size-halved",
+        severity=Severity.INFO,
+        message=f"out of memory in {entry.stage}: the batch size was halved to {size}",
+        value=float(size),
+    )
+    return entry.model_copy(update={"findings": [*entry.findings, finding]})
