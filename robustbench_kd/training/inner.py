@@ -1,0 +1,84 @@
+"""The inner maximisation of adversarial training: projected gradient ascent inside the ball."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_kd.core.threat import Threat
+from robustbench_kd.tensors.contracts import Images, Logits
+from robustbench_kd.tensors.geometry import project, random_start, steepest
+from robustbench_kd.training.recipe import Recipe
+
+Objective = Callable[[Logits], Tensor]
+
+
+def pgd(
+    network: nn.Module,
+    images: Images,
+    objective: Objective,
+    threat: Threat,
+    *,
+    steps: int,
+    step_size: float,
+    start: Literal["none", "uniform", "gaussian"],
+    generator: torch.Generator,
+) -> Images:
+    """Returns images inside the ball and the box that raise the objective, detached; Madry et al. 2018.
+
+    `objective` maps logits to one value per example, `(n,)`; `step_size` is a fraction of the radius. The
+    gradients that the parameters hold stay as they are. Raises `UsageError` for `l1`.
+    """
+    points = _start(images, threat, start, generator)
+    for _ in range(steps):
+        points.requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(network(points)).sum(), points)
+        moved = points.detach() + step_size * threat.eps * steepest(gradient, threat.norm)
+        points = project(moved, images, threat.eps, threat.norm)
+    return points
+
+
+def attack(
+    network: nn.Module,
+    images: Images,
+    objective: Objective,
+    *,
+    threat: Threat,
+    recipe: Recipe,
+    generator: torch.Generator,
+) -> Images:
+    """Returns adversarial images for the loss of a batch, made as the recipe says."""
+    with mode(network, training=recipe.attack_mode == "train"):
+        return pgd(
+            network,
+            images,
+            objective,
+            threat,
+            steps=recipe.attack_steps,
+            step_size=recipe.step_size,
+            start=recipe.random_start,
+            generator=generator,
+        )
+
+
+@contextmanager
+def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Puts a network into training or evaluation mode and every module back afterwards."""
+    before = [(module, module.training) for module in network.modules()]
+    network.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+def _start(images: Images, threat: Threat, start: str, generator: torch.Generator) -> Images:
+    if start == "uniform":
+        return random_start(images, threat.eps, threat.norm, generator)
+    if start == "none":
+        return images.clone()
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=generator.device)
+    return project(images + 0.001 * noise.to(images.device), images, threat.eps, threat.norm)

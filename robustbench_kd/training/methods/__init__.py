@@ -1,0 +1,1 @@
+"""Training methods, one file each: the loss of a batch."""

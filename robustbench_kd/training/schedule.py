@@ -1,0 +1,37 @@
+"""The optimiser of a recipe and its learning rate at every step."""
+
+import math
+
+from torch import nn, optim
+
+from robustbench_kd.training.recipe import Recipe
+
+_RISE = 0.3
+
+
+def make_optimiser(network: nn.Module, recipe: Recipe) -> optim.Optimizer:
+    """Returns the optimiser of all parameters that want a gradient, with weight decay on every one."""
+    wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimiser == "adam":
+        return optim.Adam(wanted, lr=rate, weight_decay=decay)
+    nesterov = recipe.nesterov and recipe.momentum > 0  # without momentum both are plain descent, but torch refuses
+    return optim.SGD(wanted, lr=rate, momentum=recipe.momentum, nesterov=nesterov, weight_decay=decay)
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Returns the learning rate of a step, counted from 0 over the whole training.
+
+    Smooth schedules are read in the middle of the step, so no step is made at rate zero.
+    """
+    progress = (step + 0.5) / (steps_per_epoch * recipe.epochs)
+    match recipe.schedule:
+        case "constant":
+            factor = 1.0
+        case "cosine":
+            factor = (1 + math.cos(math.pi * progress)) / 2
+        case "onecycle":
+            factor = min(progress / _RISE, (1 - progress) / (1 - _RISE))
+        case "milestones":
+            factor = recipe.decay ** sum(step >= epoch * steps_per_epoch for epoch in recipe.milestones)
+    return recipe.learning_rate * factor
