@@ -1,0 +1,1 @@
+"""Fourth floor: reads run directories and compares them; imports no torch."""

@@ -1,0 +1,5 @@
+"""Fifth floor: the command line, one command per file, and the only place that imports click and rich."""
+
+from robustbench_kd.cli._group import main
+
+__all__ = ["main"]

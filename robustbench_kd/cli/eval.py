@@ -1,0 +1,136 @@
+"""Evaluate the robust accuracy of checkpoints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustbench_kd.cli import _options
+from robustbench_kd.core.errors import UnreliableError, UsageError
+from robustbench_kd.core.suites import parse_suite
+from robustbench_kd.core.threat import Threat, parse_threats
+
+if TYPE_CHECKING:
+    from robustbench_kd.checkpoints.target import Target
+    from robustbench_kd.engine.evaluate import Outcome
+    from robustbench_kd.tensors.contracts import Dataset
+
+
+@click.command("eval")
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.option(
+    "--threat",
+    "threats",
+    multiple=True,
+    metavar="NORM:EPS",
+    help="linf:8/255, l2:0.5, l1:12, or a curve linf:1/255,2/255; repeatable (default: the card's).",
+)
+@click.option(
+    "--suite", default="standard", show_default=True, help="standard, plus, rand, or attacks: apgd-ce,square."
+)
+@click.option(
+    "--examples", default="all", show_default=True, help="First N of the test split in official order, or all."
+)
+@_options.data
+@_options.architecture
+@click.option(
+    "--normalisation", default="", help="none, cifar10, imagenet, ... or MEAN,.../STD,... (default: the card's)."
+)
+@click.option("--weights-key", default="", help="Where the state dict lies in the file, such as model_ema.")
+@click.option("--name", default="", help="Name of the model in tables (default: the card's, or the file's).")
+@click.option("--engine", default="autoattack", show_default=True, help="autoattack runs the AutoAttack package.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, help="Images per batch.")
+@_options.seed
+@_options.device
+@_options.results
+@click.option("--fresh", is_flag=True, help="Ignore stored and unfinished results of the same question.")
+@click.option("--strict", is_flag=True, help="Exit 3 if a number is unreliable.")
+@click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
+@_options.as_json
+def command(targets: tuple[str, ...], **options: Any) -> None:
+    """Evaluates checkpoints and stores each run under --results.
+
+    A TARGET is a card, a weights file, a folder of either, robustbench:ID, timm:ID, torchvision:ID, module:factory or
+    file.py:factory. The same command again returns the stored result, or resumes where it was stopped.
+
+    \b
+    Examples:
+      rkd eval checkpoints/digits-teacher.toml
+      rkd eval net.pth --arch resnet18 --dataset cifar10 --threat linf:8/255 --examples 1000
+      rkd eval net.pth --arch model.py:make --dataset npz:test.npz --threat linf:2/255
+    """  # fmt: skip
+    from robustbench_kd.checkpoints.target import describe
+    from robustbench_kd.cli import _runs
+
+    threats, choices = parse_threats(list(options["threats"])), _choices(options)
+    described = [target for text in targets for target in describe(text, choices)]
+    if options["name"] and len(described) > 1:
+        raise UsageError(f"--name names one model, but there are {len(described)}: leave it out")
+    outcomes = [
+        outcome for target in described for outcome in _evaluate(target, threats or _card_threats(target), options)
+    ]
+    _runs.report(outcomes, as_json=options["as_json"])
+    unreliable = [found.record.identity.model for found in outcomes if found.record.verdict == "unreliable"]
+    if options["strict"] and unreliable:
+        raise UnreliableError(f"unreliable under --strict: {', '.join(unreliable)}; the findings say why")
+
+
+def _choices(options: dict[str, Any]) -> Any:
+    from robustbench_kd.checkpoints.target import Choices
+
+    return Choices(
+        name=options["name"],
+        architecture=options["arch"],
+        arguments=_options.parse_assignments(options["arch_arg"], "--arch-arg"),
+        normalisation=options["normalisation"],
+        weights_key=options["weights_key"],
+        trust_code=options["trust_code"],
+    )
+
+
+def _card_threats(target: "Target") -> list[Threat]:
+    if target.card is None or not target.card.threats:
+        raise UsageError(f"which threat for '{target.name}'? Give --threat NORM:EPS, such as --threat linf:8/255")
+    return parse_threats(list(target.card.threats))
+
+
+def _evaluate(target: "Target", threats: list[Threat], options: dict[str, Any]) -> Iterator["Outcome"]:
+    from robustbench_kd.checkpoints.target import load
+    from robustbench_kd.cli import _console, _devices, _runs
+    from robustbench_kd.engine.evaluate import Request, evaluate
+
+    data = _dataset(target, options)
+    channels, height, width = data.images.shape[1:]
+    subject = load(target, classes=data.classes, shape=(channels, height, width))
+    for note in subject.notes:
+        _console.say(f"{subject.name}: {note}", "dim")
+    for threat in threats:
+        request = Request(
+            subject=subject,
+            data=data,
+            threat=threat,
+            suite=parse_suite(options["suite"]),
+            device=_devices.choose(options["device"]),
+            seed=options["seed"],
+            batch_size=options["batch_size"],
+            engine=options["engine"],
+        )
+        with _console.progress() as line:
+            observer = _runs.observer(line, f"{subject.name} {threat}")
+            outcome = evaluate(request, options["results"], observer=observer, fresh=options["fresh"])
+        _runs.announce(outcome)
+        yield outcome
+
+
+def _dataset(target: "Target", options: dict[str, Any]) -> "Dataset":
+    from robustbench_kd.datasets import open_dataset
+
+    named = options["dataset"] or (target.card.dataset if target.card else "digits")
+    return open_dataset(
+        named,
+        split="test",
+        limit=_options.parse_examples(options["examples"]),
+        data_dir=Path(options["data_dir"]),
+        download=options["download"],
+    )

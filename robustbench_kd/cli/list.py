@@ -1,0 +1,48 @@
+"""List architectures, data sets, suites, families, training methods and recipes."""
+
+import tomllib
+
+import click
+
+from robustbench_kd.cli import _options
+from robustbench_kd.core.plugins import components, files
+
+_KINDS = {
+    "architectures": "models",
+    "data sets": "datasets",
+    "families": "defences",
+    "training methods": "training/methods",
+}
+_TABLES = {"suites": "suites", "training recipes": "training/recipes"}
+
+
+@click.command("list")
+@_options.as_json
+def command(*, as_json: bool) -> None:
+    """Lists every component by name with one line about it.
+
+    \b
+    Example:
+      rkd list
+    """
+    from robustbench_kd.cli import _console
+
+    found = {title: _summaries(kind) for title, kind in _KINDS.items()}
+    found |= {title: _toml_summaries(kind) for title, kind in _TABLES.items()}
+    if as_json:
+        _console.write_json(found)
+        return
+    for title, summaries in found.items():
+        table = _console.table(title, {"name": "left", "what it is": "left"})
+        for name, summary in summaries.items():
+            table.add_row(_console.plain(name), _console.plain(summary))
+        _console.show_table(table)
+
+
+def _summaries(kind: str) -> dict[str, str]:
+    return {name: component.summary for name, component in components(kind).items()}
+
+
+def _toml_summaries(kind: str) -> dict[str, str]:
+    found = files(kind, ".toml")
+    return {name: tomllib.loads(path.read_text(encoding="utf-8")).get("summary", "") for name, path in found.items()}
