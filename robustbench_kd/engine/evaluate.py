@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,21 +12,19 @@ import torch
 
 from robustbench_kd.checkpoints.target import Subject
 from robustbench_kd.core.errors import IncompleteError, ModelError, UsageError
-from robustbench_kd.core.ledger import Entry, Ledger, decided
+from robustbench_kd.core.ledger import Ledger
 from robustbench_kd.core.records import Finding, Identity, RunRecord, Severity
 from robustbench_kd.core.rundir import LEDGER, run_folder, stored_record, write_interrupted, write_record
 from robustbench_kd.core.suites import Suite, for_classes
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.engine import autoattack, reference
-from robustbench_kd.engine.batches import in_batches
+from robustbench_kd.engine import autoattack, preflight, reference
+from robustbench_kd.engine.job import Job
 from robustbench_kd.engine.progress import Observer, Tracker, nobody
 from robustbench_kd.engine.summary import Summary, example_rows, summarise
-from robustbench_kd.engine.verify import decisions, judge
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 
 ENGINES = ("autoattack",)
-CLEAN = "clean"
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,9 @@ class Outcome:
 def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fresh: bool = False) -> Outcome:
     """Evaluates a defence and writes its run directory under `results`; an unfinished run is resumed.
 
-    With `fresh`, earlier results of the same question are ignored. Raises `ModelError` for a model that does not give finite
-    logits for these images and labels, `RecordError` where results cannot be written, `IncompleteError` where memory ends.
-    On an interruption the record says `interrupted` and the ledger keeps what was decided.
+    With `fresh`, earlier results of the same question are ignored. Raises `ModelError` for a model that does not give
+    finite logits for these images and labels, `RecordError` where results cannot be written, `IncompleteError` where
+    memory ends. On an interruption the record says `interrupted` and the ledger keeps what was decided.
     """
     with full_precision():
         tracker = Tracker(observer)
@@ -74,15 +71,13 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
                 return Outcome(stored, folder, stored=True)
             if fresh:
                 ledger.clear()
-            job = reference.Job(
-                oracle, request.data, request.threat, suite, classes, request.seed, request.batch_size, tracker
-            )
+            job = Job(oracle, request.data, request.threat, suite, classes, request.seed, request.batch_size, tracker)
             summary = Summary(identity, request.data, request.subject.parameters, _environment(request.device))
             record = _run(job, ledger, summary, folder, [*_said(oracle), *_changed(changes)])
             return Outcome(record, folder, stored=False)
 
 
-def _run(job: reference.Job, ledger: Ledger, summary: Summary, folder: Path, findings: list[Finding]) -> RunRecord:
+def _run(job: Job, ledger: Ledger, summary: Summary, folder: Path, findings: list[Finding]) -> RunRecord:
     try:
         _decide(job, ledger)
     except (KeyboardInterrupt, IncompleteError):
@@ -94,25 +89,10 @@ def _run(job: reference.Job, ledger: Ledger, summary: Summary, folder: Path, fin
     return record
 
 
-def _decide(job: reference.Job, ledger: Ledger) -> None:
-    for entry in _clean(job, ledger.entries):
-        ledger.append(entry)
-    for entry in reference.entries(job, ledger.entries):
-        ledger.append(entry)
-
-
-def _clean(job: reference.Job, ledger: list[Entry]) -> list[Entry]:
-    done = decided(ledger, CLEAN)
-    pending = [row for row, example in enumerate(job.data.ids) if example not in done]
-
-    def classify(rows: list[int]) -> Entry:
-        start = time.perf_counter()
-        batch = job.data.take(torch.tensor(rows))
-        judgement = judge(job.oracle, batch.images, batch.images, batch.labels, job.threat)
-        seconds = time.perf_counter() - start
-        return Entry(stage=CLEAN, decisions=decisions(batch.ids, judgement), forwards=len(rows), seconds=seconds)
-
-    return list(in_batches(pending, job.batch_size, classify))
+def _decide(job: Job, ledger: Ledger) -> None:
+    for entries in (preflight.entries, reference.entries):
+        for entry in entries(job, ledger.entries):
+            ledger.append(entry)
 
 
 def _probe(oracle: Oracle, data: Dataset) -> int:
