@@ -65,6 +65,7 @@ class Identity(Frozen):
     suite: str
     attacks: list[str]
     engine: str
+    mode: str = "exact"
     seed: int
     batch_size: int
     device: str
@@ -77,7 +78,7 @@ class Identity(Frozen):
 
     def protocol_hash(self) -> str:
         """Returns the hash of what two runs must share to be ranked together: data, threat, suite and engine."""
-        shared = {"dataset", "data_fingerprint", "norm", "eps", "suite", "attacks", "engine", "precision"}
+        shared = {"dataset", "data_fingerprint", "norm", "eps", "suite", "attacks", "engine", "mode", "precision"}
         return _digest(self.model_dump(include=shared))
 
 
