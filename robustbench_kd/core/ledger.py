@@ -14,7 +14,7 @@ from typing import Self
 from pydantic import Field, ValidationError
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.records import Finding, Frozen
+from robustbench_kd.core.records import Finding, Frozen, Work
 
 
 class Decision(Frozen):
@@ -41,6 +41,7 @@ class Entry(Frozen):
     backwards: int = 0
     seconds: float = 0.0
     findings: list[Finding] = Field(default_factory=list)
+    work: Work | None = None
 
 
 class Ledger:

@@ -82,6 +82,20 @@ class Identity(Frozen):
         return _digest(self.model_dump(include=shared))
 
 
+class Work(Frozen):
+    """How well the passes of a stage were spent, where the engine can tell.
+
+    `live` of `computed` rows belonged to undecided examples; `disagreements` counts candidates of the search that the true
+    model refused; `marginal` counts broken examples whose margin is below 1e-3 in size, where rounding could decide.
+    """
+
+    computed: int = 0
+    live: int = 0
+    disagreements: int = 0
+    marginal: int = 0
+    model_seconds: float = 0.0
+
+
 class Stage(Frozen):
     """One attack of the suite: the accuracy left after it, and what it cost."""
 
@@ -90,6 +104,7 @@ class Stage(Frozen):
     forwards: int
     backwards: int
     seconds: float
+    work: Work | None = None
 
 
 class RunRecord(Frozen):
@@ -177,7 +192,7 @@ def verdict(findings: list[Finding]) -> Literal["consistent", "suspicious", "unr
 
 
 def _attack_row(run: str, shared: dict[str, str | float], stage: Stage) -> AttackRow:
-    cells = {**shared, **stage.model_dump(exclude={"accuracy"}), **stage.accuracy.model_dump(exclude={"value"})}
+    cells = {**shared, **stage.model_dump(exclude={"accuracy", "work"}), **stage.accuracy.model_dump(exclude={"value"})}
     return AttackRow.model_validate({**cells, "run": run, "accuracy": stage.accuracy.value})
 
 

@@ -1,10 +1,13 @@
 """Suites: ordered lists of attacks, either a TOML file in `suites/` or names typed with commas."""
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from robustbench_kd.core.errors import UsageError, unknown_name
 from robustbench_kd.core.plugins import files
+from robustbench_kd.core.threat import Norm
 
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 
@@ -17,6 +20,14 @@ class Suite:
     attacks: tuple[str, ...]
     settings: str
     summary: str = ""
+    budgets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict, repr=False)
+
+    def budget(self, attack: str, norm: Norm) -> dict[str, Any]:
+        """Returns the hyper-parameters that the suite gives an attack under a norm; raises `UsageError` where it has none."""
+        general = self.budgets.get("budget", {})
+        if attack not in general:
+            raise UsageError(f"suite '{self.name}' sets no budget for {attack}: run it with --engine autoattack")
+        return {**general[attack], **self.budgets.get(str(norm), {}).get(attack, {})}
 
 
 def parse_suite(text: str) -> Suite:
@@ -28,14 +39,15 @@ def parse_suite(text: str) -> Suite:
     known = files("suites", ".toml")
     if text in known:
         content = tomllib.loads(known[text].read_text(encoding="utf-8"))
-        return Suite(text, tuple(content["attacks"]), content["settings"], content["summary"])
+        budgets = {name: table for name, table in content.items() if isinstance(table, dict)}
+        return Suite(text, tuple(content["attacks"]), content["settings"], content["summary"], budgets)
     attacks = tuple(name.strip() for name in text.split(","))
     for name in attacks:
         if name not in ATTACKS:
             raise unknown_name("suite or attack", name, [*known, *ATTACKS])
     if len(set(attacks)) < len(attacks):
         raise UsageError(f"expected every attack once, got '{text}'")
-    return Suite(",".join(attacks), attacks, "standard")
+    return replace(parse_suite("standard"), name=",".join(attacks), attacks=attacks, summary="")
 
 
 def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
@@ -53,7 +65,7 @@ def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
             )
         if chosen and chosen not in attacks:
             attacks.append(chosen)
-    return Suite(suite.name, tuple(attacks), suite.settings, suite.summary), changes
+    return replace(suite, attacks=tuple(attacks)), changes
 
 
 def _defined(attack: str, classes: int) -> str | None:

@@ -4,14 +4,16 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from robustbench_kd.checkpoints.target import Subject
-from robustbench_kd.core.errors import IncompleteError, ModelError, UsageError
+from robustbench_kd.core.errors import IncompleteError, ModelError, unknown_name
 from robustbench_kd.core.ledger import Ledger
 from robustbench_kd.core.records import Finding, Identity, RunRecord, Severity
 from robustbench_kd.core.rundir import LEDGER, run_folder, stored_record, write_interrupted, write_record
@@ -24,7 +26,7 @@ from robustbench_kd.engine.summary import Summary, example_rows, summarise
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 
-ENGINES = ("autoattack",)
+ENGINES = {"autoattack": reference.entries}
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,17 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
                 return Outcome(stored, folder, stored=True)
             if fresh:
                 ledger.clear()
-            job = Job(oracle, request.data, request.threat, suite, classes, request.seed, request.batch_size, tracker)
             summary = Summary(identity, request.data, request.subject.parameters, _environment(request.device))
-            record = _run(job, ledger, summary, folder, [*_said(oracle), *_changed(changes)])
+            findings = [*_said(oracle), *_changed(changes)]
+            record = _run(lambda: _decide(request, suite, oracle, tracker, ledger), ledger, summary, folder, findings)
             return Outcome(record, folder, stored=False)
 
 
-def _run(job: Job, ledger: Ledger, summary: Summary, folder: Path, findings: list[Finding]) -> RunRecord:
+def _run(
+    decide: Callable[[], None], ledger: Ledger, summary: Summary, folder: Path, findings: list[Finding]
+) -> RunRecord:
     try:
-        _decide(job, ledger)
+        decide()
     except (KeyboardInterrupt, IncompleteError):
         write_interrupted(folder, summarise(summary, ledger.entries, findings, complete=False))
         raise
@@ -89,10 +93,21 @@ def _run(job: Job, ledger: Ledger, summary: Summary, folder: Path, findings: lis
     return record
 
 
-def _decide(job: Job, ledger: Ledger) -> None:
-    for entries in (preflight.entries, reference.entries):
-        for entry in entries(job, ledger.entries):
-            ledger.append(entry)
+def _decide(request: Request, suite: Suite, oracle: Oracle, tracker: Tracker, ledger: Ledger) -> None:
+    data, threat = request.data, request.threat
+    logits, clean = preflight.clean_pass(oracle, data, threat, request.batch_size)
+    job = Job(
+        oracle=oracle,
+        data=data,
+        threat=threat,
+        suite=suite,
+        logits=logits,
+        seed=request.seed,
+        batch_size=request.batch_size,
+        tracker=tracker,
+    )
+    for entry in chain(preflight.entries(job, ledger.entries, clean), ENGINES[request.engine](job, ledger.entries)):
+        ledger.append(entry)
 
 
 def _probe(oracle: Oracle, data: Dataset) -> int:
@@ -109,7 +124,7 @@ def _probe(oracle: Oracle, data: Dataset) -> int:
 
 def _identity(request: Request, suite: Suite) -> Identity:
     if request.engine not in ENGINES:
-        raise UsageError(f"unknown engine '{request.engine}': known: {', '.join(ENGINES)}")
+        raise unknown_name("engine", request.engine, ENGINES)
     subject, data = request.subject, request.data
     own = {"robustbench-kd": importlib.metadata.version("robustbench-kd"), "torch": torch.__version__}
     return Identity(

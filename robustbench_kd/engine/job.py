@@ -6,7 +6,7 @@ from robustbench_kd.core.ledger import Entry, decided
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine.progress import Progress, Tracker
-from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.tensors.contracts import Dataset, Logits
 from robustbench_kd.tensors.oracle import Oracle
 
 CLEAN = "clean"
@@ -14,16 +14,21 @@ CLEAN = "clean"
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the whole data set, the threat, the suite, and how to run it."""
+    """One run: the whole data set with its clean logits, the threat, the suite, and how to run it."""
 
     oracle: Oracle
     data: Dataset
     threat: Threat
     suite: Suite
-    classes: int
+    logits: Logits
     seed: int
     batch_size: int
     tracker: Tracker
+
+    @property
+    def classes(self) -> int:
+        """Returns how many classes the model tells apart."""
+        return self.logits.shape[1]
 
 
 def standing(job: Job, position: int, ledger: list[Entry]) -> list[int]:

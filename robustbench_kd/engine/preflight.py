@@ -6,29 +6,40 @@ from collections.abc import Iterator
 import torch
 
 from robustbench_kd.core.ledger import Entry, decided
+from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine import autoattack
 from robustbench_kd.engine.batches import in_batches
 from robustbench_kd.engine.job import CLEAN, Job
-from robustbench_kd.engine.verify import decisions, judge
+from robustbench_kd.engine.verify import decisions, judged
+from robustbench_kd.tensors.contracts import Dataset, Logits
+from robustbench_kd.tensors.oracle import Oracle
 
 CHECKS = "checks"
 
 
-def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
-    """Yields the clean predictions of all examples that the ledger lacks, and the findings of the checks."""
-    done = decided(ledger, CLEAN)
-    waiting = [row for row, example in enumerate(job.data.ids) if example not in done]
-    yield from in_batches(waiting, job.batch_size, lambda rows: _classify(job, rows))
+def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -> tuple[Logits, list[Entry]]:
+    """Returns the logits `(n, classes)` of all clean images, on the CPU, and what they decide; raises like `Oracle.logits`."""
+    found: list[Logits] = []
+
+    def classify(rows: list[int]) -> Entry:
+        start = time.perf_counter()
+        batch = data.take(torch.tensor(rows))
+        logits = oracle.logits(batch.images)
+        judgement = judged(logits, batch.images, batch.images, batch.labels, threat)
+        found.append(logits)
+        seconds = time.perf_counter() - start
+        return Entry(stage=CLEAN, decisions=decisions(batch.ids, judgement), forwards=len(rows), seconds=seconds)
+
+    entries = list(in_batches(list(range(len(data))), batch_size, classify))
+    return torch.cat(found), entries
+
+
+def entries(job: Job, ledger: list[Entry], clean: list[Entry]) -> Iterator[Entry]:
+    """Yields what the clean pass decided and the package's checks found, unless the ledger holds it already."""
+    if len(decided(ledger, CLEAN)) < len(job.data):
+        yield from clean
     if not any(entry.stage == CHECKS for entry in ledger):
         yield _check(job)
-
-
-def _classify(job: Job, rows: list[int]) -> Entry:
-    start = time.perf_counter()
-    batch = job.data.take(torch.tensor(rows))
-    judgement = judge(job.oracle, batch.images, batch.images, batch.labels, job.threat)
-    seconds = time.perf_counter() - start
-    return Entry(stage=CLEAN, decisions=decisions(batch.ids, judgement), forwards=len(rows), seconds=seconds)
 
 
 def _check(job: Job) -> Entry:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustbench_kd.core.ledger import Decision
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors.contracts import Images, Labels
+from robustbench_kd.tensors.contracts import Images, Labels, Logits
 from robustbench_kd.tensors.geometry import distance, inside
 from robustbench_kd.tensors.losses import margin
 from robustbench_kd.tensors.oracle import Oracle
@@ -30,7 +30,11 @@ class Judgement:
 def judge(oracle: Oracle, candidates: Images, images: Images, labels: Labels, threat: Threat) -> Judgement:
     """Judges candidates `(n, c, h, w)` for clean images: misclassified, inside the ball, inside [0, 1]."""
     candidates = candidates.detach().float().cpu()
-    logits = oracle.logits(candidates)
+    return judged(oracle.logits(candidates), candidates, images, labels, threat)
+
+
+def judged(logits: Logits, candidates: Images, images: Images, labels: Labels, threat: Threat) -> Judgement:
+    """Judges candidates whose logits are known already."""
     prediction = logits.argmax(dim=1)
     outside = ~inside(candidates, images, threat.eps, threat.norm)
     return Judgement(
