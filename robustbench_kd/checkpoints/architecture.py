@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustbench_kd.checkpoints._text import one_line
 from robustbench_kd.checkpoints.card import Argument
 from robustbench_kd.checkpoints.state import State, fit
-from robustbench_kd.core.errors import CheckpointError, UsageError, unknown_name
+from robustbench_kd.core.errors import CheckpointError, RkdError, UsageError, unknown_name
 from robustbench_kd.core.plugins import components, find, module
 
 
@@ -28,7 +29,8 @@ def build_network(name: str, arguments: dict[str, Argument], *, classes: int, sh
     """Builds an architecture for `classes` and images of `shape` (channels, height, width).
 
     Arguments override what the data set says. A factory gets only the arguments that were given.
-    Raises `UsageError` for an unknown name or argument, `CheckpointError` where a factory fails.
+    Raises `UsageError` for an unknown name or an argument that is unknown or impossible, `CheckpointError` where a
+    factory fails.
     """
     if is_factory(name):
         return _from_factory(name, arguments)
@@ -40,8 +42,7 @@ def build_network(name: str, arguments: dict[str, Argument], *, classes: int, sh
             raise unknown_name(f"argument of {name}", argument, accepted)
     from_data = {"classes": classes, "channels": shape[0], "size": shape[1]}
     fitting = {key: value for key, value in from_data.items() if key in accepted}
-    network: nn.Module = build(**{**fitting, **component.arguments, **arguments})
-    return network
+    return _built(name, build, {**fitting, **component.arguments, **arguments})
 
 
 def code_digest(name: str) -> str:
@@ -65,6 +66,16 @@ def _fit_of(name: str, state: State, classes: int, shape: tuple[int, int, int]) 
     return fit(state, network.state_dict())
 
 
+def _built(name: str, build: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return build(**arguments)
+    except RkdError:
+        raise
+    except Exception as error:  # layers raise anything for a width of -1, 2.5 or "wide"
+        said = " ".join(f"{key}={value}" for key, value in arguments.items())
+        raise UsageError(f"architecture '{name}' cannot be built with {said}: {one_line(error)}") from error
+
+
 def _from_factory(name: str, arguments: dict[str, Argument]) -> nn.Module:
     place, _, attribute = name.rpartition(":")
     holder = _import(place)
@@ -74,8 +85,8 @@ def _from_factory(name: str, arguments: dict[str, Argument]) -> nn.Module:
         raise unknown_name(f"factory in '{place}'", attribute, known)
     try:
         network = factory(**arguments)
-    except Exception as error:  # a person's own code can raise anything
-        raise CheckpointError(f"factory '{name}' failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a person's own code can raise anything
+        raise CheckpointError(f"factory '{name}' failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise CheckpointError(f"expected factory '{name}' to return a torch.nn.Module, got {type(network).__name__}")
     return network
@@ -84,10 +95,12 @@ def _from_factory(name: str, arguments: dict[str, Argument]) -> nn.Module:
 def _import(place: str) -> ModuleType:
     try:
         return _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except RkdError:
+        raise
     except ModuleNotFoundError as error:
         raise UsageError(f"cannot import '{place}': {error}; install it, or name a file as file.py:factory") from error
-    except Exception as error:  # importing runs a person's own code
-        raise CheckpointError(f"importing '{place}' failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # importing runs a person's own code, scripts without a guard included
+        raise CheckpointError(f"importing '{place}' failed: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -1,13 +1,16 @@
 """Cards: the TOML description of a checkpoint that lies beside its weights."""
 
+import math
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
-from robustbench_kd.core.errors import CheckpointError
+from robustbench_kd.core.errors import CheckpointError, UsageError, unknown_name
 from robustbench_kd.core.records import Frozen
 from robustbench_kd.core.rundir import write_text
 from robustbench_kd.core.threat import Threat
@@ -28,6 +31,13 @@ class Normalisation(Frozen):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @model_validator(mode="after")
+    def _divides(self) -> "Normalisation":
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if not finite or not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError(f"expected as many positive deviations as means, got {self}")
+        return self
+
     def __str__(self) -> str:
         return ",".join(f"{value:g}" for value in self.mean) + "/" + ",".join(f"{value:g}" for value in self.std)
 
@@ -36,14 +46,21 @@ class Weights(Frozen):
     """The weights file beside the card, by name alone, and its sha256."""
 
     file: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str
 
     @field_validator("file")
     @classmethod
     def _beside_the_card(cls, file: str) -> str:
-        if Path(file).name != file:
-            raise ValueError(f"expected the name of a file beside the card, got '{file}'")
+        if not is_file_name(file):
+            raise ValueError(f"expected the name of a file beside the card, got {file!r}")
         return file
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_sha256(cls, sha256: str) -> str:
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise ValueError(f"expected the 64 hexadecimal digits that sha256sum prints, got {sha256!r}")
+        return sha256
 
 
 class Claim(Frozen):
@@ -61,7 +78,7 @@ class Card(Frozen):
     name: str = Field(min_length=1)
     family: str = "classifier"
     classes: int = Field(ge=2)
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     dataset: str
     threats: tuple[str, ...] = ()
     licence: str = ""
@@ -74,9 +91,25 @@ class Card(Frozen):
     @field_validator("threats")
     @classmethod
     def _threats_parse(cls, threats: tuple[str, ...]) -> tuple[str, ...]:
-        for threat in threats:
-            Threat.parse(threat)
+        try:
+            for threat in threats:
+                Threat.parse(threat)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
         return threats
+
+
+_SECTIONS: dict[str, type[Frozen]] = {
+    "architecture": Architecture,
+    "normalisation": Normalisation,
+    "weights": Weights,
+    "claims": Claim,
+}
+
+
+def is_file_name(text: str) -> bool:
+    """Tells whether a text names a file without leading out of a folder, on any system."""
+    return text.isprintable() and text not in {"", ".", ".."} and not set(text) & {"/", "\\"}
 
 
 def read_card(path: Path) -> Card:
@@ -89,11 +122,18 @@ def read_card(path: Path) -> Card:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"card '{path}' is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"card '{path}': field '{field}': {first['msg']}") from error
+        raise CheckpointError(f"card '{path}': {_first_problem(error.errors()[0])}") from error
 
 
 def write_card(card: Card, path: Path) -> None:
-    """Writes a card that `read_card` reads back equal."""
-    write_text(path, tomli_w.dumps(card.model_dump(mode="json", exclude_defaults=True)))
+    """Writes a card that `read_card` reads back equal; `made` holds what TOML has, so no None and no tuple."""
+    write_text(path, tomli_w.dumps(card.model_dump(exclude_defaults=True)))
+
+
+def _first_problem(problem: ErrorDetails) -> str:
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        holder = ".".join(place[:-1])
+        kind, section = (f"field of {holder}", _SECTIONS[place[0]]) if holder else ("field", Card)
+        return str(unknown_name(kind, place[-1], section.model_fields))
+    return f"field '{'.'.join(place)}': {problem['msg'].removeprefix('Value error, ')}"

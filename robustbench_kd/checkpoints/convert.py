@@ -1,29 +1,36 @@
 """Writes checkpoints in the form that holds no code: safetensors with a card beside it."""
 
+from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from robustbench_kd.checkpoints.card import Weights
+from robustbench_kd.checkpoints.card import Weights, is_file_name
 from robustbench_kd.checkpoints.weights import sha256
 from robustbench_kd.core.errors import RecordError, UsageError
 
 
 def write_weights(network: nn.Module, folder: Path, name: str) -> Weights:
-    """Writes `<name>.safetensors` into a folder and returns what a card says of it.
+    """Writes `<name>.safetensors` into a folder, whole or not at all, and returns what a card says of it.
 
     Raises `UsageError` for a name that is no file name, `RecordError` where the folder cannot be written.
     """
     file = f"{name}.safetensors"
-    if not name or Path(file).name != file:
-        raise UsageError(f"expected a name that can be a file name, got '{name}'")
+    if not name or not is_file_name(file):
+        raise UsageError(f"expected a name that can be a file name, got {name!r}")
+    temporary = folder / f".{file}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: _own(value) for key, value in network.state_dict().items()}, folder / file)
-    except (OSError, SafetensorError) as error:
-        raise RecordError(f"cannot write '{folder / file}': {error}; free space or choose another folder") from error
+        # save_file of safetensors makes a file that only its owner can read; this one follows the person's umask.
+        temporary.write_bytes(save({key: _own(value) for key, value in network.state_dict().items()}))
+        temporary.replace(folder / file)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RecordError(
+            f"cannot write '{folder / file}': {error.strerror}; free space or choose another folder"
+        ) from error
     return Weights(file=file, sha256=sha256(folder / file))
 
 

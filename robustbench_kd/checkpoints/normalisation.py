@@ -27,13 +27,12 @@ def parse_normalisation(text: str) -> Normalisation | None:
     if text in PRESETS:
         return PRESETS[text]
     mean, separator, std = text.partition("/")
+    if not separator:
+        raise unknown_name("normalisation", text, ["none", *PRESETS, "MEAN,.../STD,..."])
     try:
-        values = Normalisation(mean=_numbers(mean), std=_numbers(std))
+        return Normalisation(mean=_numbers(mean), std=_numbers(std))
     except ValueError:
-        raise unknown_name("normalisation", text, ["none", *PRESETS, "MEAN,.../STD,..."]) from None
-    if not separator or len(values.mean) != len(values.std) or min(values.std) <= 0:
-        raise UsageError(f"expected MEAN,.../STD,... with as many positive deviations as means, got '{text}'")
-    return values
+        raise UsageError(f"expected MEAN,.../STD,... with as many positive deviations as means, got '{text}'") from None
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -72,7 +72,7 @@ def describe(text: str, choices: Choices) -> list[Target]:
     """
     library, _, identifier = text.partition(":")
     if library in ZOOS and identifier:
-        return [_named(Target(identifier.rpartition("/")[2], text, {}), choices)]
+        return [_from_code(identifier.rpartition("/")[2], text, choices)]
     path = Path(text)
     if path.is_dir():
         return [target for file in _inside(path) for target in describe(str(file), choices)]
@@ -81,7 +81,7 @@ def describe(text: str, choices: Choices) -> list[Target]:
     if path.exists() or path.suffix in WEIGHTS_SUFFIXES:
         return [_from_weights(path, choices)]
     if is_factory(text):
-        return [_named(Target(text.rpartition(":")[2], text, {}), choices)]
+        return [_from_code(text.rpartition(":")[2], text, choices)]
     raise UsageError(
         f"'{text}' is no file; a target is a card, a weights file, a folder, robustbench:ID, timm:ID, torchvision:ID, "
         "module:factory or file.py:factory"
@@ -101,7 +101,7 @@ def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subjec
     if target.weights:
         carried, notes = _load_weights(target, target.weights, network, classes, shape)
         network.eval()  # a freshly built network says nothing about the mode its author wants
-    normalisation = _one_normalisation(target, carried)
+    normalisation = _one_normalisation(target, carried, shape[0])
     model = assemble(target.family, network, normalisation)
     return Subject(
         name=target.name,
@@ -122,6 +122,7 @@ def assemble(family: str, network: nn.Module, normalisation: Normalisation | Non
     component = module("defences", find("defences", family, "family").stem)
     statistics = (normalisation.mean, normalisation.std) if normalisation else ((), ())
     defence: nn.Module = component.assemble(network, *statistics)
+    defence.training = network.training  # a new module is in training mode, whatever it wraps
     return defence
 
 
@@ -145,17 +146,17 @@ def _load_weights(
     if target.sha256 and sha256(weights) != target.sha256:
         raise CheckpointError(f"'{weights}' is not the file its card describes: the sha256 differs; fetch it again")
     content, notes = read_weights(weights)
-    found = find_state(content, target.weights_key)
+    found = find_state(content, target.weights_key, source=weights.name)
     hint = ""
     if fit(found.state, network.state_dict()) < 0.5:
         hint = nearest_architecture(found.state, classes=classes, shape=shape)
-    normalisation, remarks = load_state(network, found, source=weights.name, hint=hint)
+    normalisation, remarks = load_state(network, found, hint=hint)
     return normalisation, [*notes, *remarks]
 
 
 def _from_card(path: Path, choices: Choices) -> Target:
     card = read_card(path)
-    if is_factory(card.architecture.name) and not choices.trust_code:
+    if is_factory(card.architecture.name) and not (choices.trust_code or choices.architecture):
         raise CheckpointError(
             f"card '{path}' names code, {card.architecture.name}: read it, then give --trust-code to run it"
         )
@@ -173,17 +174,25 @@ def _from_card(path: Path, choices: Choices) -> Target:
     return _named(target, choices)
 
 
+def _from_code(name: str, text: str, choices: Choices) -> Target:
+    if choices.architecture:
+        raise UsageError(f"'{text}' names its network itself: leave out --arch {choices.architecture}")
+    return _named(Target(name, text, {}), choices)
+
+
 def _from_weights(path: Path, choices: Choices) -> Target:
     if not path.is_file():
         raise CheckpointError(f"there is no file '{path}'")
+    if choices.architecture:
+        return _named(Target(path.stem, choices.architecture, {}, weights=path), choices)
     card = path.with_suffix(".toml")
-    if not choices.architecture and card.is_file():
+    described = read_card(card).weights.file if card.is_file() else ""
+    if described == path.name:
         return _from_card(card, choices)
-    if not choices.architecture:
-        raise UsageError(
-            f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or --arch file.py:factory"
-        )
-    return _named(Target(path.stem, choices.architecture, {}, weights=path), choices)
+    besides = f"; its neighbour '{card.name}' describes '{described}'" if described else ""
+    raise UsageError(
+        f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or --arch file.py:factory{besides}"
+    )
 
 
 def _named(target: Target, choices: Choices) -> Target:
@@ -193,7 +202,7 @@ def _named(target: Target, choices: Choices) -> Target:
         target,
         name=choices.name or target.name,
         architecture=choices.architecture or target.architecture,
-        arguments={**target.arguments, **choices.arguments},
+        arguments={**({} if choices.architecture else target.arguments), **choices.arguments},
         normalisation=normalisation,
         weights_key=choices.weights_key,
     )
@@ -201,7 +210,7 @@ def _named(target: Target, choices: Choices) -> Target:
 
 def _inside(folder: Path) -> list[Path]:
     cards = sorted(folder.glob("*.toml"), key=_natural)
-    described = {card.stem for card in cards}
+    described = {name for card in cards for name in (card.stem, Path(read_card(card).weights.file).stem)}
     files = [path for path in sorted(folder.iterdir(), key=_natural) if path.suffix in WEIGHTS_SUFFIXES]
     found = cards + [path for path in files if path.stem not in described]
     if not found:
@@ -211,16 +220,23 @@ def _inside(folder: Path) -> list[Path]:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sorts `epoch-2` before `epoch-10`."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _one_normalisation(target: Target, carried: Normalisation | None) -> Normalisation | None:
-    if target.normalisation and carried and target.normalisation != carried:
+def _one_normalisation(target: Target, carried: Normalisation | None, channels: int) -> Normalisation | None:
+    # Compared as they are written: a file carries 0.4914 as the nearest float32.
+    if target.normalisation and carried and str(target.normalisation) != str(carried):
         raise CheckpointError(
             f"'{target.name}' would be normalised twice: the checkpoint carries {carried}, and {target.normalisation} was "
             "asked for; leave out --normalisation"
         )
-    return target.normalisation or carried
+    chosen = target.normalisation or carried
+    if chosen and len(chosen.mean) not in {1, channels}:
+        raise UsageError(
+            f"'{target.name}' is normalised by {chosen} for images of {len(chosen.mean)} channels, the data set has "
+            f"{channels}: choose another --dataset or --normalisation"
+        )
+    return chosen
 
 
 def _spelled(architecture: str, arguments: dict[str, Argument]) -> str:

@@ -6,26 +6,31 @@ from typing import Any
 
 from torch import nn
 
+from robustbench_kd.checkpoints._text import one_line
 from robustbench_kd.checkpoints.card import Normalisation
 from robustbench_kd.core.errors import CheckpointError, UsageError
+
+_PACKAGES = {"robustbench": "robustbench-kd[robustbench]", "timm": "robustbench-kd[timm]", "torchvision": "torchvision"}
 
 Loaded = tuple[nn.Module, Normalisation | None]
 
 
 def load_from_zoo(library: str, identifier: str) -> Loaded:
-    """Returns a published model and the normalisation it expects.
+    """Returns a published model in evaluation mode and the normalisation it expects.
 
     Raises `UsageError` where the library is missing, `CheckpointError` where it cannot give the model.
     """
     try:
-        return ZOOS[library](identifier)
+        network, normalisation = ZOOS[library](identifier)
     except ModuleNotFoundError as error:
+        missing = (error.name or library).partition(".")[0]
         raise UsageError(
-            f"'{library}:{identifier}' needs {error.name}: pip install 'robustbench-kd[{library}]'"
+            f"'{library}:{identifier}' needs {missing}, which is not installed: pip install '{_PACKAGES[library]}'"
         ) from error
     except Exception as error:  # another library's loader can raise anything, a failed download included
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{library} cannot load '{identifier}': {type(error).__name__}: {reason}") from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise CheckpointError(f"{library} cannot load '{identifier}': {reason}") from error
+    return network.eval(), normalisation
 
 
 def _timm(identifier: str) -> Loaded:

@@ -14,10 +14,10 @@ from rich.table import Table
 from robustbench_kd.core.records import Accuracy, Finding, Severity
 
 _PIPE_WIDTH = 160
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 if not out.is_terminal:
-    out = Console(highlight=False, width=_PIPE_WIDTH)
+    out = Console(highlight=False, emoji=False, width=_PIPE_WIDTH)
 
 _VERDICT_STYLES = {"consistent": "green", "suspicious": "yellow", "unreliable": "bold red"}
 _SEVERITY_STYLES = {Severity.INFO: "dim", Severity.YELLOW: "yellow", Severity.RED: "bold red"}

@@ -1,5 +1,7 @@
 """Chooses the device a person named."""
 
+import re
+
 import torch
 
 from robustbench_kd.core.errors import UsageError
@@ -9,10 +11,9 @@ def choose(name: str) -> torch.device:
     """Returns the device of `auto`, `cpu`, `cuda` or `cuda:1`; raises `UsageError` where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"expected --device auto, cpu, cuda or cuda:N, got '{name}'") from None
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
+        raise UsageError(f"expected --device auto, cpu, cuda or cuda:N, got '{name}'")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"there is no device '{name}': {torch.cuda.device_count()} CUDA devices are visible")
     return device

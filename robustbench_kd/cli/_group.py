@@ -1,13 +1,16 @@
 """The `rkd` group: lists the command files without importing them, and turns every error into one line."""
 
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from robustbench_kd.core.errors import RkdError
+from robustbench_kd.core.errors import IncompleteError, RecordError, RkdError, unknown_name
 from robustbench_kd.core.plugins import components
+from robustbench_kd.core.records import printable
 
 _KIND = "cli"
 _INTERRUPTED = 130
@@ -20,11 +23,13 @@ class Commands(click.Group):
         """Returns the names of the command files."""
         return sorted(components(_KIND))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's signature
-        """Imports the file of a command."""
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the file of a command; raises `UsageError` with the nearest name, save while a shell completes one."""
         known = components(_KIND)
         if cmd_name not in known:
-            return None
+            if ctx.resilient_parsing or cmd_name.startswith("-"):
+                return None
+            raise unknown_name("command", cmd_name, known)
         command: click.Command = import_module(f"robustbench_kd.cli.{known[cmd_name].stem}").command
         return command
 
@@ -37,15 +42,36 @@ class Commands(click.Group):
         """Runs a command; exit codes are those of the error tree, 130 for an interruption."""
         try:
             return super().main(*args, **{**extra, "standalone_mode": False})
-        except click.ClickException as error:
+        except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(error.exit_code)
+        except click.UsageError as error:
+            where = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+            _fail(error.format_message() + where, error.exit_code)
         except RkdError as error:
-            click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
-            sys.exit(error.exit_code)
+            _fail(str(error), error.exit_code)
+        except MemoryError:
+            _fail("out of memory; free some, or use a smaller --batch-size or fewer --examples", IncompleteError.exit_code)
+        except OSError as error:
+            _leave_output_alone()
+            where = f" '{error.filename}'" if error.filename else ""
+            _fail(f"cannot read or write{where}: {error.strerror or error}", RecordError.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted; what was decided is kept, run the same command to resume.", err=True)
+            click.echo("Interrupted; an evaluation keeps what it decided: run the same command to resume it.", err=True)
             sys.exit(_INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Writes one line to standard error, whatever names the message holds, and exits."""
+    text = printable(" ".join(message.split()))
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {text}", err=True)
+    sys.exit(code)
+
+
+def _leave_output_alone() -> None:
+    """Points standard output nowhere: Python would write what is left of it once more at exit, and fail once more."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

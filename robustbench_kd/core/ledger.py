@@ -7,6 +7,7 @@ off when the ledger is opened again. An advisory lock keeps two processes from w
 import fcntl
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -62,16 +63,23 @@ class Ledger:
             raise RecordError(f"cannot write results to '{self._path.parent}': {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             self._file.close()
-            raise RecordError(f"another process is writing '{self._path.parent}': wait for it, or stop it") from None
+            where, busy = self._path.parent, isinstance(error, BlockingIOError)
+            raise RecordError(
+                f"another process is writing '{where}': wait for it, or stop it"
+                if busy
+                else f"cannot lock '{where}': {error.strerror}; choose another --results"
+            ) from None
         self.entries = self._replay()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        # Closing tries again to write what did not fit on the disk; `append` has told of that already.
+        with suppress(OSError):
+            self._file.close()
 
     def append(self, entry: Entry) -> None:
         """Writes one entry and waits until it is on disk."""

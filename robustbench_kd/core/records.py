@@ -7,15 +7,28 @@ hash of the identity, so the same question always leads to the same folder.
 import hashlib
 import json
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def printable(text: str) -> str:
+    r"""Returns a text with line breaks, control characters and bytes that are no text spelled out.
+
+    >>> printable("net\n2")
+    'net\\n2'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# Names come from files and command lines, and go to terminals and tables.
+Name = Annotated[str, AfterValidator(printable)]
 
 
 class Frozen(BaseModel):
-    """A value that is checked when it is made and never changes."""
+    """A value that is checked when it is made and never changes; strict JSON has no infinity, so it is written as text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Severity(StrEnum):
@@ -50,13 +63,13 @@ class Accuracy(Frozen):
 class Identity(Frozen):
     """Everything that can change a verdict."""
 
-    model: str
-    family: str
-    architecture: str
+    model: Name
+    family: Name
+    architecture: Name
     normalisation: str
     checkpoint_sha256: str
     code_sha256: str = ""
-    dataset: str
+    dataset: Name
     data_fingerprint: str
     examples: int
     norm: str
@@ -111,7 +124,7 @@ class RunRecord(Frozen):
     """`run.json`: one evaluation of one defence under one threat with one suite."""
 
     schema_version: Literal[1] = 1
-    run_id: str
+    run_id: Name
     status: Literal["complete", "interrupted"]
     identity: Identity
     protocol_hash: str
@@ -150,10 +163,10 @@ class ExampleRow(Frozen):
 class AttackRow(Frozen):
     """One line of `attacks.csv`: the accuracy after a stage, in tidy form."""
 
-    run: str
-    model: str
-    family: str
-    dataset: str
+    run: Name
+    model: Name
+    family: Name
+    dataset: Name
     norm: str
     eps: float
     suite: str

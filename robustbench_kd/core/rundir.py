@@ -5,6 +5,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -38,8 +39,10 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RecordError(f"cannot write '{path}': {error.strerror}; free space or choose another --results") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def to_csv(rows: Sequence[BaseModel], schema: type[BaseModel]) -> str:
@@ -73,7 +76,7 @@ def read_record(path: Path) -> RunRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise RecordError(f"'{path}' is not a run record: {where}: {first['msg']}") from error
+        raise RecordError(f"'{path}' is not a run record: {where}: {first['msg']}; delete it and run again") from error
 
 
 def stored_record(folder: Path) -> RunRecord | None:

@@ -44,7 +44,8 @@ def parse_suite(text: str) -> Suite:
     attacks = tuple(name.strip() for name in text.split(","))
     for name in attacks:
         if name not in ATTACKS:
-            raise unknown_name("suite or attack", name, [*known, *ATTACKS])
+            alone = len(attacks) == 1
+            raise unknown_name("suite or attack" if alone else "attack", name, [*(known if alone else ()), *ATTACKS])
     if len(set(attacks)) < len(attacks):
         raise UsageError(f"expected every attack once, got '{text}'")
     return replace(parse_suite("standard"), name=",".join(attacks), attacks=attacks, summary="")
@@ -53,7 +54,7 @@ def parse_suite(text: str) -> Suite:
 def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
     """Returns the suite that is defined for so few classes, and a sentence for each attack that had to change.
 
-    The DLR loss needs three logits and the targeted one four (Croce & Hein 2020, section 4).
+    Raises `UsageError` where none is left: a number that no attack has tested would be the clean accuracy. The DLR loss needs three logits and the targeted one four (Croce & Hein 2020, section 4).
     """
     attacks: list[str] = []
     changes: list[str] = []
@@ -65,6 +66,8 @@ def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
             )
         if chosen and chosen not in attacks:
             attacks.append(chosen)
+    if not attacks:
+        raise UsageError(f"no attack of '{suite.name}' is defined for {classes} classes: use --suite standard")
     return replace(suite, attacks=tuple(attacks)), changes
 
 

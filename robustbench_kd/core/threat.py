@@ -65,7 +65,6 @@ def _radius(text: str, norm: Norm) -> float:
     if not math.isfinite(eps) or eps <= 0:
         raise UsageError(f"expected eps above 0, got '{text}'")
     if norm is Norm.LINF and eps > 1:
-        raise UsageError(
-            f"expected a linf eps of at most 1 for images in [0, 1], got '{text}': did you mean {text}/255?"
-        )
+        hint = f": did you mean {text}/255?" if eps <= 255 and "/" not in text else ""
+        raise UsageError(f"expected a linf eps of at most 1 for images in [0, 1], got '{text}'{hint}")
     return eps

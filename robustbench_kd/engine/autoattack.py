@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from robustbench_kd.core.errors import ModelError
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.tensors.contracts import Images, Labels
-from robustbench_kd.tensors.oracle import Oracle
+from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 
 _NORMS = {Norm.LINF: "Linf", Norm.L2: "L2", Norm.L1: "L1"}
 _TARGETS = 9
@@ -28,13 +29,17 @@ _QUIET: dict[str, dict[str, bool]] = {"autoattack": {"verbose": False}, "pyautoa
 
 def package() -> str:
     """Returns the installed package to use: upstream `autoattack` where there is one, `pyautoattack` otherwise."""
-    spec = None if "autoattack" in sys.modules else importlib.util.find_spec("autoattack")
-    return "autoattack" if spec else "pyautoattack"
+    spec = importlib.util.find_spec("autoattack")
+    # The fork may stand in `sys.modules` under upstream's name, and a folder may happen to be called so.
+    return "autoattack" if spec and spec.name == "autoattack" and spec.origin else "pyautoattack"
 
 
 def versions() -> dict[str, str]:
-    """Returns the package's name and version, for the identity of a run."""
-    return {package(): importlib.metadata.version(package())}
+    """Returns the package's name and version, for the identity of a run; a copy that was not installed has none."""
+    try:
+        return {package(): importlib.metadata.version(package())}
+    except importlib.metadata.PackageNotFoundError:
+        return {package(): "unknown"}
 
 
 def passes(attack: str, suite: Suite, norm: Norm, classes: int) -> int:
@@ -42,11 +47,13 @@ def passes(attack: str, suite: Suite, norm: Norm, classes: int) -> int:
     plus, rand, l1 = suite.settings == "plus", suite.settings == "rand", norm is Norm.L1
     targets = min(5 if l1 and attack == "apgd-t" and not plus else _TARGETS, classes - 1)
     restarts = 5 if plus or (l1 and not rand) else 1
+    # With the larger radii of l1 every APGD run starts three times and so evaluates 103 points, not 101.
+    apgd = 206 if l1 and suite.settings == "standard" else 202
     return {
-        "apgd-ce": restarts * 202 * (20 if rand else 1) + 2,
-        "apgd-dlr": restarts * 202 * (20 if rand else 1) + 2,
-        "apgd-t": targets * 203 + 2,
-        "fab": (5 if plus else 1) * 100 * (2 + classes) + 2,
+        "apgd-ce": restarts * apgd * (20 if rand else 1) + 2,
+        "apgd-dlr": restarts * apgd * (20 if rand else 1) + 2,
+        "apgd-t": targets * (apgd + 1) + 2,
+        "fab": (5 if plus else 1) * (100 * (2 + classes) + 2) + 2,
         "fab-t": targets * 303 + 2,
         "square": 5004,
     }[attack]
@@ -84,13 +91,24 @@ def perturb(
     seed: int,
     flags: "Flags",
 ) -> Images:
-    """Runs one attack of the package on images `(n, c, h, w)`; returns its candidates, of the same shape."""
+    """Runs one attack of the package on images `(n, c, h, w)`; returns its candidates, of the same shape.
+
+    Raises `ModelError` where the package cannot attack the model, as where it gives no gradient.
+    """
     package_suite = _instance(oracle, threat, suite, classes, seed)
     package_suite.apgd.logger = package_suite.apgd_targeted.logger = flags
     runner = _runner(package_suite, attack)
     runner.seed = seed
     with _contained_randomness(oracle.device), torch.no_grad():
-        candidates: Images = runner.perturb(images.to(oracle.device), labels.to(oracle.device))
+        try:
+            candidates: Images = runner.perturb(images.to(oracle.device), labels.to(oracle.device))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            first_line = str(error).partition("\n")[0]
+            raise ModelError(
+                f"{attack} cannot attack the model: {first_line}; its output must be differentiable, or use --suite square"
+            ) from error
     return candidates
 
 

@@ -1,6 +1,7 @@
 """Works through examples in batches; where memory runs out the batch is halved, said, and the work goes on."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -8,6 +9,8 @@ from robustbench_kd.core.errors import IncompleteError
 from robustbench_kd.core.ledger import Entry
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.tensors.oracle import is_out_of_memory
+
+_NO_ROOM = "out of memory with a batch of one image; free memory and run the same command to resume"
 
 
 def in_batches(rows: list[int], size: int, work: Callable[[list[int]], Entry]) -> Iterator[Entry]:
@@ -29,9 +32,20 @@ def in_batches(rows: list[int], size: int, work: Callable[[list[int]], Entry]) -
         rows, reduced = rows[len(batch) :], False
 
 
+@contextmanager
+def one_must_fit() -> Iterator[None]:
+    """Turns running out of memory into `IncompleteError`, for work that no smaller batch can save."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise IncompleteError(_NO_ROOM) from error
+
+
 def _halved(size: int) -> int:
     if size == 1:
-        raise IncompleteError("out of memory with a batch of one image; free memory and run the same command to resume")
+        raise IncompleteError(_NO_ROOM)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return size // 2

@@ -20,6 +20,7 @@ from robustbench_kd.core.rundir import LEDGER, run_folder, stored_record, write_
 from robustbench_kd.core.suites import Suite, for_classes
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine import autoattack, preflight, reference
+from robustbench_kd.engine.batches import one_must_fit
 from robustbench_kd.engine.job import Job
 from robustbench_kd.engine.progress import Observer, Tracker, nobody
 from robustbench_kd.engine.summary import Summary, example_rows, summarise
@@ -61,8 +62,11 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
     """
     with full_precision():
         tracker = Tracker(observer)
-        oracle = Oracle(request.subject.model, request.device, lambda: tracker.tick(oracle.forwards + oracle.backwards))
-        classes = _probe(oracle, request.data)
+        with one_must_fit():
+            oracle = Oracle(
+                request.subject.model, request.device, lambda: tracker.tick(oracle.forwards + oracle.backwards)
+            )
+            classes = _probe(oracle, request.data)
         suite, changes = for_classes(request.suite, classes)
         identity = _identity(request, suite)
         folder = run_folder(results, identity.model, identity.run_id())

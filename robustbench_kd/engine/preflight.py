@@ -39,12 +39,12 @@ def entries(job: Job, ledger: list[Entry], clean: list[Entry]) -> Iterator[Entry
     if len(decided(ledger, CLEAN)) < len(job.data):
         yield from clean
     if not any(entry.stage == CHECKS for entry in ledger):
-        yield _check(job)
+        yield next(in_batches(list(range(len(job.data))), job.batch_size, lambda rows: _check(job, rows)))
 
 
-def _check(job: Job) -> Entry:
+def _check(job: Job, rows: list[int]) -> Entry:
     start, forwards = time.perf_counter(), job.oracle.forwards
-    first = job.data.take(torch.arange(min(job.batch_size, len(job.data))))
+    first = job.data.take(torch.tensor(rows))
     randomized = job.suite.settings == "rand"
     findings = autoattack.check(job.oracle, first.images, first.labels, randomized=randomized)
     cost = job.oracle.forwards - forwards

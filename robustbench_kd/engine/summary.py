@@ -54,17 +54,17 @@ def example_rows(about: Summary, ledger: list[Entry]) -> list[ExampleRow]:
 
 
 def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
-    n, alive, stages = len(about.data), len(about.data), []
+    n, alive, stages = len(about.data), set(about.data.ids), list[Stage]()
     for name in ("clean", *about.identity.attacks):
         found = decided(ledger, name)
-        if name == "clean" and len(found) < n:
-            return []
-        alive -= sum(decision.broken for decision in found.values())
+        if not alive <= found.keys():
+            return stages  # its accuracy is not known yet, nor is any later one
+        alive -= {example for example, decision in found.items() if decision.broken}
         costs = [entry for entry in ledger if entry.stage == name]
         stages.append(
             Stage(
                 stage=name,
-                accuracy=_accuracy(alive, n),
+                accuracy=_accuracy(len(alive), n),
                 forwards=sum(entry.forwards for entry in costs),
                 backwards=sum(entry.backwards for entry in costs),
                 seconds=sum(entry.seconds for entry in costs),

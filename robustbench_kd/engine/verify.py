@@ -28,9 +28,12 @@ class Judgement:
 
 
 def judge(oracle: Oracle, candidates: Images, images: Images, labels: Labels, threat: Threat) -> Judgement:
-    """Judges candidates `(n, c, h, w)` for clean images: misclassified, inside the ball, inside [0, 1]."""
+    """Judges candidates `(n, c, h, w)` for clean images: misclassified, inside the ball, inside [0, 1].
+
+    The model sees nothing outside the box: such a candidate does not count, whatever the model would say, NaN included.
+    """
     candidates = candidates.detach().float().cpu()
-    return judged(oracle.logits(candidates), candidates, images, labels, threat)
+    return judged(oracle.logits(candidates.nan_to_num().clamp(0, 1)), candidates, images, labels, threat)
 
 
 def judged(logits: Logits, candidates: Images, images: Images, labels: Labels, threat: Threat) -> Judgement:

@@ -70,11 +70,11 @@ class Oracle:
         """
         try:
             output = self(images.to(self.device))
-        except RuntimeError as error:
+        except Exception as error:  # a model is a person's own code and can raise anything
             if is_out_of_memory(error):
                 raise
             shape = tuple(images.shape[1:])
-            first_line = str(error).partition("\n")[0]
+            first_line = str(error).partition("\n")[0] or type(error).__name__
             raise ModelError(
                 f"the model cannot take images of shape {shape} (channels, height, width): {first_line}; "
                 "choose the data set it was trained on"

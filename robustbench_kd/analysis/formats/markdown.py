@@ -40,7 +40,7 @@ def _cells(rank: int, record: RunRecord) -> tuple[str, ...]:
         record.verdict or "",
         f"{record.parameters:,}",
         f"{record.forwards + record.backwards:,}",
-        record.run_id,
+        _escaped(record.run_id),
     )
 
 
