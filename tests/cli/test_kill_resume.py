@@ -1,0 +1,88 @@
+"""A run that is killed at any moment goes on where it stopped and ends with the same files."""
+
+import signal
+import time
+
+import pytest
+
+from robustbench_kd.core.ledger import Ledger
+from robustbench_kd.core.rundir import LEDGER
+
+EVALUATION = [
+    "--dataset",
+    "digits",
+    "--examples",
+    24,
+    "--threat",
+    "linf:0.08",
+    "--suite",
+    "apgd-ce,apgd-dlr",
+    "--batch-size",
+    6,
+]
+
+
+def until_lines(process, results, lines):
+    """Waits until the ledger of a running evaluation has so many lines."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        ledgers = list(results.glob("*/*/ledger.jsonl"))
+        if ledgers and ledgers[0].read_bytes().count(b"\n") >= lines:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the run ended before {lines} lines: {process.communicate()}")
+
+
+def examples(results):
+    (path,) = results.glob("*/*/examples.csv")
+    return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(rkd, factories, tmp_path_factory):
+    results = tmp_path_factory.mktemp("undisturbed")
+    assert rkd("eval", f"{factories}:nearest_mean", *EVALUATION, "--results", results).code == 0
+    return examples(results)
+
+
+@pytest.mark.parametrize("lines", [3, 7])
+def test_a_run_killed_outright_goes_on_where_it_stopped(rkd, rkd_process, factories, tmp_path, undisturbed, lines):
+    arguments = ["eval", f"{factories}:nearest_mean", *EVALUATION, "--results", tmp_path / "results"]
+    process = rkd_process(*arguments)
+    until_lines(process, tmp_path / "results", lines)
+    process.kill()
+    process.wait()
+    (ledger,) = tmp_path.glob("results/*/*/ledger.jsonl")
+    kept = ledger.read_bytes()
+    assert kept.count(b"\n") >= lines
+    assert not list(tmp_path.glob("results/*/*/examples.csv"))
+    assert rkd(*arguments).code == 0
+    assert examples(tmp_path / "results") == undisturbed
+    assert not ledger.exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_an_interrupt_from_the_keyboard_says_so_and_can_be_resumed(rkd, rkd_process, factories, tmp_path, undisturbed):
+    arguments = ["eval", f"{factories}:nearest_mean", *EVALUATION, "--results", tmp_path / "results"]
+    process = rkd_process(*arguments)
+    until_lines(process, tmp_path / "results", 7)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1] == (
+        "Interrupted; an evaluation keeps what it decided: run the same command to resume it."
+    )
+    (record,) = tmp_path.glob("results/*/*/run.json")
+    assert '"status": "interrupted"' in record.read_text()
+    assert "is unfinished" in rkd("leaderboard", tmp_path / "results").stderr
+    assert rkd(*arguments).code == 0
+    assert examples(tmp_path / "results") == undisturbed
+
+
+def test_two_processes_do_not_write_one_run(rkd, digits_net, tmp_path):
+    rkd("eval", *digits_net)
+    (record,) = tmp_path.glob("results/*/*/run.json")
+    with Ledger(record.parent / LEDGER):
+        assert "another process is writing" in rkd("eval", *digits_net, "--fresh").error(2)
+    assert rkd("eval", *digits_net, "--fresh").code == 0
