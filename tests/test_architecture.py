@@ -1,106 +1,146 @@
-"""The shape of the house: floors, siblings, sizes, and who may import what."""
+"""The rooms of the house: layers never point upwards, files and functions stay small. Every test names all offenders."""
 
 import ast
-import subprocess
-import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = "robustbench_kd"
-ROOT = Path(__file__).parent.parent / PACKAGE
-COMPONENTS = ("attacks", "models", "defences", "datasets", "distill", "trust", "suites")
-FLOORS = {"core": 0, "tensors": 1, **dict.fromkeys(COMPONENTS, 2), "checkpoints": 3}
-FLOORS |= {"engine": 4, "training": 4, "analysis": 4, "cli": 5}
-FILES = sorted(ROOT.rglob("*.py"))
+ROOT = Path(__file__).parents[1] / PACKAGE
+COMPONENTS = {"attacks", "models", "defences", "datasets", "distill", "trust", "suites"}
+FOURTH = {"engine", "training", "analysis"}
+FLOORS = {
+    "core": 0,
+    "tensors": 1,
+    **dict.fromkeys(COMPONENTS, 2),
+    "checkpoints": 3,
+    **dict.fromkeys(FOURTH, 4),
+    "cli": 5,
+}
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 50
 
 
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+def module(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path) -> set[str]:
-    """Every module that a file names in an import, inside functions and type checking too."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+MODULES = {module(path): path for path in sorted(ROOT.rglob("*.py"))}
+INSIDE = sorted(set(MODULES) - {PACKAGE, f"{PACKAGE}.__main__"})
+
+
+@cache
+def tree(name):
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def imports(name) -> Iterator[str]:
+    """Every module that a module imports, wherever it does so; `from package import module` counts as the module."""
+    for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (found.name for found in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+            full = [f"{node.module}.{found.name}" for found in node.names]
+            yield from (one if one in MODULES else f"{'.' * node.level}{node.module}" for one in full)
 
 
-IMPORTS = {module_of(path): imports_of(path) for path in FILES}
+@cache
+def ours(name):
+    return frozenset(found for found in imports(name) if found.partition(".")[0] == PACKAGE)
 
 
-def room(module: str) -> str:
-    return module.split(".")[1] if module.count(".") else ""
+def room(name):
+    """The folder of the package that a module lives in; empty for the package itself."""
+    return name.split(".")[1] if "." in name else ""
 
 
-def inner(module: str) -> set[str]:
-    """Modules of this package that a module imports."""
-    return {name for name in IMPORTS[module] if name in IMPORTS and name != module}
+def neighbours(own):
+    """The rooms on the same floor that a room must not know."""
+    return next((floor - {own} for floor in (COMPONENTS, FOURTH) if own in floor), set())
 
 
-@pytest.mark.parametrize("module", IMPORTS)
-def test_no_module_imports_a_higher_floor(module):
-    upward = {name for name in inner(module) if FLOORS.get(room(name), 9) > FLOORS.get(room(module), 9)}
-    assert not upward
+def offenders(wrong):
+    """The imports within the package for which `wrong(importer, imported)` holds."""
+    return [(name, found) for name in INSIDE for found in sorted(ours(name)) if wrong(name, found)]
 
 
-@pytest.mark.parametrize("module", [name for name in IMPORTS if room(name) in FLOORS and room(name) != "cli"])
-def test_rooms_of_one_floor_do_not_know_each_other(module):
-    same = {name for name in inner(module) if FLOORS[room(name)] == FLOORS[room(module)] and room(name) != room(module)}
-    assert not same
+def test_every_folder_is_a_known_room():
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= set(FLOORS)
+    assert len(INSIDE) > 50
 
 
-@pytest.mark.parametrize("module", [name for name in IMPORTS if room(name) in COMPONENTS and name.count(".") == 2])
-def test_component_siblings_do_not_import_each_other(module):
-    own = f"{PACKAGE}.{room(module)}"
-    siblings = {name for name in inner(module) if name.startswith(own) and name != own}
-    assert not {name for name in siblings if not name.rpartition(".")[2].startswith("_")}
+def test_nobody_imports_the_package_root_nor_relatively():
+    assert offenders(lambda _, found: found == PACKAGE) == []
+    assert [name for name in MODULES if any(found.startswith(".") for found in imports(name))] == []
 
 
-@pytest.mark.parametrize("module", [name for name in IMPORTS if name != PACKAGE])
-def test_nobody_imports_the_package_root(module):
-    assert PACKAGE not in inner(module)
+def test_no_file_imports_from_a_floor_above():
+    assert offenders(lambda name, found: FLOORS[room(found)] > FLOORS[room(name)]) == []
 
 
-@pytest.mark.parametrize("module", [name for name in IMPORTS if room(name) in {"core", "analysis"}])
-def test_the_ground_floor_and_the_analysis_import_no_torch(module):
-    assert not {name for name in IMPORTS[module] if name.split(".")[0] in {"torch", "torchvision"}}
+def test_neighbours_on_a_floor_do_not_know_each_other():
+    assert offenders(lambda name, found: room(found) in neighbours(room(name))) == []
 
 
-@pytest.mark.parametrize("module", [name for name in IMPORTS if room(name) != "cli"])
-def test_only_the_command_line_imports_click_and_rich(module):
-    assert not {name for name in IMPORTS[module] if name.split(".")[0] in {"click", "rich"}}
+def test_components_of_a_folder_share_only_its_underscore_files():
+    def a_sibling(name, found):
+        within = room(name) in COMPONENTS and room(found) == room(name)
+        return within and not found.rpartition(".")[2].startswith("_")
+
+    assert offenders(a_sibling) == []
 
 
-def test_there_is_no_import_cycle():
-    """Modules can be peeled off one by one, each only after all it imports."""
-    left = {module: inner(module) for module in IMPORTS}
-    while free := {module for module, needs in left.items() if not needs & left.keys()}:
-        left = {module: needs for module, needs in left.items() if module not in free}
-    assert not left
+def test_imports_run_in_no_circle():
+    graph = {name: ours(name) - {name} for name in MODULES}
+    TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_files_and_functions_fit_on_their_pages(path):
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 350
-    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
-    long = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
-    assert not {name: lines for name, lines in long.items() if lines > 60}
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("torch", set(FLOORS) - {"core", "analysis"}),
+        ("numpy", set(FLOORS) - {"core"}),
+        ("torchvision", {"datasets", "checkpoints"}),
+        ("sklearn", {"datasets"}),
+        ("pyautoattack", {"checkpoints"}),
+        ("click", {"cli"}),
+        ("rich", {"cli"}),
+    ],
+)
+def test_a_library_is_used_only_where_it_belongs(library, allowed):
+    users = {name for name in INSIDE if library in {found.partition(".")[0] for found in imports(name)}}
+    assert {name for name in users if room(name) not in allowed} == set()
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if "cli" not in path.parts], ids=module_of)
-def test_only_the_command_line_prints(path):
-    calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
-    assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+def test_files_stay_short():
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list", "--json"], ["leaderboard", "--help"]])
-def test_commands_that_need_no_torch_do_not_import_it(arguments):
-    code = f"import sys; sys.argv = ['rkd', *{arguments!r}]; from {PACKAGE}.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+def test_functions_stay_short():
+    functions = [
+        (name, node)
+        for name in MODULES
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {(name, node.name): 1 + node.end_lineno - node.lineno for name, node in functions}
+    assert {place: lines for place, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
+
+
+def test_only_the_command_line_prints():
+    calls = [
+        (name, node.lineno)
+        for name in INSIDE
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert [place for place in calls if room(place[0]) != "cli"] == []
+
+
+def test_every_file_begins_with_what_it_is():
+    assert [name for name in MODULES if not ast.get_docstring(tree(name))] == []
