@@ -13,7 +13,7 @@ from rich.table import Table
 
 from robustbench_kd.core.records import Accuracy, Finding, Severity
 
-_PIPE_WIDTH = 160
+_PIPE_WIDTH = 10_000  # tables are as wide as what they hold: in a file or a pipe nothing is cut off
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
 if not out.is_terminal:

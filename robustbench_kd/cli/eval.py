@@ -67,10 +67,13 @@ def command(targets: tuple[str, ...], **options: Any) -> None:
     described = [target for text in targets for target in describe(text, choices)]
     if options["name"] and len(described) > 1:
         raise UsageError(f"--name names one model, but there are {len(described)}: leave it out")
-    outcomes = [
-        outcome for target in described for outcome in _evaluate(target, threats or _card_threats(target), options)
-    ]
-    _runs.report(outcomes, as_json=options["as_json"])
+    outcomes: list[Outcome] = []
+    try:
+        for target in described:
+            outcomes.extend(_evaluate(target, threats or _card_threats(target), options))
+    finally:
+        if outcomes:
+            _runs.report(outcomes, as_json=options["as_json"])
     unreliable = [found.record.identity.model for found in outcomes if found.record.verdict == "unreliable"]
     if options["strict"] and unreliable:
         raise UnreliableError(f"unreliable under --strict: {', '.join(unreliable)}; the findings say why")

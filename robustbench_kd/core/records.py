@@ -11,15 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-
-def printable(text: str) -> str:
-    r"""Returns a text with line breaks, control characters and bytes that are no text spelled out.
-
-    >>> printable("net\n2")
-    'net\\n2'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
+from robustbench_kd.core.text import printable
 
 # Names come from files and command lines, and go to terminals and tables.
 Name = Annotated[str, AfterValidator(printable)]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from oracles import nearest_mean
 
-from robustbench_kd.core.records import printable
 from robustbench_kd.core.rundir import EXAMPLES, RECORD
+from robustbench_kd.core.text import printable
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.models import small_cnn
 
@@ -154,3 +154,21 @@ def test_probabilities_are_a_finding_and_no_error(rkd, factories, tmp_path):
     assert record["verdict"] == "suspicious"
     assert "probabilities" in {finding["check"] for finding in record["findings"]}
     assert "yellow: probabilities: AutoAttack:" in told.stderr
+
+
+def test_what_is_done_is_reported_even_if_the_next_checkpoint_fails(rkd, factories, tmp_path):
+    told = rkd("eval", f"{factories}:linear", f"{factories}:nan_logits", *options(tmp_path), "--json")
+    assert "NaN or infinite logits" in told.error(2)
+    assert [record["identity"]["model"] for record in json.loads(told.stdout)] == ["linear"]
+
+
+def test_every_threat_that_is_done_is_reported_even_if_the_next_fails(rkd, factories, tmp_path):
+    told = rkd("eval", f"{factories}:three_calls", *options(tmp_path, threat="linf:0.1,0.2"), "--json")
+    assert "out of memory" in told.error(4)
+    assert [record["identity"]["eps_text"] for record in json.loads(told.stdout)] == ["0.1"]
+
+
+def test_a_table_in_a_file_is_not_cut_off(rkd, digits_net):
+    told = rkd("eval", *digits_net, "--name", "x" * 200)
+    assert "x" * 200 in told.stdout
+    assert "\u2026" not in told.stdout

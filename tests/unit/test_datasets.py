@@ -152,7 +152,7 @@ def test_the_variant_of_a_name_reaches_the_component(monkeypatch):
 
 def test_nan_pixels_break_the_contract():
     images = torch.full((1, 1, 2, 2), torch.nan)
-    with pytest.raises(DatasetError, match="nan"):
+    with pytest.raises(DatasetError, match="NaN"):
         Dataset("x", images, torch.zeros(1, dtype=torch.int64), (0,), 2).checked()
 
 
