@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 )
 @click.option("--weights-key", default="", help="Where the state dict lies in the file, such as model_ema.")
 @click.option("--name", default="", help="Name of the model in tables (default: the card's, or the file's).")
-@click.option("--engine", default="autoattack", show_default=True, help="autoattack runs the AutoAttack package.")
+@click.option(
+    "--engine",
+    default="autoattack",
+    show_default=True,
+    help="autoattack runs the AutoAttack package, native our own engine (in progress, not yet the default).",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, help="Images per batch.")
 @_options.seed
 @_options.device

@@ -19,7 +19,7 @@ from robustbench_kd.core.records import Finding, Identity, RunRecord, Severity
 from robustbench_kd.core.rundir import LEDGER, run_folder, stored_record, write_interrupted, write_record
 from robustbench_kd.core.suites import Suite, for_classes
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.engine import autoattack, preflight, reference
+from robustbench_kd.engine import autoattack, native, preflight, reference
 from robustbench_kd.engine.batches import one_must_fit
 from robustbench_kd.engine.job import Job
 from robustbench_kd.engine.progress import Observer, Tracker, nobody
@@ -27,7 +27,7 @@ from robustbench_kd.engine.summary import Summary, example_rows, summarise
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 
-ENGINES = {"autoattack": reference.entries}
+ENGINES = {"autoattack": reference.entries, "native": native.entries}
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _identity(request: Request, suite: Suite) -> Identity:
         attacks=list(suite.attacks),
         engine=request.engine,
         seed=request.seed,
-        batch_size=request.batch_size,
+        batch_size=0 if request.engine == "native" else request.batch_size,  # native verdicts do not depend on it
         device=request.device.type,
         versions=own | autoattack.versions(),
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robustbench_kd.core.ledger import Decision, Entry, decided
-from robustbench_kd.core.records import Accuracy, ExampleRow, Finding, Identity, RunRecord, Stage, verdict
+from robustbench_kd.core.records import Accuracy, ExampleRow, Finding, Identity, RunRecord, Stage, Work, verdict
 from robustbench_kd.core.statistics import interval
 from robustbench_kd.engine.autoattack import square_gain
 from robustbench_kd.tensors.contracts import Dataset
@@ -50,7 +50,11 @@ def example_rows(about: Summary, ledger: list[Entry]) -> list[ExampleRow]:
     clean = decided(ledger, "clean")
     broken = _broken(about, ledger)
     labels = dict(zip(about.data.ids, about.data.labels.tolist(), strict=True))
-    return [_row(example, labels[example], clean[example], broken.get(example)) for example in about.data.ids]
+    costs = _costs(about, ledger)
+    return [
+        _row(example, labels[example], clean[example], broken.get(example), costs.get(example))
+        for example in about.data.ids
+    ]
 
 
 def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
@@ -68,9 +72,22 @@ def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
                 forwards=sum(entry.forwards for entry in costs),
                 backwards=sum(entry.backwards for entry in costs),
                 seconds=sum(entry.seconds for entry in costs),
+                work=_work([entry.work for entry in costs if entry.work]),
             )
         )
     return stages
+
+
+def _work(parts: list[Work]) -> Work | None:
+    if not parts:
+        return None
+    return Work(
+        computed=sum(part.computed for part in parts),
+        live=sum(part.live for part in parts),
+        disagreements=sum(part.disagreements for part in parts),
+        marginal=sum(part.marginal for part in parts),
+        model_seconds=sum(part.model_seconds for part in parts),
+    )
 
 
 def _accuracy(successes: int, n: int) -> Accuracy:
@@ -87,7 +104,24 @@ def _broken(about: Summary, ledger: list[Entry]) -> dict[int, tuple[str, Decisio
     }
 
 
-def _row(example: int, label: int, clean: Decision, broken: tuple[str, Decision] | None) -> ExampleRow:
+def _costs(about: Summary, ledger: list[Entry]) -> dict[int, tuple[int, int]]:
+    """Returns the forwards and backwards that attacks spent on each example, where the engine counted them."""
+    costs: dict[int, tuple[int, int]] = {}
+    for stage in about.identity.attacks:
+        for example, decision in decided(ledger, stage).items():
+            if decision.forwards is not None and decision.backwards is not None:
+                forwards, backwards = costs.get(example, (0, 0))
+                costs[example] = forwards + decision.forwards, backwards + decision.backwards
+    return costs
+
+
+def _row(
+    example: int,
+    label: int,
+    clean: Decision,
+    broken: tuple[str, Decision] | None,
+    cost: tuple[int, int] | None,
+) -> ExampleRow:
     stage, fatal = broken or ("clean" if clean.broken else "", None)
     return ExampleRow(
         index=example,
@@ -99,8 +133,8 @@ def _row(example: int, label: int, clean: Decision, broken: tuple[str, Decision]
         adversarial_prediction=fatal.prediction if fatal else None,
         distance=fatal.distance if fatal else None,
         margin=(fatal or clean).margin,
-        forwards=None,
-        backwards=None,
+        forwards=cost[0] if cost else None,
+        backwards=cost[1] if cost else None,
     )
 
 

@@ -50,12 +50,12 @@ class Oracle:
         self.forwards = 0
         self.backwards = 0
         self.was_training = freeze(model)
-        self._model = model.to(device)
+        self.model = model.to(device)
         self._on_pass = on_pass
 
     def __call__(self, images: Images) -> Logits:
         """Returns logits `(n, classes)` of images `(n, c, h, w)`, differentiable where the images are."""
-        logits: Tensor = self._model(images)
+        logits: Tensor = self.model(images)
         self.forwards += len(images)
         if getattr(logits, "requires_grad", False):  # a hostile model may return anything
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]  # torch leaves it untyped
