@@ -32,6 +32,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
     if real_data():
         return
     skip = pytest.mark.skip(reason=f"{REAL} names no folder with real images and checkpoints")

@@ -149,6 +149,11 @@ def greedy():
     return Failing(linear(), torch.OutOfMemoryError("CUDA out of memory"), most=0).eval()
 
 
+def exhausted():
+    """Runs out of memory for good after 150 calls, in the middle of a second evaluation by APGD-CE."""
+    return Failing(linear(), torch.OutOfMemoryError("CUDA out of memory"), after=150).eval()
+
+
 def three_classes():
     return linear(classes=3)
 

@@ -109,38 +109,26 @@ class Fab:
 
     def tell(self, state: FabState, logits: Logits, gradient: Tensor | None) -> FabState:
         """Moves rows along the boundary, or back towards the clean image if a check found them misclassified."""
+        misclassified = logits.argmax(dim=1) != state.labels
+        pull = torch.where(misclassified, 1 - self.beta, 0.0).to(state.points.dtype)
         if gradient is None:
-            return self._checked(state, logits.argmax(dim=1) != state.labels)
+            return _moved(state, torch.lerp(state.points, state.clean, per_row(pull, state.points)))
         pair = torch.stack([state.points, state.clean]).flatten(2)
         steps = self._steps(state, pair, self.objective(state, logits).to(pair.dtype), gradient.flatten(2))
-        misclassified = logits.argmax(dim=1) != state.labels
-        pull = torch.where(misclassified, 1 - self.beta, 0.0).to(pair.dtype)
         weight = torch.where(state.checking, pull, self._weight(steps, state.norm))
         ends = steps.mul_(self.eta).add_(pair)
-        return replace(
-            state,
-            points=torch.lerp(ends[0], ends[1], weight[:, None]).clamp_(0, 1).view_as(state.clean),
-            checking=~state.checking,
-            iteration=state.iteration + state.checking,
-        )
-
-    def _checked(self, state: FabState, misclassified: Tensor) -> FabState:
-        """Pulls misclassified points back; all that `tell` does, without projections, where all rows are checked."""
-        pull = torch.where(misclassified, 1 - self.beta, 0.0).to(state.points.dtype)
-        points = torch.lerp(state.points, state.clean, per_row(pull, state.points)).clamp_(0, 1)
-        return replace(state, points=points, checking=~state.checking, iteration=state.iteration + 1)
+        return _moved(state, torch.lerp(ends[0], ends[1], weight[:, None]).view_as(state.clean))
 
     def finished(self, state: FabState) -> Tensor:
         """Returns which rows have made their checks."""
         return state.iteration >= self.steps
 
     def _steps(self, state: FabState, pair: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
-        """Returns the steps `(2, n, d)` of points and clean images to the linear boundary; checked rows get none."""
+        """Returns the steps `(2, n, d)` of points and clean images to the linear boundary; without weights there is none."""
         reach = dual_length(gradient, state.norm)
         nearest, row = _nearest(values, reach), torch.arange(len(state.labels), device=values.device)
         weights = gradient[nearest, row]
-        # Checked rows have no weights and stay anyway; without excess, a round of checks alone projects nothing on a CPU.
-        excess = _pushed(values[nearest, row], reach[nearest, row]).masked_fill(state.checking, 0)
+        excess = _pushed(values[nearest, row], reach[nearest, row])
         way_back = ((pair[1] - pair[0]) * weights).sum(dim=1)
         return step_to_hyperplane(pair, weights, torch.stack([excess, excess + way_back]), state.norm)
 
@@ -159,6 +147,12 @@ class Fab:
         radius = torch.where(rows.job % self.restarts > 0, threat.eps / 2, 0.0).to(noise.dtype)
         offset = noise * (radius / length(noise, threat.norm))[:, None]
         return (rows.images + offset.view_as(rows.images)).clamp(0, 1)
+
+
+def _moved(state: FabState, points: Images) -> FabState:
+    """Returns the state at the next points; takes them over."""
+    iteration = state.iteration + state.checking
+    return replace(state, points=points.clamp_(0, 1), checking=~state.checking, iteration=iteration)
 
 
 def _nearest(values: Tensor, reach: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from robustbench_kd.tensors.losses import margin
 
 _STREAM = "square"
 _TINY = 1e-12
+_AHEAD = 32  # steps whose random numbers are drawn at once
 # The share of the image that a window covers halves after each of these iterations.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _ORDER = {Norm.L2: 2, Norm.L1: 1}
@@ -49,7 +50,11 @@ class Windows:
 
 @dataclass(frozen=True)
 class State:
-    """Where each row stands: the best point with its margin, the asked point, and how many points were evaluated."""
+    """Where each row stands: the best point with its margin, the asked point, and how many points were evaluated.
+
+    `draws` `(n, ahead, size)` are the random numbers of the steps from `first` `(n,)` on; `left` counts, for all rows, the
+    steps until they are drawn again.
+    """
 
     images: Images
     labels: Labels
@@ -59,6 +64,9 @@ class State:
     margin: Tensor
     best: Images
     point: Images
+    draws: Tensor
+    first: Tensor
+    left: int
     threat: Threat
     seed: int
     windows: Windows
@@ -100,11 +108,15 @@ class Square:
             margin=torch.full_like(rows.logits[:, 0], torch.inf),
             best=rows.images,
             point=rows.images,
+            draws=rows.images.new_zeros(0),
+            first=rows.job,
+            left=0,
             threat=threat,
             seed=seed,
             windows=_windows(rows.images, threat.norm, self.p_init),
         )
-        return replace(fresh, point=(_stripes if threat.norm is Norm.LINF else _grid)(fresh))
+        point = (_stripes if threat.norm is Norm.LINF else _grid)(fresh)
+        return _stocked(replace(fresh, point=point), torch.ones_like(rows.job))
 
     def ask(self, state: State) -> Images:
         """Returns the first points, then the best points with one window changed."""
@@ -132,6 +144,7 @@ class Square:
             margin=torch.where(better, found, state.margin),
             best=_choose(per_row(better, state.best), state.point, state.best),
         )
+        moved = replace(moved, left=moved.left - 1) if moved.left else _stocked(moved, moved.step)
         return replace(moved, point=(_recolour if state.threat.norm is Norm.LINF else _transfer)(moved))
 
     def finished(self, state: State) -> Tensor:
@@ -183,8 +196,8 @@ def _stripes(state: State) -> Images:
 
 def _recolour(state: State) -> Images:
     """Returns the best points with one window at the ends of the linf ball, one end for each channel."""
-    _, channels, height, width = state.images.shape
-    draws, side = _draw(state, 2 + channels), state.windows.sides[_level(state)]
+    height, width = state.images.shape[2:]
+    draws, side = _drawn(state), state.windows.sides[_level(state)]
     rows, columns = _offsets(draws[:, 0], side, height), _offsets(draws[:, 1], side, width)
     signs = _signs(draws[:, 2:], state.images)[:, :, None, None]
     outside = 1 - _window(rows, columns, side, state.images)
@@ -211,8 +224,8 @@ def _grid(state: State) -> Images:
 
 def _transfer(state: State) -> Images:
     """Returns the best points with the change of a second window moved to a first one, and all unused radius with it."""
-    _, channels, height, width = state.images.shape
-    draws, level = _draw(state, 5 + channels), _level(state)
+    height, width = state.images.shape[2:]
+    draws, level = _drawn(state), _level(state)
     side = state.windows.sides[level]
     rows, columns = _offsets(draws[:, 0], side, height), _offsets(draws[:, 1], side, width)
     other_rows, other_columns = _offsets(draws[:, 2], side, height), _offsets(draws[:, 3], side, width)
@@ -256,6 +269,21 @@ def _length(change: Tensor, norm: Norm, dims: tuple[int, ...] = (2, 3)) -> Tenso
 
 def _draw(state: State, size: int) -> Tensor:
     return uniform(state.seed, _STREAM, state.ids, state.job, state.step, size)
+
+
+def _stocked(state: State, first: Tensor) -> State:
+    """Returns the state with the random numbers of the steps from `first` on; many at once cost little more than one."""
+    ids, job = state.ids.repeat_interleave(_AHEAD), state.job.repeat_interleave(_AHEAD)
+    steps = (first[:, None] + torch.arange(_AHEAD, device=first.device)).flatten()
+    size = (2 if state.threat.norm is Norm.LINF else 5) + state.images.shape[1]
+    draws = uniform(state.seed, _STREAM, ids, job, steps, size)
+    return replace(state, draws=draws.view(len(first), _AHEAD, size), first=first, left=_AHEAD - 1)
+
+
+def _drawn(state: State) -> Tensor:
+    """Returns the random numbers of the current step, `(n, size)`."""
+    rows = torch.arange(len(state.step), device=state.step.device)
+    return state.draws[rows, state.step - state.first]
 
 
 def _signs(draws: Tensor, like: Tensor) -> Tensor:

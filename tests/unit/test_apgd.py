@@ -1,0 +1,392 @@
+"""Auto-PGD: parity with AutoAttack from the same start points, known answers, and the contract of attacks."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from pyautoattack import autopgd_base
+from torch import nn
+
+from robustbench_kd.attacks.apgd import Apgd
+from robustbench_kd.core.errors import UsageError
+from robustbench_kd.core.threat import Norm, Threat
+from robustbench_kd.tensors.attack import Attack, Rows, put, take
+from robustbench_kd.tensors.geometry import distance, inside, project
+
+LOSSES = ["ce", "dlr", "targeted-dlr"]
+EPS = {Norm.LINF: 8 / 255, Norm.L2: 0.5, Norm.L1: 6.0}
+CHECKPOINTS = [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+@pytest.fixture
+def float64():
+    """AutoAttack keeps its tables in the default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def conv_net():
+    torch.manual_seed(1)
+    layers = [
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+    ]
+    return nn.Sequential(*layers, nn.Linear(128, 10)).requires_grad_(False)
+
+
+def linear(classes=10, shape=(3, 8, 8)):
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes)).requires_grad_(False)
+
+
+def threat(norm, eps=None):
+    return Threat(norm, EPS[norm] if eps is None else eps, "")
+
+
+def images(n, shape=(3, 8, 8), seed=3):
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
+        torch.get_default_dtype()
+    )
+
+
+def rows_of(model, points, job=0, first_id=0):
+    logits = model(points)
+    ids = torch.arange(first_id, first_id + len(points))
+    job = torch.full_like(ids, job) if isinstance(job, int) else job
+    return Rows(points, logits.argmax(1), logits, ids, job)
+
+
+def evaluate(attack, state, model):
+    points = attack.ask(state).detach().requires_grad_()
+    logits = model(points)
+    (gradient,) = torch.autograd.grad(attack.objective(state, logits).sum(), points)
+    wanted = attack.wants_gradient(state)
+    return logits.detach(), torch.where(wanted.view(-1, 1, 1, 1), gradient, 0.0)[None]
+
+
+def drive(attack, state, model):
+    """Evaluates until all rows have finished; returns the last state, all asked points, and the gradients per row."""
+    asked, gradients = [], 0
+    while not attack.finished(state).all():
+        asked.append(attack.ask(state))
+        gradients = gradients + attack.wants_gradient(state).long()
+        state = attack.tell(state, *evaluate(attack, state, model))
+    return state, torch.stack(asked), gradients
+
+
+class Recorder(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.points = model, []
+
+    def forward(self, points):
+        self.points.append(points.detach().clone())
+        return self.model(points)
+
+
+def autoattack(model, rows, ball, attack, targets):
+    """Runs the package; returns its best points, their losses, and all points that it evaluated."""
+    names = {Norm.LINF: "Linf", Norm.L2: "L2", Norm.L1: "L1"}
+    options = {"n_iter": attack.steps, "norm": names[ball.norm], "eps": ball.eps, "device": "cpu"}
+    recorder = Recorder(model)
+    if attack.loss == "targeted-dlr":
+        package = autopgd_base.APGDAttack_targeted(recorder, **options)
+        package.y_target = targets
+    else:
+        package = autopgd_base.APGDAttack(recorder, loss=attack.loss, **options)
+    package.init_hyperparam(rows.images)
+    torch.manual_seed(0)
+    if attack.large_radius:
+        early = math.ceil(0.3 * attack.steps)
+        radii, steps = [3 * ball.eps, 2 * ball.eps, ball.eps], [early, early, attack.steps - 2 * early]
+        best, _, loss, _ = package.decr_eps_pgd(rows.images, rows.labels, radii, steps)
+    else:
+        best, _, loss, _ = package.attack_single_run(rows.images, rows.labels)
+    return best, loss, torch.stack(recorder.points)
+
+
+def both(make, attack, ball, n=6):
+    """Runs the package and then the attack from the package's start points; targets differ from row to row."""
+    model = make().to(torch.get_default_dtype())
+    rows = rows_of(model, images(n), job=torch.arange(n) if attack.loss == "targeted-dlr" else 0)
+    targets = attack.begin(rows, ball, rows.images).targets
+    theirs = autoattack(model, rows, ball, attack, targets)
+    state, asked, _ = drive(attack, attack.begin(rows, ball, theirs[2][0]), model)
+    return theirs, (state.best, state.best_loss, asked)
+
+
+@pytest.mark.parametrize("make", [conv_net, linear])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
+def test_every_iterate_equals_autoattacks_bit_for_bit(norm, loss, make):
+    (best, best_loss, points), ours = both(make, Apgd(loss=loss), threat(norm))
+    assert torch.equal(ours[0], best)
+    assert torch.equal(ours[1], best_loss)
+    assert torch.equal(ours[2], points)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
+def test_every_iterate_equals_autoattacks_in_float64(norm, loss):
+    (best, _, points), ours = both(conv_net, Apgd(loss=loss), threat(norm))
+    torch.testing.assert_close(ours[0], best, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours[2], points, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 30])
+def test_short_runs_equal_autoattacks_too(steps):
+    """The windows shrink with the steps."""
+    (best, _, points), ours = both(conv_net, Apgd(loss="ce", steps=steps), threat(Norm.LINF))
+    assert torch.equal(ours[0], best)
+    assert torch.equal(ours[2], points)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("large_radius", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_l1_iterate_equals_autoattacks_with_the_same_projection(loss, large_radius, monkeypatch):
+    """AutoAttack's own projection rounds to float32, and so leaves specks that count as support."""
+    monkeypatch.setattr(autopgd_base, "L1_projection", lambda x, y, eps: project(x + y, x, eps, Norm.L1) - (x + y))
+    (best, _, points), ours = both(conv_net, Apgd(loss=loss, large_radius=large_radius), threat(Norm.L1))
+    torch.testing.assert_close(ours[0], best, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ours[2], points, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [conv_net, linear])
+@pytest.mark.parametrize("large_radius", [False, True])
+def test_l1_paths_equal_autoattacks_until_its_specks_count_and_end_as_high(large_radius, make):
+    attack, ball, n = Apgd(loss="ce", large_radius=large_radius), threat(Norm.L1), 9
+    (_, best_loss, points), ours = both(make, attack, ball, n)
+    supports = [(path != images(n)).flatten(2).sum(dim=2) for path in (points, ours[2])]
+    alike = (supports[0] == supports[1]).cumprod(dim=0).bool()
+    assert alike.float().mean() > 0.02
+    assert (ours[2] - points).abs().flatten(2).amax(dim=2)[alike].max() < 1e-5
+    torch.testing.assert_close(ours[1], best_loss, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("norm", "large_radius"), [(Norm.LINF, False), (Norm.L2, False), (Norm.L1, False), (Norm.L1, True)]
+)
+def test_rows_at_different_iterations_go_the_same_way_as_alone(norm, large_radius):
+    attack, model, ball, n, delay = Apgd(loss="ce", steps=20, large_radius=large_radius), conv_net(), threat(norm), 5, 3
+    rows = rows_of(model, images(n))
+    fresh = attack.start(rows, ball, 0)
+    expected, asked, _ = drive(attack, fresh, model)
+
+    state = attack.start(rows_of(model, images(n, seed=4), first_id=n), ball, 0)
+    seen = []
+    for tick in range(delay * (n - 1) + len(asked)):
+        if tick % delay == 0 and tick // delay < n:
+            row = torch.tensor([tick // delay])
+            state = put(state, row, take(fresh, row))
+        seen.append(attack.ask(state))
+        state = attack.tell(state, *evaluate(attack, state, model))
+        for row in range(n):
+            if tick == delay * row + len(asked) - 1:
+                assert attack.finished(state)[row]
+                assert torch.equal(state.best[row], expected.best[row])
+    for row in range(n):
+        path = torch.stack(seen)[delay * row : delay * row + len(asked), row]
+        assert torch.equal(path, asked[:, row])
+
+
+@pytest.mark.parametrize(("norm", "dual"), [(Norm.LINF, 1), (Norm.L2, 2), (Norm.L1, math.inf)])
+def test_a_linear_model_loses_the_exact_margin(norm, dual):
+    """Away from the box the margin of two classes falls by eps times the dual norm of the weights, and no more."""
+    model, eps = linear(classes=2), {Norm.LINF: 0.1, Norm.L2: 0.3, Norm.L1: 0.4}[norm]
+    if norm is Norm.L1:  # equal steps in several pixels only come near the optimum, which is one pixel
+        model[1].weight[:, torch.arange(192) != 17] = 0
+    rows = rows_of(model, 0.45 + 0.1 * images(8))
+    attack = Apgd(loss="ce")
+    state, _, _ = drive(attack, attack.start(rows, threat(norm, eps), 0), model)
+    lost = ((rows.logits - model(state.best)) @ torch.tensor([1.0, -1.0])).abs()
+    weight = model[1].weight[0] - model[1].weight[1]
+    expected = eps * torch.linalg.vector_norm(weight, ord=dual)
+    torch.testing.assert_close(lost, expected.expand(8), rtol=1e-4, atol=0)
+
+
+def test_steps_halve_at_the_published_checkpoints_where_nothing_improves():
+    attack, n = Apgd(loss="ce"), 2
+    rows = rows_of(linear(), images(n))
+    state = attack.start(rows, threat(Norm.LINF), 0)
+    halved, size = [], state.step_size
+    for step in range(101):
+        state = attack.tell(state, torch.zeros(n, 10), torch.zeros(1, n, 3, 8, 8))
+        if not torch.equal(state.step_size, size):
+            torch.testing.assert_close(state.step_size, size / 2)
+            halved.append(step)
+        size = state.step_size
+    assert halved == CHECKPOINTS
+
+
+def test_steps_stay_long_where_every_step_improves():
+    attack, n = Apgd(loss="ce"), 2
+    rows = rows_of(linear(), images(n))
+    state = attack.start(rows, threat(Norm.LINF), 0)
+    for step in range(101):
+        logits = torch.zeros(n, 10).scatter(1, rows.labels[:, None], -0.1 * step)
+        state = attack.tell(state, logits, torch.ones(1, n, 3, 8, 8))
+    assert torch.equal(state.step_size, torch.full((n,), 2 * EPS[Norm.LINF]))
+
+
+def test_a_halved_row_restarts_from_its_best_point_with_the_gradient_there():
+    """Only the sixth point is good, so the step after the first checkpoint begins there; momentum goes on."""
+    attack, ball = Apgd(loss="ce"), threat(Norm.LINF, 0.3)
+    rows = rows_of(linear(), 0.45 + 0.1 * images(1))
+    state = attack.start(rows, ball, 0)
+    generator, gradients, asked = torch.Generator().manual_seed(0), [], []
+    for step in range(23):
+        asked.append(attack.ask(state))
+        gradients.append(torch.randn(1, 1, 3, 8, 8, generator=generator))
+        logits = torch.zeros(1, 10).scatter(1, rows.labels[:, None], -3.0 if step == 5 else 0.0)
+        state = attack.tell(state, logits, gradients[-1])
+    base, direction = asked[5], gradients[5][0].sign()
+    moved = project(base + 0.3 * direction, rows.images, 0.3, Norm.LINF)
+    expected = base + 0.75 * (moved - base) + 0.25 * (base - asked[21])
+    torch.testing.assert_close(attack.ask(state), project(expected, rows.images, 0.3, Norm.LINF))
+
+
+@pytest.mark.parametrize(
+    ("norm", "large_radius", "evaluations"), [(Norm.LINF, False, 101), (Norm.L2, False, 101), (Norm.L1, True, 103)]
+)
+def test_a_run_costs_one_gradient_per_step_and_one_forward_pass_more_per_stage(norm, large_radius, evaluations):
+    attack, model = Apgd(loss="ce", large_radius=large_radius), linear()
+    _, asked, gradients = drive(attack, attack.start(rows_of(model, images(3)), threat(norm), 0), model)
+    assert len(asked) == evaluations
+    assert gradients.tolist() == [100] * 3
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+def test_every_asked_point_is_inside_the_ball(norm):
+    attack, model, ball = Apgd(loss="dlr"), conv_net(), threat(norm)
+    rows = rows_of(model, images(8))
+    _, asked, _ = drive(attack, attack.start(rows, ball, 0), model)
+    assert all(inside(points, rows.images, ball.eps, norm).all() for points in asked)
+
+
+def test_large_radius_shrinks_the_ball_in_three_stages():
+    attack, model = Apgd(loss="ce", steps=20, large_radius=True), conv_net()
+    rows = rows_of(model, images(8))
+    _, asked, _ = drive(attack, attack.start(rows, threat(Norm.L1), 0), model)
+    for stage, radius in ((asked[:7], 18), (asked[7:14], 12), (asked[14:], 6)):
+        assert all(inside(points, rows.images, radius, Norm.L1).all() for points in stage)
+        assert distance(stage[0], rows.images, Norm.L1).tolist() == pytest.approx([radius] * 8, rel=1e-4)
+
+
+def test_other_norms_take_no_notice_of_large_radius():
+    rows = rows_of(linear(), images(4))
+    plain, large = (Apgd(loss="ce", large_radius=flag).start(rows, threat(Norm.L2), 0) for flag in (False, True))
+    assert torch.equal(plain.point, large.point)
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+def test_start_points_lie_on_the_ball(norm):
+    rows, ball = rows_of(linear(), 0.4 + 0.2 * images(8)), threat(norm)
+    points = Apgd(loss="ce").start_points(rows, ball, 0)
+    assert inside(points, rows.images, ball.eps, norm).all()
+    assert distance(points, rows.images, norm).tolist() == pytest.approx([ball.eps] * 8, rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+def test_start_points_belong_to_the_example_and_the_job_alone(norm):
+    rows = rows_of(linear(), images(6), job=torch.tensor([0, 1, 2, 0, 1, 2]))
+    some = torch.tensor([4, 1])
+    part = Rows(*(getattr(rows, field.name)[some] for field in dataclasses.fields(rows)))
+    attack = Apgd(loss="ce")
+    assert torch.equal(attack.start_points(part, threat(norm), 7), attack.start_points(rows, threat(norm), 7)[some])
+
+
+@pytest.mark.parametrize("other", ["seed", "job", "id", "loss"])
+def test_start_points_differ_between(other):
+    model, points = linear(), images(1)
+    job, example = int(other == "job"), int(other == "id")
+    attack = Apgd(loss="dlr" if other == "loss" else "ce")
+    one = Apgd(loss="ce").start_points(rows_of(model, points), threat(Norm.LINF), 0)
+    two = attack.start_points(rows_of(model, points, job, example), threat(Norm.LINF), int(other == "seed"))
+    assert (one - two).abs().max() > EPS[Norm.LINF] / 2
+
+
+def test_a_targeted_job_aims_at_the_next_most_likely_class():
+    logits = torch.tensor([[0.1, 5.0, 3.0, 4.0, -1.0]] * 4)
+    rows = Rows(images(4), logits.argmax(1), logits, torch.arange(4), torch.arange(4))
+    assert Apgd(loss="targeted-dlr").start(rows, threat(Norm.LINF), 0).targets.tolist() == [3, 2, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("attack", "classes", "jobs"),
+    [
+        (Apgd(loss="ce"), 10, 1),
+        (Apgd(loss="dlr", restarts=5), 10, 5),
+        (Apgd(loss="targeted-dlr"), 10, 9),
+        (Apgd(loss="targeted-dlr", targets=5), 10, 5),
+        (Apgd(loss="targeted-dlr"), 4, 3),
+    ],
+)
+def test_an_example_has_as_many_jobs_as_restarts_or_possible_targets(attack, classes, jobs):
+    assert attack.jobs(Norm.LINF, classes) == jobs
+
+
+@pytest.mark.parametrize(("loss", "classes"), [("dlr", 2), ("targeted-dlr", 3)])
+def test_too_few_classes_are_refused_at_the_start(loss, classes):
+    rows = rows_of(linear(classes), images(2))
+    with pytest.raises(UsageError, match=f"at least {classes + 1} classes"):
+        Apgd(loss=loss).start(rows, threat(Norm.LINF), 0)
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_row_survives_one_evaluation_that_overflows(norm, bad):
+    attack, model = Apgd(loss="ce", steps=10), conv_net()
+    rows = rows_of(model, images(3))
+    state = attack.start(rows, threat(norm), 0)
+    for step in range(11):
+        logits, gradient = evaluate(attack, state, model)
+        if step == 3:
+            logits[0] = math.nan
+            gradient[0, 0, 0, 0, 0] = bad
+        state = attack.tell(state, logits, gradient)
+        assert inside(attack.ask(state), rows.images, EPS[norm], norm).all()
+    assert state.best_loss.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+def test_telling_changes_no_earlier_state(norm):
+    attack, model = Apgd(loss="ce", steps=10), conv_net()
+    state = attack.tell(
+        start := attack.start(rows_of(model, images(3)), threat(norm), 0), *evaluate(attack, start, model)
+    )
+    before = {name: value.clone() for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
+    answer = evaluate(attack, state, model)
+    given = answer[1].clone()
+    attack.tell(state, *answer)
+    assert torch.equal(answer[1], given)
+    assert all(torch.equal(getattr(state, name), value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_nothing_waits_for_the_values_of_a_tensor(loss, norm):
+    """Tensors on the meta device have none, so whatever needs one raises."""
+    attack: Attack = Apgd(loss=loss, large_radius=True)
+    with torch.device("meta"):
+        n = 4
+        logits, ids, points = torch.empty(n, 10), torch.zeros(n, dtype=torch.int64), torch.empty(n, 3, 8, 8)
+        state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points)
+        state = attack.tell(state, logits, torch.empty(1, n, 3, 8, 8))
+        assert attack.ask(state).shape == points.shape
+        assert attack.objective(state, logits).shape == (1, n)
+        assert attack.wants_gradient(state).shape == attack.finished(state).shape == (n,)
+
+
+def test_a_finished_row_may_be_told_again():
+    attack, model = Apgd(loss="ce", steps=3), linear()
+    state, _, _ = drive(attack, attack.start(rows_of(model, images(2)), threat(Norm.LINF), 0), model)
+    for _ in range(5):
+        state = attack.tell(state, *evaluate(attack, state, model))
+        assert attack.finished(state).all()

@@ -1,0 +1,335 @@
+"""FAB on models with known boundaries, row by row, and against AutoAttack's implementation."""
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from pyautoattack.fab_pt import FABAttack_PT
+from torch import nn
+
+from robustbench_kd.attacks.fab import VARIANTS, component
+from robustbench_kd.core.threat import Norm, Threat
+from robustbench_kd.tensors.attack import Rows, join, per_row, take
+from robustbench_kd.tensors.geometry import distance
+
+NORMS = list(Norm)
+DUAL = {Norm.LINF: 1, Norm.L2: 2, Norm.L1: math.inf}
+PACKAGE_NAMES = {Norm.LINF: "Linf", Norm.L2: "L2", Norm.L1: "L1"}
+EPS = {Norm.LINF: 0.1, Norm.L2: 0.5, Norm.L1: 2.0}
+
+
+def fab(name="fab-t", **settings):
+    return component(**VARIANTS[name], **settings)
+
+
+def threat(norm):
+    return Threat(norm, EPS[norm], str(EPS[norm]))
+
+
+def rows_of(model, images, labels=None, job=0):
+    logits = model(images).detach()
+    labels = logits.argmax(1) if labels is None else labels
+    n = len(images)
+    return Rows(images, labels, logits, torch.arange(n), torch.full((n,), job))
+
+
+def round_of(attack, state, model):
+    """Asks, calls the model, differentiates where wanted, tells; returns the asked points, logits and the next state."""
+    wanted = attack.wants_gradient(state)
+    if not wanted.any():
+        points = attack.ask(state)
+        logits = model(points)
+        return points, logits, attack.tell(state, logits, None)
+    points = attack.ask(state).clone().requires_grad_()
+    logits = model(points)
+    values = attack.objective(state, logits)
+    gradient = torch.stack([torch.autograd.grad(value.sum(), points, retain_graph=True)[0] for value in values])
+    return points.detach(), logits.detach(), attack.tell(state, logits.detach(), gradient * per_row(wanted, points))
+
+
+def run(attack, model, rows, norm):
+    """Returns the distance of the nearest misclassified point that was checked, infinite if there was none."""
+    state = attack.start(rows, threat(norm), seed=0)
+    best = torch.full((len(rows.ids),), math.inf, dtype=rows.images.dtype)
+    while not attack.finished(state).all():
+        checking = ~attack.wants_gradient(state)
+        points, logits, state = round_of(attack, state, model)
+        assert ((points >= 0) & (points <= 1)).all()
+        found = torch.where(checking & (logits.argmax(1) != rows.labels), distance(points, rows.images, norm), math.inf)
+        best = torch.minimum(best, found)
+    return best
+
+
+class Linear(nn.Module):
+    """Logits W x + b, summed row by row so that a row's numbers do not depend on the batch."""
+
+    def __init__(self, classes=4, size=12, seed=0, dtype=torch.float64):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = torch.randn(classes, size, generator=generator, dtype=dtype)
+        self.bias = torch.randn(classes, generator=generator, dtype=dtype)
+
+    def forward(self, images):
+        return (images.flatten(1)[:, None] * self.weight).sum(2) + self.bias
+
+
+class Curved(Linear):
+    """The same with a bend, so that FAB does not arrive at once."""
+
+    def forward(self, images):
+        bent = torch.tanh(3 * images.flatten(1)[:, None] * self.weight)
+        return bent.sum(2) + self.bias
+
+
+def nearest_boundary(model, rows, norm, targets):
+    """The distance to the boundary of each target where the walls of the box are far."""
+    index = torch.arange(len(rows.labels))
+    gap = rows.logits[index, rows.labels] - rows.logits[index, targets]
+    return gap / torch.linalg.vector_norm(model.weight[rows.labels] - model.weight[targets], ord=DUAL[norm], dim=1)
+
+
+def grey_images(n=20, spread=0.02):
+    noise = torch.rand(n, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return 0.5 + spread * (noise - 0.5)
+
+
+def fitted_net(channels):
+    """A conv net whose last layer is fitted to noisy copies of six prototypes, and forty of the copies."""
+    torch.manual_seed(channels)
+    prototypes, one_hot = torch.rand(6, channels, 8, 8).repeat(60, 1, 1, 1), torch.eye(6).repeat(60, 1)
+    images = 0.6 * prototypes + 0.4 * torch.rand(360, channels, 8, 8)
+    body = nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.Tanh(), nn.Flatten()
+    )
+    head = nn.Linear(72, 6, bias=False)
+    head.weight.data = torch.linalg.lstsq(body(images).detach(), one_hot, driver="gelsd").solution.T.contiguous()
+    return nn.Sequential(body, head).requires_grad_(False), images[:40]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "classes", "expected"),
+    [
+        ("fab-t", {}, 10, 9),
+        ("fab-t", {}, 1000, 9),
+        ("fab-t", {}, 2, 1),
+        ("fab-t", {"restarts": 2}, 4, 6),
+        ("fab", {}, 10, 1),
+        ("fab", {"restarts": 5}, 10, 5),
+    ],
+)
+def test_the_number_of_jobs(name, settings, classes, expected):
+    assert fab(name, **settings).jobs(Norm.LINF, classes) == expected
+
+
+def test_a_job_is_the_rank_of_its_target_among_the_other_classes():
+    logits = torch.tensor([[1.0, 4.0, 2.0, 3.0]]).expand(3, 4)
+    rows = Rows(torch.zeros(3, 1, 1, 2), torch.tensor([1, 1, 1]), logits, torch.arange(3), torch.tensor([0, 1, 2]))
+    assert fab().start(rows, threat(Norm.LINF), 0).targets.tolist() == [3, 2, 0]
+
+
+def test_the_label_is_no_target_even_where_it_is_not_the_best_class():
+    logits = torch.tensor([[3.0, 4.0, 2.0], [1.0, 1.0, 0.0]])
+    rows = Rows(torch.zeros(2, 1, 1, 2), torch.tensor([0, 1]), logits, torch.arange(2), torch.tensor([0, 0]))
+    assert fab().start(rows, threat(Norm.LINF), 0).targets.tolist() == [1, 0]
+
+
+def test_the_restarts_of_a_target_are_neighbours():
+    logits = torch.tensor([[4.0, 3.0, 2.0]]).expand(4, 3)
+    images = torch.full((4, 1, 1, 2), 0.5)
+    rows = Rows(images, torch.zeros(4, dtype=torch.int64), logits, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    state = fab(restarts=2).start(rows, threat(Norm.LINF), 0)
+    assert state.targets.tolist() == [1, 1, 2, 2]
+    assert torch.equal(state.points[[0, 2]], images[[0, 2]])
+    assert (state.points[[1, 3]] != images[[1, 3]]).any(dim=3).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_later_restarts_begin_at_half_the_radius_and_follow_from_the_names(norm):
+    images, model, attack = grey_images(), Linear(), fab("fab", restarts=3)
+    first, second, third = (attack.start(rows_of(model, images, job=job), threat(norm), 7).points for job in range(3))
+    assert torch.equal(first, images)
+    for points in (second, third):
+        torch.testing.assert_close(distance(points, images, norm), torch.full((20,), EPS[norm] / 2).double())
+        assert 0.3 < (points > images).double().mean() < 0.7
+    assert not torch.equal(second, third)
+    alone = take_rows(rows_of(model, images, job=1), torch.tensor([4]))
+    assert torch.equal(attack.start(alone, threat(norm), 7).points, second[4:5])
+    assert not torch.equal(attack.start(alone, threat(norm), 8).points, second[4:5])
+
+
+def take_rows(rows, chosen):
+    return Rows(**{field.name: getattr(rows, field.name)[chosen] for field in fields(rows)})
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_random_start_stays_in_the_box(norm):
+    images = torch.cat([torch.zeros(3, 3, 2, 2), torch.ones(3, 3, 2, 2)]).double()
+    points = fab("fab", restarts=2).start(rows_of(Linear(), images, job=1), threat(norm), 0).points
+    assert ((points >= 0) & (points <= 1)).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_and_checks_take_turns_and_a_check_ends_the_iteration(name):
+    model, attack = Curved(), fab(name, steps=3)
+    state = attack.start(rows_of(model, grey_images(2)), threat(Norm.LINF), 0)
+    turns = []
+    while not attack.finished(state).all():
+        turns.append(attack.wants_gradient(state).tolist())
+        state = round_of(attack, state, model)[2]
+    assert turns == [[True, True], [False, False]] * 3
+    assert attack.schedule(Norm.LINF) == (True, False) * 3
+
+
+@pytest.mark.parametrize("job", [0, 2])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_nearest_point_of_a_linear_boundary_is_found_in_three_iterations(norm, job):
+    model = Linear()
+    rows = rows_of(model, grey_images(), job=job)
+    exact = nearest_boundary(model, rows, norm, rows.logits.argsort(dim=1, descending=True)[:, job + 1])
+    within = exact < 0.45 if norm is not Norm.L2 else exact < 0.4
+    assert within.any()
+    found = run(fab(steps=3), OneTarget(model, rows.labels, job), rows, norm)[within]
+    assert (found >= exact[within]).all()
+    assert (found <= 1.01 * exact[within]).all()
+
+
+class OneTarget(nn.Module):
+    """A linear model with only two classes alive per row: the label and the target of a job."""
+
+    def __init__(self, model, labels, job):
+        super().__init__()
+        self.model, self.labels, self.job = model, labels, job
+        clean = model(grey_images())
+        others = clean.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True)
+        self.dead = torch.ones_like(clean, dtype=torch.bool)
+        self.dead.scatter_(1, labels[:, None], False).scatter_(1, others[:, job, None], False)
+
+    def forward(self, images):
+        return self.model(images).masked_fill(self.dead, -1e3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_untargeted_the_nearest_of_all_linear_boundaries_is_found(norm):
+    model = Linear()
+    rows = rows_of(model, grey_images())
+    every = [nearest_boundary(model, rows, norm, torch.full((20,), target)).nan_to_num(math.inf) for target in range(4)]
+    exact = torch.stack(every).min(dim=0).values
+    within = exact < 0.4
+    assert within.any()
+    found = run(fab("fab", steps=3), model, rows, norm)[within]
+    assert (found >= exact[within]).all()
+    assert (found <= 1.01 * exact[within]).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_misclassified_point_keeps_beta_of_its_way_and_another_one_stays(norm):
+    model, attack = Linear(), fab()
+    state = attack.start(rows_of(model, grey_images(2)), threat(norm), 0)
+    state = round_of(attack, state, model)[2]
+    right, wrong = torch.eye(4, dtype=torch.float64)[[int(state.labels[0]), (int(state.labels[1]) + 1) % 4]]
+    after = attack.tell(state, torch.stack([right, wrong]), None)
+    assert torch.equal(after.points[0], state.points[0])
+    torch.testing.assert_close(after.points[1], state.clean[1] + 0.9 * (state.points[1] - state.clean[1]))
+    beside_gradients = attack.tell(state, torch.stack([right, wrong]), torch.zeros(1, 2, 3, 2, 2, dtype=torch.float64))
+    assert torch.equal(beside_gradients.points, after.points)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_row_fares_the_same_beside_rows_at_other_rounds(name, norm):
+    model, attack = Curved(), fab(name, restarts=2, steps=20)
+    rows = replace(rows_of(model, grey_images(3, spread=0.8)), job=torch.tensor([0, 1, 0]))
+    starts = [attack.start(take_rows(rows, torch.tensor([row])), threat(norm), 3) for row in range(3)]
+
+    def after(state, rounds):
+        for _ in range(rounds):
+            state = round_of(attack, state, model)[2]
+        return state
+
+    together = join(after(join(after(starts[0], 5), starts[1]), 5), starts[2])
+    together = after(together, 20)
+    for row, start in enumerate(starts):
+        alone, beside = after(start, 30 - 5 * row), take(together, torch.tensor([row]))
+        assert torch.equal(alone.iteration, beside.iteration)
+        assert torch.equal(alone.points, beside.points)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_point_within_rounding_of_the_boundary_is_pushed_over_it(norm):
+    attack, images = fab(), torch.full((1, 3, 8, 8), 0.7)
+    logits = torch.tensor([[1.0, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))]])
+    rows = Rows(images, torch.tensor([0]), logits, torch.tensor([0]), torch.tensor([0]))
+    gradient = torch.randn(1, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    after = attack.tell(attack.start(rows, threat(norm), 0), logits, gradient)
+    assert ((after.points - images) * gradient[0]).sum() > 0
+    assert distance(after.points, images, norm) < 1e-4
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_point_beyond_the_boundary_returns_to_it(norm):
+    model, attack = Linear(classes=2), fab()
+    state = attack.start(rows_of(model, grey_images(3)), threat(norm), 0)
+    beyond = round_of(fab(eta=1.5), state, model)[2]
+    beyond = replace(beyond, checking=torch.zeros(3, dtype=torch.bool))
+    after = round_of(attack, beyond, model)[2]
+    far = [attack.objective(state, model(points))[0] for points in (beyond.points, after.points)]
+    assert (far[0] > 0).all()
+    assert (far[1].abs() < 0.2 * far[0]).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_any_gradient_a_row_stays(name, norm):
+    attack, rows = fab(name), rows_of(Linear(), grey_images(3))
+    state = attack.start(rows, threat(norm), 0)
+    k = len(attack.objective(state, rows.logits))
+    after = attack.tell(state, rows.logits, torch.zeros(k, 3, 3, 2, 2, dtype=torch.float64))
+    assert torch.equal(after.points, rows.images)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tell_leaves_the_state_alone(name):
+    model, attack = Curved(), fab(name)
+    state = attack.start(rows_of(model, grey_images(3)), threat(Norm.LINF), 0)
+    before = {field.name: getattr(state, field.name) for field in fields(state)}
+    copies = {key: value.clone() for key, value in before.items() if isinstance(value, torch.Tensor)}
+    assert not torch.equal(round_of(attack, state, model)[2].points, state.points)
+    assert all(torch.equal(before[key], copy) for key, copy in copies.items())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_shapes_alone_decide_what_is_computed(name, norm):
+    """A tensor without numbers cannot be looked at, as a GPU must not be."""
+    attack, rows = fab(name, restarts=2), rows_of(Linear(), grey_images(3))
+    rows = Rows(**{field.name: getattr(rows, field.name).to("meta") for field in fields(rows)})
+    state = attack.start(rows, threat(norm), 0)
+    k = len(attack.objective(state, rows.logits))
+    after = attack.tell(state, rows.logits, torch.empty(k, 3, 3, 2, 2, dtype=torch.float64, device="meta"))
+    assert attack.ask(after).shape == rows.images.shape
+    assert attack.finished(after).shape == (3,)
+
+
+def package_distances(model, rows, norm, targeted, job, steps):
+    attack = FABAttack_PT(model, norm=PACKAGE_NAMES[norm], n_iter=steps, targeted=targeted, device="cpu")
+    attack.target_class = job + 2
+    found = attack.attack_single_run(rows.images, rows.labels, use_rand_start=False, is_targeted=targeted)
+    wrong = model(found).argmax(1) != rows.labels
+    return torch.where(wrong, distance(found, rows.images, norm), math.inf)
+
+
+@pytest.mark.parametrize(("name", "job", "channels"), [("fab-t", 0, 1), ("fab-t", 2, 3), ("fab", 0, 1)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_distances_are_autoattacks(norm, name, job, channels):
+    model, images = fitted_net(channels)
+    rows = rows_of(model, images, job=job)
+    ours = run(fab(name, steps=30), model, rows, norm)
+    theirs = package_distances(model, rows, norm, name == "fab-t", job, 30)
+    found = theirs < math.inf
+    assert found.sum() > 20
+    assert torch.equal(ours < math.inf, found)
+    gap = (ours[found] - theirs[found]).abs() / theirs[found]
+    assert gap.median() <= 2e-6
+    middle = theirs[found].sort().values[len(theirs[found]) // 2 - 1 :][:2].mean()
+    assert torch.equal(ours <= middle, theirs <= middle)
