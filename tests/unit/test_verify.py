@@ -56,7 +56,7 @@ def test_a_point_that_is_still_classified_rightly_stands():
 def test_what_left_the_box_never_counts_and_never_reaches_the_model(wild):
     seen = []
     oracle = bright_or_dark()
-    oracle._model.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
+    oracle.model.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
     found = judge(oracle, point(wild, 0.5, 0.5, 0.5), CLEAN, LABEL, Threat.parse("linf:1"))
     assert (found.broken.tolist(), found.outside.tolist()) == ([False], [True])
     assert ((seen[0] >= 0) & (seen[0] <= 1)).all()
