@@ -26,7 +26,7 @@ def in_batches(rows: list[int], size: int, work: Callable[[list[int]], Entry]) -
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            size, reduced = _halved(len(batch)), True
+            size, reduced = halved(len(batch)), True
             continue
         yield _with_note(entry, size) if reduced else entry
         rows, reduced = rows[len(batch) :], False
@@ -43,7 +43,8 @@ def one_must_fit() -> Iterator[None]:
         raise IncompleteError(_NO_ROOM) from error
 
 
-def _halved(size: int) -> int:
+def halved(size: int) -> int:
+    """Returns half of a batch size that did not fit; raises `IncompleteError` where there is no half of it."""
     if size == 1:
         raise IncompleteError(_NO_ROOM)
     if torch.cuda.is_available():
@@ -51,11 +52,15 @@ def _halved(size: int) -> int:
     return size // 2
 
 
-def _with_note(entry: Entry, size: int) -> Entry:
-    finding = Finding(
+def halving(stage: str, size: int) -> Finding:
+    """Returns the finding that says what became of the batch size."""
+    return Finding(
         check="batch-size-halved",
         severity=Severity.INFO,
-        message=f"out of memory in {entry.stage}: the batch size was halved to {size}",
+        message=f"out of memory in {stage}: the batch size was halved to {size}",
         value=float(size),
     )
-    return entry.model_copy(update={"findings": [*entry.findings, finding]})
+
+
+def _with_note(entry: Entry, size: int) -> Entry:
+    return entry.model_copy(update={"findings": [*entry.findings, halving(entry.stage, size)]})

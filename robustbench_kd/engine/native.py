@@ -14,31 +14,50 @@ from robustbench_kd.core.plugins import find, module
 from robustbench_kd.core.records import Work
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Norm
+from robustbench_kd.engine.batches import halved, halving
 from robustbench_kd.engine.job import Job, pending, progress
 from robustbench_kd.engine.queue import Queue
 from robustbench_kd.engine.search import Search
 from robustbench_kd.engine.slots import Retired, Stage, Turnover
 from robustbench_kd.tensors.contracts import Classifier
-from robustbench_kd.tensors.oracle import Oracle
+from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 
 _KEEP_EVERY = 1.0  # seconds between entries of the ledger
 _SYNC_STEPS = 4  # steps between questions to a GPU
 
 
 def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
-    """Yields what is decided, about once a second; `ledger` holds what earlier runs decided and grows."""
+    """Yields what is decided, about once a second; `ledger` holds what earlier runs decided and grows.
+
+    Raises `IncompleteError` where even a batch of one image does not fit in memory.
+    """
     costs = [passes(name, job.suite, job.threat.norm, job.classes) for name in job.suite.attacks]
-    search = Search(_searched(job.oracle), job.tracker.tick)
+    search, size = Search(_searched(job.oracle), job.tracker.tick), job.batch_size
     for position, name in enumerate(job.suite.attacks):
-        stage, waiting = _stage(job, name, search), pending(job, position, ledger)
-        turnover = Turnover(stage, Queue(waiting, stage.attack.jobs(job.threat.norm, job.classes)))
-        clock = _Clock(job, search, turnover)
-        job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
-        for retired in turnover.run():
-            if clock.gather(retired):
-                yield clock.entry(name)
-                job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
-        yield clock.entry(name)
+        while True:
+            try:
+                yield from _attack(job, position, ledger, costs=costs, search=search, size=size)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = halved(min(size, len(pending(job, position, ledger))))
+            yield Entry(stage=name, findings=[halving(name, size)])
+
+
+def _attack(
+    job: Job, position: int, ledger: list[Entry], *, costs: list[int], search: Search, size: int
+) -> Iterator[Entry]:
+    name, waiting = job.suite.attacks[position], pending(job, position, ledger)
+    stage = _stage(job, name, search, size)
+    turnover = Turnover(stage, Queue(waiting, stage.attack.jobs(job.threat.norm, job.classes)))
+    clock = _Clock(job, search, turnover)
+    job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
+    for retired in turnover.run():
+        if clock.gather(retired):
+            yield clock.entry(name)
+            job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
+    yield clock.entry(name)
 
 
 def build(name: str, suite: Suite, norm: Norm) -> Any:
@@ -59,14 +78,14 @@ def _searched(oracle: Oracle) -> Classifier:
     return oracle.model
 
 
-def _stage(job: Job, name: str, search: Search) -> Stage:
+def _stage(job: Job, name: str, search: Search, size: int) -> Stage:
     return Stage(
         attack=build(name, job.suite, job.threat.norm),
         data=job.data,
         logits=job.logits,
         threat=job.threat,
         seed=job.seed,
-        size=job.batch_size,
+        size=size,
         sync=1 if job.oracle.device.type == "cpu" else _SYNC_STEPS,
         oracle=job.oracle,
         search=search,

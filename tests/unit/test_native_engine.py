@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from robustbench_kd.checkpoints.target import Choices, describe, load
+from robustbench_kd.core.errors import IncompleteError
 from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
@@ -111,6 +112,32 @@ def test_what_the_search_alone_believes_is_no_success(digits, tmp_path, monkeypa
     record = evaluate(request(digits, threat="linf:1/2550", suite=square), tmp_path).record
     assert record.robust == record.clean
     assert record.stages[-1].work.disagreements > 0
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_changes_no_verdict(digits, expected, tmp_path, monkeypatch):
+    def crowded(oracle):
+        def model(images):
+            if len(images) > 10:
+                raise torch.OutOfMemoryError
+            return oracle.model(images)
+
+        return model
+
+    monkeypatch.setattr(native, "_searched", crowded)
+    outcome = evaluate(request(digits), tmp_path)
+    assert verdicts(outcome) == expected
+    assert "halved to 9" in " ".join(finding.message for finding in outcome.record.findings)
+
+
+def test_where_not_even_one_image_fits_the_run_stops_and_can_be_resumed(digits, expected, tmp_path, monkeypatch):
+    def full(_images):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_searched", lambda _oracle: full)
+        with pytest.raises(IncompleteError, match="one image"):
+            evaluate(request(digits), tmp_path)
+    assert verdicts(evaluate(request(digits), tmp_path)) == expected
 
 
 def test_a_row_whose_job_failed_goes_on_with_its_next_one():
