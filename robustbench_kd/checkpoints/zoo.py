@@ -1,5 +1,6 @@
 """Models of other libraries: `robustbench:ID`, `timm:ID`, `torchvision:ID`; each imported only when asked for."""
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +54,7 @@ def _robustbench(identifier: str) -> Loaded:
 
     The released package depends on pyautoattack but imports autoattack: the one is offered under the other's name.
     """
-    if "autoattack" not in sys.modules:
+    if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
         import pyautoattack  # noqa: PLC0415
         import pyautoattack.state  # noqa: PLC0415
 
