@@ -1,6 +1,7 @@
 """Evaluate the robust accuracy of checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,11 @@ def command(targets: tuple[str, ...], **options: Any) -> None:
     described = [target for text in targets for target in describe(text, choices)]
     if options["name"] and len(described) > 1:
         raise UsageError(f"--name names one model, but there are {len(described)}: leave it out")
+    opened = cache(lambda named: _dataset(named, options))
     outcomes: list[Outcome] = []
     try:
         for target in described:
-            outcomes.extend(_evaluate(target, threats or _card_threats(target), options))
+            outcomes.extend(_evaluate(target, threats or _card_threats(target), options, opened))
     finally:
         if outcomes:
             _runs.report(outcomes, as_json=options["as_json"])
@@ -103,12 +105,16 @@ def _card_threats(target: "Target") -> list[Threat]:
     return parse_threats(list(target.card.threats))
 
 
-def _evaluate(target: "Target", threats: list[Threat], options: dict[str, Any]) -> Iterator["Outcome"]:
+def _evaluate(
+    target: "Target", threats: list[Threat], options: dict[str, Any], opened: Callable[[str], "Dataset"]
+) -> Iterator["Outcome"]:
+    """Yields the outcome of each threat; `opened` gives a data set by name, read once for all targets."""
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _console, _devices, _runs
     from robustbench_kd.engine.evaluate import Request, evaluate
 
-    data = _dataset(target, options)
+    suite, device = parse_suite(options["suite"]), _devices.choose(options["device"])
+    data = opened(options["dataset"] or (target.card.dataset if target.card else "digits"))
     channels, height, width = data.images.shape[1:]
     subject = load(target, classes=data.classes, shape=(channels, height, width))
     for note in subject.notes:
@@ -118,8 +124,8 @@ def _evaluate(target: "Target", threats: list[Threat], options: dict[str, Any]) 
             subject=subject,
             data=data,
             threat=threat,
-            suite=parse_suite(options["suite"]),
-            device=_devices.choose(options["device"]),
+            suite=suite,
+            device=device,
             seed=options["seed"],
             batch_size=options["batch_size"],
             engine=options["engine"],
@@ -131,10 +137,9 @@ def _evaluate(target: "Target", threats: list[Threat], options: dict[str, Any]) 
         yield outcome
 
 
-def _dataset(target: "Target", options: dict[str, Any]) -> "Dataset":
+def _dataset(named: str, options: dict[str, Any]) -> "Dataset":
     from robustbench_kd.datasets import open_dataset
 
-    named = options["dataset"] or (target.card.dataset if target.card else "digits")
     return open_dataset(
         named,
         split="test",

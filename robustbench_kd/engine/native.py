@@ -18,7 +18,7 @@ from robustbench_kd.engine.batches import halved, halving
 from robustbench_kd.engine.job import Job, pending, progress
 from robustbench_kd.engine.queue import Queue
 from robustbench_kd.engine.search import Search
-from robustbench_kd.engine.slots import Retired, Stage, Turnover
+from robustbench_kd.engine.slots import Stage, Turnover
 from robustbench_kd.tensors.contracts import Classifier
 from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 
@@ -97,7 +97,7 @@ class _Clock:
 
     def __init__(self, job: Job, search: Search, turnover: Turnover) -> None:
         self._job, self._search, self._turnover = job, search, turnover
-        self._retired: list[Retired] = []
+        self._retired: list[Decision] = []
         self._before = self._reading()
 
     def passes(self) -> int:
@@ -105,7 +105,7 @@ class _Clock:
         forwards, backwards, *_ = self._reading()
         return int(forwards + backwards)
 
-    def gather(self, retired: list[Retired]) -> bool:
+    def gather(self, retired: list[Decision]) -> bool:
         """Adds decided rows; returns whether it is time to write an entry."""
         self._retired += retired
         return bool(self._retired) and time.perf_counter() - self._before[-1] > _KEEP_EVERY
@@ -116,8 +116,7 @@ class _Clock:
         forwards, backwards, computed, live, disagreements, marginal, model, wall = (
             new - old for new, old in zip(now, self._before, strict=True)
         )
-        decisions = [self._decision(row) for row in self._retired]
-        self._before, self._retired = now, []
+        decisions, self._before, self._retired = self._retired, now, []
         return Entry(
             stage=name,
             decisions=decisions,
@@ -144,15 +143,4 @@ class _Clock:
             tally.marginal,
             search.seconds,
             time.perf_counter(),
-        )
-
-    def _decision(self, retired: Retired) -> Decision:
-        return Decision(
-            index=self._job.data.ids[retired.row],
-            broken=retired.broken,
-            prediction=retired.prediction,
-            margin=retired.margin,
-            distance=retired.distance,
-            forwards=retired.forwards,
-            backwards=retired.backwards,
         )

@@ -6,20 +6,22 @@ within `sync` steps, because asking the device for the answer stalls it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustbench_kd.core.ledger import Decision
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine.queue import Ints, Queue
 from robustbench_kd.engine.search import Search
-from robustbench_kd.engine.verify import Judgement, judge
+from robustbench_kd.engine.verify import decisions, judge
 from robustbench_kd.tensors.attack import Rows, join, take
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
 from robustbench_kd.tensors.geometry import inside
+from robustbench_kd.tensors.losses import margin
 from robustbench_kd.tensors.oracle import Oracle
 
 _TOGETHER = 0.5  # the share of rows that must want what fresh rows want before these join
@@ -40,18 +42,6 @@ class Stage:
     sync: int
     oracle: Oracle
     search: Search
-
-
-class Retired(NamedTuple):
-    """A row of the data set that is decided: `broken` by the image that `judgement` judged, or standing after all its jobs."""
-
-    row: int
-    broken: bool
-    prediction: int
-    margin: float
-    distance: float | None
-    forwards: int
-    backwards: int
 
 
 @dataclass
@@ -90,7 +80,7 @@ class Turnover:
         self._forwards = np.zeros(len(stage.data), dtype=np.int64)
         self._backwards = np.zeros(len(stage.data), dtype=np.int64)
 
-    def run(self) -> Iterator[list[Retired]]:
+    def run(self) -> Iterator[list[Decision]]:
         """Yields the rows decided at each synchronisation, until none is left."""
         slots = self._fresh(self._stage.size)
         step = 0
@@ -124,7 +114,7 @@ class Turnover:
     def _spent(self, slots: _Slots) -> NDArray[np.bool_]:
         return slots.age >= len(self._schedule)
 
-    def _retire(self, slots: _Slots) -> list[Retired]:
+    def _retire(self, slots: _Slots) -> list[Decision]:
         """Takes out what is broken, in the judgement of the true model, and what has no job left."""
         retired = self._broken(slots)
         for slot in np.flatnonzero(slots.alive & self._spent(slots)):
@@ -133,7 +123,7 @@ class Turnover:
                 retired.append(self._standing(int(slots.rows[slot])))
         return retired
 
-    def _broken(self, slots: _Slots) -> list[Retired]:
+    def _broken(self, slots: _Slots) -> list[Decision]:
         threat = self._stage.threat
         found = np.flatnonzero(slots.hit.cpu().numpy() & slots.alive)
         if len(found) == 0:
@@ -151,28 +141,19 @@ class Turnover:
         self.tally.marginal += int((judgement.broken & (judgement.margin.abs() < _MARGINAL)).sum())
         slots.hit = slots.hit.index_fill(0, picked, value=False)
         slots.alive[found[judgement.broken.numpy()]] = False
-        return self._retired(slots.rows[found], judgement)
+        judged = zip(decisions(true.ids, judgement), rows.tolist(), strict=True)
+        return [self._costed(decision, row) for decision, row in judged if decision.broken]
 
-    def _retired(self, rows: Ints, judgement: Judgement) -> list[Retired]:
-        values = zip(
-            rows.tolist(),
-            judgement.broken.tolist(),
-            judgement.prediction.tolist(),
-            judgement.margin.tolist(),
-            judgement.distance.tolist(),
-            strict=True,
-        )
-        return [
-            Retired(row, True, prediction, margin, far, int(self._forwards[row]), int(self._backwards[row]))
-            for row, broken, prediction, margin, far in values
-            if broken
-        ]
+    def _costed(self, decision: Decision, row: int) -> Decision:
+        """Returns a decision with the passes that its row of the data set has cost."""
+        cost = {"forwards": int(self._forwards[row]), "backwards": int(self._backwards[row])}
+        return decision.model_copy(update=cost)
 
-    def _standing(self, row: int) -> Retired:
-        logits, label = self._stage.logits[row], int(self._stage.data.labels[row])
-        others = torch.cat([logits[:label], logits[label + 1 :]])
-        gap = float(logits[label] - others.max())
-        return Retired(row, False, label, gap, None, int(self._forwards[row]), int(self._backwards[row]))
+    def _standing(self, row: int) -> Decision:
+        label = self._stage.data.labels[row : row + 1]
+        gap = float(margin(self._stage.logits[row : row + 1], label))
+        decision = Decision(index=self._stage.data.ids[row], broken=False, prediction=int(label), margin=gap)
+        return self._costed(decision, row)
 
     def _turned(self, slots: _Slots) -> _Slots | None:
         """Returns the batch with dead rows replaced or taken out, None where nothing is left to do."""
