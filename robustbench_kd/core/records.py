@@ -52,6 +52,20 @@ class Accuracy(Frozen):
     ci_high: float
 
 
+class Draws(Frozen):
+    """What a randomized defence gets right on one set of images, each drawn afresh.
+
+    `mean` is the accuracy of one draw in expectation, `all_correct` counts images that every draw gets right, `majority`
+    those that most draws do. Where `exact`, every member of a finite ensemble answered and `draws` is their number.
+    """
+
+    exact: bool
+    draws: int
+    mean: Accuracy
+    all_correct: Accuracy
+    majority: Accuracy
+
+
 class Identity(Frozen):
     """Everything that can change a verdict."""
 
@@ -113,7 +127,11 @@ class Stage(Frozen):
 
 
 class RunRecord(Frozen):
-    """`run.json`: one evaluation of one defence under one threat with one suite."""
+    """`run.json`: one evaluation of one defence under one threat with one suite.
+
+    `robust` is what all attacks together left, of a randomized defence the expected accuracy; `standard` is what was left
+    before adaptive attacks followed; `missed` bounds, with 95 % confidence, what a fast run could have missed.
+    """
 
     schema_version: Literal[1] = 1
     run_id: Name
@@ -122,6 +140,10 @@ class RunRecord(Frozen):
     protocol_hash: str
     clean: Accuracy | None = None
     robust: Accuracy | None = None
+    standard: Accuracy | None = None
+    clean_draws: Draws | None = None
+    robust_draws: Draws | None = None
+    missed: float | None = None
     stages: list[Stage] = Field(default_factory=list)
     forwards: int = 0
     backwards: int = 0

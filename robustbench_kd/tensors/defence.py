@@ -1,0 +1,130 @@
+"""The contract of a defence: what may be random about it, what an attacker may use in its place.
+
+Any module that maps images to logits is a defence. What `defences/` builds may offer more, and so may anybody's own module; each
+offer is a protocol of one method and none needs a base class:
+
+- `Randomized`: `draw(images, key)` gives one answer per image; the key, never a global generator, decides which.
+- `Mixture`: a finite randomized ensemble shows its members and weights, so that expectations are exact.
+- `Surfaced`: named stand-ins with useful gradients, for adaptive attacks.
+- `Fitted`: fills its own tensors from data, without gradients.
+- `Abstaining`: its last logit means "rejected"; such an answer fools nobody, but it is no correct one on a clean image.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_kd.tensors import keyed_random
+from robustbench_kd.tensors.contracts import Images, Labels, Logits
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names one draw of each row; equal keys give equal draws, on every device and in every batch.
+
+    `ids` `(n,)` int64 are example ids, `draw` `(n,)` int64 numbers the draws under a `stream`. Searching and scoring use
+    different streams, so they never share a draw.
+
+    >>> key = Key(0, "score", ids=torch.tensor([7, 7]), draw=torch.tensor([0, 1]))
+    >>> key.uniform("member", 1).shape
+    torch.Size([2, 1])
+    """
+
+    seed: int
+    stream: str
+    ids: Tensor
+    draw: Tensor
+
+    def uniform(self, part: str, size: int) -> Tensor:
+        """Returns numbers in [0, 1), float32 `(n, size)`; `part` names what they are for."""
+        return keyed_random.uniform(
+            self.seed, self._stream(part), self.ids, torch.zeros_like(self.ids), self.draw, size
+        )
+
+    def normal(self, part: str, size: int) -> Tensor:
+        """Returns standard normal numbers, float32 `(n, size)`."""
+        return keyed_random.normal(self.seed, self._stream(part), self.ids, torch.zeros_like(self.ids), self.draw, size)
+
+    def under(self, name: str) -> "Key":
+        """Returns a key whose draws are independent of this one's: for a part that draws for itself."""
+        return replace(self, stream=self._stream(name))
+
+    def repeated(self, times: int) -> "Key":
+        """Returns the key of `times` different draws of each row, `(times * n,)`: all rows once, then all again."""
+        turns = torch.arange(times, device=self.ids.device).repeat_interleave(len(self.ids))
+        return replace(self, ids=self.ids.repeat(times), draw=self.draw.repeat(times) * times + turns)
+
+    def _stream(self, part: str) -> str:
+        return f"{self.stream}/{part}"
+
+
+Answer = Callable[[Images, Key], Logits]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """A differentiable stand-in for a defence.
+
+    Args:
+        name: What it is: `backbone`, `straight-through`, `member-2`.
+        answer: Maps images `(n, c, h, w)` and a key to logits `(n, classes)`, or to `(k, n, classes)` where an attack
+            should average its loss over k answers.
+        weights: What each of k answers counts, `(k,)`; equal if None.
+        passes: Passes of a network that one image costs.
+        faithful: Whether the answers are the defence's own, so that only gradients differ. Candidates of other
+            surfaces are always judged on the defence.
+    """
+
+    name: str
+    answer: Answer
+    weights: Tensor | None = None
+    passes: int = 1
+    faithful: bool = False
+
+
+@runtime_checkable
+class Randomized(Protocol):
+    """A defence that answers by chance."""
+
+    def draw(self, images: Images, key: Key) -> Logits:
+        """Returns the logits `(n, classes)` of one draw of each row."""
+        ...
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A finite randomized ensemble: one member answers, drawn by `weights` `(m,)`, which sum to 1."""
+
+    weights: Tensor
+
+    def members(self) -> Sequence[nn.Module]:
+        """Returns the members, each deterministic."""
+        ...
+
+
+@runtime_checkable
+class Surfaced(Protocol):
+    """A defence that declares what an adaptive attacker would attack in its place."""
+
+    def surfaces(self) -> Sequence[Surface]:
+        """Returns the surfaces, cheapest first, with names that differ."""
+        ...
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A defence that fills its own tensors from data before, or instead of, any training."""
+
+    def fit(self, images: Images, labels: Labels, held_out: Images, held_out_labels: Labels) -> None:
+        """Fills its tensors from clean training images; thresholds are chosen on the held-out ones."""
+        ...
+
+
+@runtime_checkable
+class Abstaining(Protocol):
+    """A defence that may refuse: its logits have one column more than there are classes, the last for "rejected"."""
+
+    abstains: bool
