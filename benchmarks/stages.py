@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from robustbench_kd.checkpoints.target import Choices, describe, load
+from robustbench_kd.checkpoints.subject import Choices
+from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine.evaluate import Outcome, Request, evaluate
+from robustbench_kd.engine.evaluate import Outcome, evaluate
+from robustbench_kd.engine.request import Request
 
 ROOT = Path(__file__).parent.parent
 ENGINES = ("autoattack", "native")

@@ -4,14 +4,16 @@ Every function without a leading underscore that returns a module is a factory: 
 """
 
 import contextlib
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from robustbench_kd.checkpoints.target import Subject
+from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.engine.evaluate import Request
+from robustbench_kd.engine.request import Request
 from robustbench_kd.tensors.contracts import Dataset
 
 SHAPE = (1, 8, 8)
@@ -185,6 +187,46 @@ def request(model, data, *, threat="linf:0.05", suite="apgd-ce", **options):
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     return Request(subject, data, Threat.parse(threat), parse_suite(suite), torch.device("cpu"), **options)
+
+
+def told(attack, state, model, wanted=True):
+    """Returns what an attack is told of the points that it asks for: logits, values, and gradients, zero where not wanted.
+
+    `wanted` is one bool for all rows or `(n,)`.
+    """
+    points, wanted = attack.ask(state).detach().requires_grad_(), torch.as_tensor(wanted)
+    logits = model(points)
+    values = attack.objective(state, logits)
+    if not wanted.any():
+        return logits.detach(), values.detach(), None
+    gradients = [torch.autograd.grad(value.sum(), points, retain_graph=True)[0] for value in values]
+    chosen = wanted.expand(len(points)).view(-1, 1, 1, 1)
+    return logits.detach(), values.detach(), torch.where(chosen, torch.stack(gradients), 0.0)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of a run in which all rows are in step: what was asked and what came back; `state` is the next one."""
+
+    points: torch.Tensor
+    logits: torch.Tensor
+    wanted: bool
+    state: Any
+
+
+def drive(attack, state, model, norm):
+    """Runs jobs to the end of their schedule, however soon they succeed; returns all rounds."""
+    rounds = []
+    for wanted in attack.schedule(norm):
+        points, answer = attack.ask(state), told(attack, state, model, wanted)
+        state = attack.tell(state, *answer)
+        rounds.append(Round(points, answer[0], wanted, state))
+    return rounds
+
+
+def asked(rounds):
+    """Returns all points of a run, `(rounds, n, c, h, w)`."""
+    return torch.stack([each.points for each in rounds])
 
 
 @contextlib.contextmanager

@@ -46,16 +46,6 @@ class L1Path:
     threat: Threat
 
     @property
-    def wants_gradient(self) -> Tensor:
-        """Which rows `(n,)` will step on from the asked point."""
-        return self.step < self.length
-
-    @property
-    def finished(self) -> Tensor:
-        """Which rows `(n,)` have evaluated the start and all steps of their last stage."""
-        return (self.stages == 1) & (self.step > self.final)
-
-    @property
     def length(self) -> Tensor:
         """How many steps `(n,)` the stage has."""
         return self._of_stage(self.early, self.final)

@@ -51,16 +51,6 @@ class LpPath:
     steps: int
     threat: Threat
 
-    @property
-    def wants_gradient(self) -> Tensor:
-        """Which rows `(n,)` will step on from the asked point."""
-        return self.step < self.steps
-
-    @property
-    def finished(self) -> Tensor:
-        """Which rows `(n,)` have evaluated the start and all steps."""
-        return self.step > self.steps
-
     def advance(self, loss: Tensor, gradient: Tensor) -> "LpPath":
         """Returns the path after one step, from the loss `(n,)` and its gradient at the asked point."""
         direction = _ascent(gradient, self.threat.norm)

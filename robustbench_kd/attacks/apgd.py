@@ -1,4 +1,4 @@
-"""Auto-PGD on the cross-entropy, the DLR loss or the targeted DLR loss, as in AutoAttack.
+"""Auto-PGD on the cross-entropy, the DLR loss or the targeted DLR loss, as in AutoAttack, or on the margin.
 
 Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
 attacks", section 3; for l1 Croce and Hein 2021, "Mind the box", section 4; `autopgd_base.py` of fra31/auto-attack at
@@ -20,7 +20,12 @@ from robustbench_kd.tensors.contracts import Images, Labels, Logits
 from robustbench_kd.tensors.geometry import project, steepest
 from robustbench_kd.tensors.keyed_random import normal, uniform
 
-VARIANTS = {"apgd-ce": {"loss": "ce"}, "apgd-dlr": {"loss": "dlr"}, "apgd-t": {"loss": "targeted-dlr"}}
+VARIANTS = {
+    "apgd-ce": {"loss": "ce"},
+    "apgd-margin": {"loss": "margin"},
+    "apgd-dlr": {"loss": "dlr"},
+    "apgd-t": {"loss": "targeted-dlr"},
+}
 
 State = _apgd_lp.LpPath | _apgd_l1.L1Path
 
@@ -32,7 +37,8 @@ class Apgd:
     """Projected gradient ascent whose steps adapt to the progress of each row.
 
     Args:
-        loss: What to maximise.
+        loss: What to maximise. `margin`, which is no part of AutoAttack, stands for minus the margin (Carlini and Wagner
+            2017, f6 without its cut at zero); two classes are enough for it.
         restarts: Jobs of an example, each from its own random start; the targeted loss counts `targets` instead.
         targets: Jobs of an example under the targeted loss: job k aims at the class with the (k + 2)-th largest logit
             of the clean image. Any wrong class is a success.
@@ -44,7 +50,7 @@ class Apgd:
     9
     """
 
-    loss: Literal["ce", "dlr", "targeted-dlr"]
+    loss: Literal["ce", "margin", "dlr", "targeted-dlr"]
     restarts: int = 1
     targets: int = 9
     steps: int = 100
@@ -88,28 +94,19 @@ class Apgd:
         """Returns the start points, then every iterate."""
         return state.point
 
-    def wants_gradient(self, state: State) -> Tensor:
-        """Returns which rows step on from the asked point: all but those at the last point of a run or stage."""
-        return state.wants_gradient
-
     def objective(self, state: State, logits: Logits) -> Tensor:
         """Returns the loss to be maximised, `(1, n)`."""
         return self._loss(logits, state.labels, state.targets)[None]
 
-    def tell(self, state: State, logits: Logits, gradient: Tensor | None) -> State:
+    def tell(self, state: State, logits: Logits, values: Tensor, gradient: Tensor | None) -> State:  # noqa: ARG002  # the loss says it all
         """Returns the state after one step."""
-        return state.advance(
-            self._loss(logits, state.labels, state.targets),
-            torch.zeros_like(state.point) if gradient is None else gradient[0],
-        )
-
-    def finished(self, state: State) -> Tensor:
-        """Returns which rows have evaluated their last point."""
-        return state.finished
+        return state.advance(values[0], torch.zeros_like(state.point) if gradient is None else gradient[0])
 
     def _loss(self, logits: Logits, labels: Labels, targets: Labels) -> Tensor:
         if self.loss == "ce":
             return losses.cross_entropy(logits, labels)
+        if self.loss == "margin":
+            return -losses.margin(logits, labels)
         if self.loss == "dlr":
             return losses.dlr(logits, labels)
         return losses.targeted_dlr(logits, labels, targets)

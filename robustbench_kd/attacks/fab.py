@@ -29,7 +29,7 @@ _PUSH = 8
 class FabState:
     """Where each row stands: its point, and whether that is to be checked or to be differentiated next.
 
-    `targets` `(n,)` are the classes that `fab-t` approaches; `iteration` `(n,)` counts checks.
+    `targets` `(n,)` are the classes that `fab-t` approaches.
     """
 
     norm: Norm
@@ -38,7 +38,6 @@ class FabState:
     targets: Labels
     points: Images
     checking: Tensor
-    iteration: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +89,11 @@ class Fab:
             targets=others.gather(1, (rows.job // self.restarts)[:, None]).squeeze(1),
             points=self._start_points(rows, threat, seed),
             checking=torch.zeros_like(rows.job, dtype=torch.bool),
-            iteration=torch.zeros_like(rows.job),
         )
 
     def ask(self, state: FabState) -> Images:
         """Returns the current points."""
         return state.points
-
-    def wants_gradient(self, state: FabState) -> Tensor:
-        """Returns which rows are not to be checked."""
-        return ~state.checking
 
     def objective(self, state: FabState, logits: Logits) -> Tensor:
         """Returns z_target - z_label, `(1, n)`; untargeted z_j - z_label of every class j, `(classes, n)`."""
@@ -107,21 +101,17 @@ class Fab:
         chosen = logits.gather(1, state.targets[:, None]) if self.targeted else logits
         return (chosen - label).T
 
-    def tell(self, state: FabState, logits: Logits, gradient: Tensor | None) -> FabState:
+    def tell(self, state: FabState, logits: Logits, values: Tensor, gradient: Tensor | None) -> FabState:
         """Moves rows along the boundary, or back towards the clean image if a check found them misclassified."""
         misclassified = logits.argmax(dim=1) != state.labels
         pull = torch.where(misclassified, 1 - self.beta, 0.0).to(state.points.dtype)
         if gradient is None:
             return _moved(state, torch.lerp(state.points, state.clean, per_row(pull, state.points)))
         pair = torch.stack([state.points, state.clean]).flatten(2)
-        steps = self._steps(state, pair, self.objective(state, logits).to(pair.dtype), gradient.flatten(2))
+        steps = self._steps(state, pair, values.to(pair.dtype), gradient.flatten(2))
         weight = torch.where(state.checking, pull, self._weight(steps, state.norm))
         ends = steps.mul_(self.eta).add_(pair)
         return _moved(state, torch.lerp(ends[0], ends[1], weight[:, None]).view_as(state.clean))
-
-    def finished(self, state: FabState) -> Tensor:
-        """Returns which rows have made their checks."""
-        return state.iteration >= self.steps
 
     def _steps(self, state: FabState, pair: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
         """Returns the steps `(2, n, d)` of points and clean images to the linear boundary; without weights there is none."""
@@ -151,8 +141,7 @@ class Fab:
 
 def _moved(state: FabState, points: Images) -> FabState:
     """Returns the state at the next points; takes them over."""
-    iteration = state.iteration + state.checking
-    return replace(state, points=points.clamp_(0, 1), checking=~state.checking, iteration=iteration)
+    return replace(state, points=points.clamp_(0, 1), checking=~state.checking)
 
 
 def _nearest(values: Tensor, reach: Tensor) -> Tensor:

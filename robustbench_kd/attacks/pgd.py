@@ -5,7 +5,6 @@ Source: Madry et al. 2018, "Towards deep learning models resistant to adversaria
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from robustbench_kd.core.errors import UsageError
@@ -23,12 +22,11 @@ _STREAM = "pgd"
 
 @dataclass(frozen=True)
 class State:
-    """Where each row stands: the image, the asked point, and how many points were evaluated."""
+    """Where each row stands: the image and the asked point."""
 
     centre: Images
     labels: Labels
     point: Images
-    step: Tensor
     threat: Threat
 
 
@@ -70,32 +68,24 @@ class Pgd:
 
     def begin(self, rows: Rows, threat: Threat, points: Images) -> State:
         """Returns the state of fresh jobs that start from the given points."""
-        return State(rows.images, rows.labels, points, torch.zeros_like(rows.job), threat)
+        return State(rows.images, rows.labels, points, threat)
 
     def ask(self, state: State) -> Images:
         """Returns the start points, then every iterate."""
         return state.point
 
-    def wants_gradient(self, state: State) -> Tensor:
-        """Returns which rows step on from the asked point."""
-        return state.step < self.steps
-
     def objective(self, state: State, logits: Logits) -> Tensor:
         """Returns the cross-entropy, `(1, n)`."""
         return cross_entropy(logits, state.labels)[None]
 
-    def tell(self, state: State, logits: Logits, gradient: Tensor | None) -> State:  # noqa: ARG002  # the step has one size
+    def tell(self, state: State, logits: Logits, values: Tensor, gradient: Tensor | None) -> State:  # noqa: ARG002  # the step has one size
         """Returns the state after one step; without a gradient the last point was asked, and none follows."""
         if gradient is None:
-            return replace(state, step=state.step + 1)
+            return state
         size = self.reach * state.threat.eps / self.steps
         moved = state.point + size * steepest(gradient[0], state.threat.norm)
         point = project(moved, state.centre, state.threat.eps, state.threat.norm)
-        return replace(state, point=point, step=state.step + 1)
-
-    def finished(self, state: State) -> Tensor:
-        """Returns which rows have evaluated their last point."""
-        return state.step > self.steps
+        return replace(state, point=point)
 
 
 def _in_unit_ball(rows: Rows, norm: Norm, seed: int) -> Tensor:

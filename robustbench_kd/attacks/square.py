@@ -122,21 +122,17 @@ class Square:
         """Returns the first points, then the best points with one window changed."""
         return state.point
 
-    def wants_gradient(self, state: State) -> Tensor:
-        """Returns False for every row."""
-        return torch.zeros_like(state.step, dtype=torch.bool)
-
     def objective(self, state: State, logits: Logits) -> Tensor:
         """Returns minus the margin, `(1, n)`."""
         return -margin(logits, state.labels)[None]
 
-    def tell(self, state: State, logits: Logits, gradient: Tensor | None) -> State:  # noqa: ARG002  # needs none
+    def tell(self, state: State, logits: Logits, values: Tensor, gradient: Tensor | None) -> State:  # noqa: ARG002  # the margin says it all
         """Returns the state with the asked points kept where they lower the margin, and the next points.
 
         AutoAttack also keeps any point whose margin is not positive. That is the same, because a row leaves its search
         once the best margin is not positive.
         """
-        found = margin(logits, state.labels)
+        found = -values[0]
         better = found < state.margin
         moved = replace(
             state,
@@ -146,10 +142,6 @@ class Square:
         )
         moved = replace(moved, left=moved.left - 1) if moved.left else _stocked(moved, moved.step)
         return replace(moved, point=(_recolour if state.threat.norm is Norm.LINF else _transfer)(moved))
-
-    def finished(self, state: State) -> Tensor:
-        """Returns which rows have evaluated all their points."""
-        return state.step > self.queries
 
 
 def _windows(images: Images, norm: Norm, p_init: float) -> Windows:

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from robustbench_kd.checkpoints._text import one_line
-from robustbench_kd.checkpoints.card import Argument
 from robustbench_kd.checkpoints.state import State, fit
 from robustbench_kd.core.errors import CheckpointError, RkdError, UsageError, unknown_name
 from robustbench_kd.core.plugins import components, find, module
@@ -25,7 +24,7 @@ def is_factory(name: str) -> bool:
     return ":" in name
 
 
-def build_network(name: str, arguments: dict[str, Argument], *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+def build_network(name: str, arguments: Mapping[str, Any], *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """Builds an architecture for `classes` and images of `shape` (channels, height, width).
 
     Arguments override what the data set says. A factory gets only the arguments that were given.
@@ -76,7 +75,7 @@ def _built(name: str, build: Callable[..., nn.Module], arguments: dict[str, Any]
         raise UsageError(f"architecture '{name}' cannot be built with {said}: {one_line(error)}") from error
 
 
-def _from_factory(name: str, arguments: dict[str, Argument]) -> nn.Module:
+def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     place, _, attribute = name.rpartition(":")
     holder = _import(place)
     factory: Callable[..., Any] | None = getattr(holder, attribute, None)

@@ -16,13 +16,14 @@ from robustbench_kd.core.rundir import write_text
 from robustbench_kd.core.threat import Threat
 
 Argument = bool | int | float | str
+Arguments = dict[str, Argument | list[Argument]]
 
 
 class Architecture(Frozen):
     """A name of `models/`, or `module:factory` and `file.py:factory`, with its arguments."""
 
     name: str
-    arguments: dict[str, Argument] = Field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
 
 
 class Normalisation(Frozen):
@@ -73,7 +74,11 @@ class Claim(Frozen):
 
 
 class Card(Frozen):
-    """What a checkpoint is, what it was trained on, and how it was made."""
+    """What a checkpoint is, what it was trained on, and how it was made.
+
+    A plain classifier has an architecture and weights. Any other family is composed of `parts`, cards beside its own, with
+    `arguments` and perhaps weights of its own.
+    """
 
     name: str = Field(min_length=1)
     family: str = "classifier"
@@ -82,11 +87,31 @@ class Card(Frozen):
     dataset: str
     threats: tuple[str, ...] = ()
     licence: str = ""
-    architecture: Architecture
+    architecture: Architecture | None = None
     normalisation: Normalisation | None = None
-    weights: Weights
+    parts: tuple[str, ...] = ()
+    arguments: Arguments = Field(default_factory=dict)
+    weights: Weights | None = None
     made: dict[str, Any] = Field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
+
+    @field_validator("parts")
+    @classmethod
+    def _beside_the_card(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        for part in parts:
+            if not is_file_name(part) or not part.endswith(".toml"):
+                raise ValueError(f"expected the names of cards beside the card, such as net.toml, got {part!r}")
+        return parts
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Card":
+        if self.family != "classifier" and not self.parts:
+            raise ValueError(f"expected 'parts', the cards that a {self.family} is made of, got none")
+        if self.family == "classifier" and (self.parts or not self.architecture or not self.weights):
+            raise ValueError("expected 'architecture' and 'weights', and no 'parts', for a plain classifier")
+        if self.parts and (self.architecture or self.normalisation):
+            raise ValueError(f"expected no architecture and no normalisation for a {self.family}: its parts have them")
+        return self
 
     @field_validator("threats")
     @classmethod

@@ -2,67 +2,22 @@
 
 import hashlib
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from robustbench_kd.checkpoints.architecture import build_network, code_digest, is_factory, nearest_architecture
-from robustbench_kd.checkpoints.card import Argument, Card, Normalisation, read_card
+from robustbench_kd.checkpoints.card import Architecture, Arguments, Card, Normalisation, read_card
+from robustbench_kd.checkpoints.composite import build_family, compose
 from robustbench_kd.checkpoints.normalisation import parse_normalisation
 from robustbench_kd.checkpoints.state import State, find_state, fit, load_state
+from robustbench_kd.checkpoints.subject import Choices, Subject, Target
 from robustbench_kd.checkpoints.weights import read_weights, sha256
 from robustbench_kd.checkpoints.zoo import ZOOS, load_from_zoo
 from robustbench_kd.core.errors import CheckpointError, UsageError
-from robustbench_kd.core.plugins import find, module
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".model", ".tar")
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a person says of a checkpoint on the command line; it overrides the card."""
-
-    name: str = ""
-    architecture: str = ""
-    arguments: dict[str, Argument] = field(default_factory=dict)
-    normalisation: str = ""
-    weights_key: str = ""
-    trust_code: bool = False
-
-
-@dataclass(frozen=True)
-class Target:
-    """A checkpoint described but not loaded; empty fields are learned from the data set."""
-
-    name: str
-    architecture: str
-    arguments: dict[str, Argument]
-    normalisation: Normalisation | None = None
-    weights: Path | None = None
-    weights_key: str = ""
-    sha256: str = ""
-    family: str = "classifier"
-    card: Card | None = None
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A loaded defence with everything that identifies it; `notes` say what loading had to do.
-
-    `model` maps images in [0, 1] to logits; `network` is the part of it that the weights file fills.
-    """
-
-    name: str
-    family: str
-    model: nn.Module
-    network: nn.Module
-    architecture: str
-    normalisation: Normalisation | None
-    checkpoint_sha256: str
-    code_sha256: str
-    notes: tuple[str, ...]
-    parameters: int
 
 
 def describe(text: str, choices: Choices) -> list[Target]:
@@ -91,6 +46,9 @@ def describe(text: str, choices: Choices) -> list[Target]:
 def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subject:
     """Builds and strictly loads a target for a data set of `classes` and images of `shape` (c, h, w)."""
     _check_data(target, classes, shape)
+    if target.parts:
+        parts = [load(part, classes=classes, shape=shape) for part in target.parts]
+        return compose(target, parts, classes=classes, shape=shape)
     notes: list[str] = []
     library, _, identifier = target.architecture.partition(":")
     carried: Normalisation | None = None
@@ -102,7 +60,7 @@ def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subjec
         carried, notes = _load_weights(target, target.weights, network, classes, shape)
         network.eval()  # a freshly built network says nothing about the mode its author wants
     normalisation = _one_normalisation(target, carried, shape[0])
-    model = assemble(target.family, network, normalisation)
+    model = assemble(network, normalisation)
     return Subject(
         name=target.name,
         family=target.family,
@@ -117,11 +75,10 @@ def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subjec
     )
 
 
-def assemble(family: str, network: nn.Module, normalisation: Normalisation | None) -> nn.Module:
-    """Puts a network into its family, with the normalisation inside."""
-    component = module("defences", find("defences", family, "family").stem)
-    statistics = (normalisation.mean, normalisation.std) if normalisation else ((), ())
-    defence: nn.Module = component.assemble(network, *statistics)
+def assemble(network: nn.Module, normalisation: Normalisation | None) -> nn.Module:
+    """Returns a plain classifier, with the normalisation inside."""
+    statistics = {"mean": normalisation.mean, "std": normalisation.std} if normalisation else {}
+    defence = build_family("classifier", [network], statistics)
     defence.training = network.training  # a new module is in training mode, whatever it wraps
     return defence
 
@@ -156,22 +113,43 @@ def _load_weights(
 
 def _from_card(path: Path, choices: Choices) -> Target:
     card = read_card(path)
-    if is_factory(card.architecture.name) and not (choices.trust_code or choices.architecture):
+    if card.parts and (choices.architecture or choices.normalisation):
+        raise UsageError(f"'{card.name}' is made of parts: leave out --arch and --normalisation")
+    return _named(_from_content(path, card, choices, ()), choices)
+
+
+def _from_content(path: Path, card: Card, choices: Choices, within: tuple[Path, ...]) -> Target:
+    target = _composed(path, card, choices, within) if card.parts else _described(path, card, choices)
+    if card.weights is None:
+        return target
+    return replace(target, weights=path.parent / card.weights.file, sha256=card.weights.sha256)
+
+
+def _described(path: Path, card: Card, choices: Choices) -> Target:
+    architecture = card.architecture or Architecture(name="")
+    if is_factory(architecture.name) and not (choices.trust_code or choices.architecture):
         raise CheckpointError(
-            f"card '{path}' names code, {card.architecture.name}: read it, then give --trust-code to run it"
+            f"card '{path}' names code, {architecture.name}: read it, then give --trust-code to run it"
         )
-    from_card = {"classes": card.classes, "channels": card.image_shape[0]} | card.architecture.arguments
-    target = Target(
+    from_card = {"classes": card.classes, "channels": card.image_shape[0]} | architecture.arguments
+    return Target(
         name=card.name,
-        architecture=card.architecture.name,
-        arguments=card.architecture.arguments if is_factory(card.architecture.name) else from_card,
+        architecture=architecture.name,
+        arguments=architecture.arguments if is_factory(architecture.name) else from_card,
         normalisation=card.normalisation,
-        weights=path.parent / card.weights.file,
-        sha256=card.weights.sha256,
         family=card.family,
         card=card,
     )
-    return _named(target, choices)
+
+
+def _composed(path: Path, card: Card, choices: Choices, within: tuple[Path, ...]) -> Target:
+    """Returns the target of a card with parts, each described by a card beside it."""
+    here, inner = path.resolve(), Choices(trust_code=choices.trust_code)
+    if here in within:
+        raise CheckpointError(f"card '{path}' is a part of itself: name other parts")
+    files = [path.parent / name for name in card.parts]
+    parts = tuple(_from_content(file, read_card(file), inner, (*within, here)) for file in files)
+    return Target(card.name, "", dict(card.arguments), family=card.family, card=card, parts=parts)
 
 
 def _from_code(name: str, text: str, choices: Choices) -> Target:
@@ -186,13 +164,18 @@ def _from_weights(path: Path, choices: Choices) -> Target:
     if choices.architecture:
         return _named(Target(path.stem, choices.architecture, {}, weights=path), choices)
     card = path.with_suffix(".toml")
-    described = read_card(card).weights.file if card.is_file() else ""
+    described = _weights_of(card) if card.is_file() else ""
     if described == path.name:
         return _from_card(card, choices)
     besides = f"; its neighbour '{card.name}' describes '{described}'" if described else ""
     raise UsageError(
         f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or --arch file.py:factory{besides}"
     )
+
+
+def _weights_of(card: Path) -> str:
+    weights = read_card(card).weights
+    return weights.file if weights else ""
 
 
 def _named(target: Target, choices: Choices) -> Target:
@@ -210,7 +193,7 @@ def _named(target: Target, choices: Choices) -> Target:
 
 def _inside(folder: Path) -> list[Path]:
     cards = sorted(folder.glob("*.toml"), key=_natural)
-    described = {name for card in cards for name in (card.stem, Path(read_card(card).weights.file).stem)}
+    described = {name for card in cards for name in (card.stem, Path(_weights_of(card)).stem)}
     files = [path for path in sorted(folder.iterdir(), key=_natural) if path.suffix in WEIGHTS_SUFFIXES]
     found = cards + [path for path in files if path.stem not in described]
     if not found:
@@ -239,7 +222,7 @@ def _one_normalisation(target: Target, carried: Normalisation | None, channels: 
     return chosen
 
 
-def _spelled(architecture: str, arguments: dict[str, Argument]) -> str:
+def _spelled(architecture: str, arguments: Arguments) -> str:
     # A folder would tie the result to one machine; the code itself is in the identity by its sha256.
     place, separator, attribute = architecture.rpartition(":")
     name = Path(place).name + separator + attribute if place.endswith(".py") else architecture

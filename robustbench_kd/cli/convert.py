@@ -30,7 +30,8 @@ def command(old: str, new: Path, **options: Any) -> None:
     """
     from robustbench_kd.checkpoints.card import Architecture, Card, write_card
     from robustbench_kd.checkpoints.convert import write_weights
-    from robustbench_kd.checkpoints.target import Choices, describe, load
+    from robustbench_kd.checkpoints.subject import Choices
+    from robustbench_kd.checkpoints.target import describe, load
     from robustbench_kd.cli import _console
     from robustbench_kd.core.threat import parse_threats
     from robustbench_kd.datasets import open_dataset
@@ -48,6 +49,8 @@ def command(old: str, new: Path, **options: Any) -> None:
     targets = describe(old, choices)
     if len(targets) != 1:
         raise UsageError(f"expected one checkpoint, '{old}' holds {len(targets)}")
+    if targets[0].parts:
+        raise UsageError(f"'{old}' is made of parts: convert these")
     data = open_dataset(options["dataset"], limit=1, data_dir=options["data_dir"], download=options["download"])
     channels, height, width = data.images.shape[1:]
     subject = load(targets[0], classes=data.classes, shape=(channels, height, width))

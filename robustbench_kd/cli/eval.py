@@ -13,7 +13,7 @@ from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat, parse_threats
 
 if TYPE_CHECKING:
-    from robustbench_kd.checkpoints.target import Target
+    from robustbench_kd.checkpoints.subject import Target
     from robustbench_kd.engine.evaluate import Outcome
     from robustbench_kd.tensors.contracts import Dataset
 
@@ -87,7 +87,7 @@ def command(targets: tuple[str, ...], **options: Any) -> None:
 
 
 def _choices(options: dict[str, Any]) -> Any:
-    from robustbench_kd.checkpoints.target import Choices
+    from robustbench_kd.checkpoints.subject import Choices
 
     return Choices(
         name=options["name"],
@@ -111,7 +111,8 @@ def _evaluate(
     """Yields the outcome of each threat; `opened` gives a data set by name, read once for all targets."""
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _console, _devices, _runs
-    from robustbench_kd.engine.evaluate import Request, evaluate
+    from robustbench_kd.engine.evaluate import evaluate
+    from robustbench_kd.engine.request import Request
 
     suite, device = parse_suite(options["suite"]), _devices.choose(options["device"])
     data = opened(options["dataset"] or (target.card.dataset if target.card else "digits"))

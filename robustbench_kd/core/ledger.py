@@ -19,9 +19,11 @@ from robustbench_kd.core.records import Finding, Frozen, Work
 
 
 class Decision(Frozen):
-    """What one stage found out about one example; `distance` is None while the example stands.
+    """What one stage found out about one example; `distance` is None where every answer is right.
 
-    `margin` is the true class's logit less the largest other one, on the image that decided.
+    `margin` is the true class's logit less the largest other one, on the image that decided. `wrong` is the share of a
+    randomized defence's answers that err, None where it is plain from `broken`. `image` holds what decided, as
+    `engine/images.py` writes it, where it is asked for again later.
     """
 
     index: int
@@ -31,6 +33,13 @@ class Decision(Frozen):
     distance: float | None = None
     forwards: int | None = None
     backwards: int | None = None
+    wrong: float | None = None
+    image: str = ""
+
+    @property
+    def share(self) -> float:
+        """Returns the share of answers that err: 0 or 1 for a deterministic defence."""
+        return float(self.broken) if self.wrong is None else self.wrong
 
 
 class Entry(Frozen):

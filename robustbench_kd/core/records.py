@@ -158,7 +158,8 @@ class ExampleRow(Frozen):
     """One line of `examples.csv`.
 
     `margin` is the true class's logit less the largest other one, on the adversarial image where there is one and on
-    the clean image otherwise. `forwards` and `backwards` are empty where the engine cannot tell them per example.
+    the clean image otherwise. `forwards` and `backwards` are empty where the engine cannot tell them per example. Of a
+    randomized defence a prediction is the most frequent one, and `robust` says whether it is right.
     """
 
     index: int
@@ -172,6 +173,14 @@ class ExampleRow(Frozen):
     margin: float
     forwards: int | None
     backwards: int | None
+
+
+class DrawRow(Frozen):
+    """One line of `draws.csv`, for randomized defences: the share of answers that err, on both images of an example."""
+
+    index: int
+    clean_wrong: float
+    wrong: float
 
 
 class AttackRow(Frozen):

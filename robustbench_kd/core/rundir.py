@@ -11,11 +11,12 @@ from pathlib import Path
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.records import AttackRow, ExampleRow, Finding, RunRecord, attack_rows
+from robustbench_kd.core.records import AttackRow, DrawRow, ExampleRow, Finding, RunRecord, attack_rows
 
-RECORD, EXAMPLES, ATTACKS, FINDINGS, LEDGER = (
+RECORD, EXAMPLES, DRAWS, ATTACKS, FINDINGS, LEDGER = (
     "run.json",
     "examples.csv",
+    "draws.csv",
     "attacks.csv",
     "findings.json",
     "ledger.jsonl",
@@ -54,9 +55,11 @@ def to_csv(rows: Sequence[BaseModel], schema: type[BaseModel]) -> str:
     return buffer.getvalue()
 
 
-def write_record(folder: Path, record: RunRecord, examples: list[ExampleRow]) -> None:
+def write_record(folder: Path, record: RunRecord, examples: list[ExampleRow], draws: Sequence[DrawRow] = ()) -> None:
     """Writes all files of a complete run, `run.json` last, so that its presence vouches for the others."""
     write_text(folder / EXAMPLES, to_csv(examples, ExampleRow))
+    if draws:
+        write_text(folder / DRAWS, to_csv(draws, DrawRow))
     write_text(folder / ATTACKS, to_csv(attack_rows(record), AttackRow))
     write_text(folder / FINDINGS, TypeAdapter(list[Finding]).dump_json(record.findings, indent=2).decode() + "\n")
     write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Suites: ordered lists of attacks, either a TOML file in `suites/` or names typed with commas."""
+"""Suites: ordered lists of attacks, a TOML file in `suites/` or names typed with commas, or two of these joined by `+`."""
 
 import tomllib
 from collections.abc import Mapping
@@ -6,49 +6,64 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robustbench_kd.core.errors import UsageError, unknown_name
-from robustbench_kd.core.plugins import files
+from robustbench_kd.core.plugins import components, files
 from robustbench_kd.core.threat import Norm
 
-ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+ADAPTIVE = "adaptive"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Attacks in the order they run; `settings` names the published set of budgets in force."""
+    """Attacks in the order they run.
+
+    `settings` names the set of budgets in force, one of AutoAttack's or our own. `draws` is over how many draws of a
+    randomized defence each step averages. The attacks of an `adaptive` suite run afterwards, on every surface of a defence.
+    """
 
     name: str
     attacks: tuple[str, ...]
     settings: str
     summary: str = ""
     budgets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict, repr=False)
+    draws: int = 1
+    adaptive: "Suite | None" = field(default=None, repr=False)
 
     def budget(self, attack: str, norm: Norm) -> dict[str, Any]:
         """Returns the hyper-parameters that the suite gives an attack under a norm; raises `UsageError` where it has none."""
         general = self.budgets.get("budget", {})
-        if attack not in general:
-            raise UsageError(f"suite '{self.name}' sets no budget for {attack}: run it with --engine autoattack")
-        return {**general[attack], **self.budgets.get(str(norm), {}).get(attack, {})}
+        return {**general.get(attack, {}), **self.budgets.get(str(norm), {}).get(attack, {})}
 
 
 def parse_suite(text: str) -> Suite:
-    """Reads `standard` or a list such as `apgd-ce,square`, which runs with the budgets of `standard`.
+    """Reads `standard`, a list such as `apgd-ce,square`, which runs with the budgets of `standard`, or `standard+adaptive`.
 
     >>> parse_suite("apgd-ce,square").attacks
     ('apgd-ce', 'square')
     """
+    first, plus, second = text.partition("+")
+    if plus:
+        return _joined(text, parse_suite(first.strip()), parse_suite(second.strip()))
     known = files("suites", ".toml")
     if text in known:
         content = tomllib.loads(known[text].read_text(encoding="utf-8"))
         budgets = {name: table for name, table in content.items() if isinstance(table, dict)}
-        return Suite(text, tuple(content["attacks"]), content["settings"], content["summary"], budgets)
-    attacks = tuple(name.strip() for name in text.split(","))
+        attacks, draws = tuple(content["attacks"]), content.get("draws", 1)
+        suite = Suite(text, attacks, content["settings"], content["summary"], budgets, draws)
+        return replace(suite, attacks=(), adaptive=suite) if suite.settings == ADAPTIVE else suite
+    attacks, existing = tuple(name.strip() for name in text.split(",")), components("attacks")
     for name in attacks:
-        if name not in ATTACKS:
+        if name not in existing:
             alone = len(attacks) == 1
-            raise unknown_name("suite or attack" if alone else "attack", name, [*(known if alone else ()), *ATTACKS])
+            raise unknown_name("suite or attack" if alone else "attack", name, [*(known if alone else ()), *existing])
     if len(set(attacks)) < len(attacks):
         raise UsageError(f"expected every attack once, got '{text}'")
     return replace(parse_suite("standard"), name=",".join(attacks), attacks=attacks, summary="")
+
+
+def _joined(text: str, first: Suite, second: Suite) -> Suite:
+    if first.adaptive or not second.adaptive or second.attacks:
+        raise UsageError(f"expected a suite and then the adaptive one, such as standard+adaptive, got '{text}'")
+    return replace(first, name=f"{first.name}+{second.name}", adaptive=second.adaptive)
 
 
 def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
@@ -56,8 +71,9 @@ def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
 
     Raises `UsageError` where none is left: a number that no attack has tested would be the clean accuracy. The DLR loss needs three logits and the targeted one four (Croce & Hein 2020, section 4).
     """
+    adaptive, extra = for_classes(suite.adaptive, classes) if suite.adaptive else (None, [])
     attacks: list[str] = []
-    changes: list[str] = []
+    changes: list[str] = [*extra]
     for attack in suite.attacks:
         chosen = _defined(attack, classes)
         if chosen != attack:
@@ -66,9 +82,9 @@ def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
             )
         if chosen and chosen not in attacks:
             attacks.append(chosen)
-    if not attacks:
+    if not attacks and not adaptive:
         raise UsageError(f"no attack of '{suite.name}' is defined for {classes} classes: use --suite standard")
-    return replace(suite, attacks=tuple(attacks)), changes
+    return replace(suite, attacks=tuple(attacks), adaptive=adaptive), list(dict.fromkeys(changes))
 
 
 def _defined(attack: str, classes: int) -> str | None:

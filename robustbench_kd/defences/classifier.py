@@ -1,18 +1,22 @@
 """A plain classifier, with its input normalisation inside."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn, tensor
 
+from robustbench_kd.core.errors import UsageError
+from robustbench_kd.defences._arguments import require_positive
 from robustbench_kd.tensors.contracts import Images, Logits
 
 
 class Classifier(nn.Module):
     """`network((images - mean) / std)`; the statistics are constants and part of no state dict."""
 
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", tensor(tuple(mean)).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", tensor(tuple(std)).view(1, -1, 1, 1), persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
@@ -22,6 +26,15 @@ class Classifier(nn.Module):
         return logits
 
 
-def assemble(network: nn.Module, mean: tuple[float, ...] = (), std: tuple[float, ...] = ()) -> nn.Module:
-    """Returns the network itself, or with its normalisation in front where there is one."""
-    return Classifier(network, mean, std) if mean else network
+def assemble(parts: Sequence[nn.Module], *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> nn.Module:
+    """Returns the one network itself, or with its normalisation in front where there is one.
+
+    Raises `UsageError` for any other number of networks, or statistics that do not fit together.
+    """
+    if len(parts) != 1:
+        raise UsageError(f"expected one network for the family 'classifier', got {len(parts)}")
+    if len(mean) != len(std):
+        raise UsageError(f"expected as many deviations as means, got {len(mean)} means and {len(std)} deviations")
+    for value in std:
+        require_positive("std", value)
+    return Classifier(parts[0], mean, std) if mean else parts[0]

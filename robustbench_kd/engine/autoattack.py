@@ -24,6 +24,7 @@ from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 _NORMS = {Norm.LINF: "Linf", Norm.L2: "L2", Norm.L1: "L1"}
 _TARGETS = 9
 _SQUARE_GAIN = 0.002
+SETTINGS = ("standard", "plus", "rand")
 _QUIET: dict[str, dict[str, bool]] = {"autoattack": {"verbose": False}, "pyautoattack": {}}
 
 

@@ -1,47 +1,28 @@
 """One evaluation from a loaded defence to its record: resumes, runs the engine, writes everything down."""
 
-import importlib.metadata
-import os
-import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import torch
-
-from robustbench_kd.checkpoints.target import Subject
 from robustbench_kd.core.errors import IncompleteError, ModelError, unknown_name
 from robustbench_kd.core.ledger import Ledger
-from robustbench_kd.core.records import Finding, Identity, RunRecord, Severity
+from robustbench_kd.core.records import Finding, RunRecord, Severity
 from robustbench_kd.core.rundir import LEDGER, run_folder, stored_record, write_interrupted, write_record
-from robustbench_kd.core.suites import Suite, for_classes
-from robustbench_kd.core.threat import Threat
-from robustbench_kd.engine import autoattack, native, preflight, reference
+from robustbench_kd.core.suites import for_classes
+from robustbench_kd.engine import native, preflight, reference, scoring
 from robustbench_kd.engine.batches import one_must_fit
+from robustbench_kd.engine.identity import environment, identify
 from robustbench_kd.engine.job import Job
+from robustbench_kd.engine.plan import plan
 from robustbench_kd.engine.progress import Observer, Tracker, nobody
-from robustbench_kd.engine.summary import Summary, example_rows, summarise
+from robustbench_kd.engine.request import Request
+from robustbench_kd.engine.summary import Summary, draw_rows, example_rows, summarise
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 
 ENGINES = {"autoattack": reference.entries, "native": native.entries}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be evaluated, and how."""
-
-    subject: Subject
-    data: Dataset
-    threat: Threat
-    suite: Suite
-    device: torch.device
-    seed: int = 0
-    batch_size: int = 250
-    engine: str = "autoattack"
 
 
 @dataclass(frozen=True)
@@ -60,15 +41,21 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
     finite logits for these images and labels, `RecordError` where results cannot be written, `IncompleteError` where
     memory ends. On an interruption the record says `interrupted` and the ledger keeps what was decided.
     """
+    if request.engine not in ENGINES:
+        raise unknown_name("engine", request.engine, ENGINES)
     with full_precision():
         tracker = Tracker(observer)
         with one_must_fit():
             oracle = Oracle(
-                request.subject.model, request.device, lambda: tracker.tick(oracle.forwards + oracle.backwards)
+                request.subject.model,
+                request.device,
+                lambda: tracker.tick(oracle.forwards + oracle.backwards),
+                seed=request.seed,
             )
             classes = _probe(oracle, request.data)
         suite, changes = for_classes(request.suite, classes)
-        identity = _identity(request, suite)
+        steps = plan(suite, oracle, request.threat)
+        identity = identify(request, suite, steps)
         folder = run_folder(results, identity.model, identity.run_id())
         with Ledger(folder / LEDGER) as ledger:
             stored = None if fresh else stored_record(folder)
@@ -77,9 +64,21 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
                 return Outcome(stored, folder, stored=True)
             if fresh:
                 ledger.clear()
-            summary = Summary(identity, request.data, request.subject.parameters, _environment(request.device))
+            where, size = environment(request.device), request.subject.parameters
+            summary = Summary(identity, request.data, steps, size, where, oracle)
             findings = [*_said(oracle), *_changed(changes)]
-            record = _run(lambda: _decide(request, suite, oracle, tracker, ledger), ledger, summary, folder, findings)
+            job_for = partial(
+                Job,
+                oracle=oracle,
+                data=request.data,
+                threat=request.threat,
+                suite=suite,
+                steps=steps,
+                seed=request.seed,
+                batch_size=request.batch_size,
+                tracker=tracker,
+            )
+            record = _run(lambda: _decide(request, oracle, job_for, ledger), ledger, summary, folder, findings)
             return Outcome(record, folder, stored=False)
 
 
@@ -92,31 +91,23 @@ def _run(
         write_interrupted(folder, summarise(summary, ledger.entries, findings, complete=False))
         raise
     record = summarise(summary, ledger.entries, findings, complete=True)
-    write_record(folder, record, example_rows(summary, ledger.entries))
+    entries = ledger.entries
+    write_record(folder, record, example_rows(summary, entries), draw_rows(summary, entries))
     ledger.remove()
     return record
 
 
-def _decide(request: Request, suite: Suite, oracle: Oracle, tracker: Tracker, ledger: Ledger) -> None:
-    data, threat = request.data, request.threat
-    logits, clean = preflight.clean_pass(oracle, data, threat, request.batch_size)
-    job = Job(
-        oracle=oracle,
-        data=data,
-        threat=threat,
-        suite=suite,
-        logits=logits,
-        seed=request.seed,
-        batch_size=request.batch_size,
-        tracker=tracker,
-    )
-    for entry in chain(preflight.entries(job, ledger.entries, clean), ENGINES[request.engine](job, ledger.entries)):
+def _decide(request: Request, oracle: Oracle, job_for: Callable[..., Job], ledger: Ledger) -> None:
+    logits, clean = preflight.clean_pass(oracle, request.data, request.threat, request.batch_size)
+    job = job_for(logits=logits)
+    attacks = ENGINES[request.engine](job, ledger.entries)
+    for entry in chain(preflight.entries(job, ledger.entries, clean), attacks, scoring.entries(job, ledger.entries)):
         ledger.append(entry)
 
 
 def _probe(oracle: Oracle, data: Dataset) -> int:
     """Returns the number of classes the model tells apart, from one image; raises `ModelError` if labels exceed it."""
-    classes = oracle.logits(data.images[:1]).shape[1]
+    classes = oracle.logits(data.images[:1]).shape[1] - oracle.abstains
     highest = int(data.labels.max())
     if highest >= classes:
         raise ModelError(
@@ -124,34 +115,6 @@ def _probe(oracle: Oracle, data: Dataset) -> int:
             "it was trained on"
         )
     return classes
-
-
-def _identity(request: Request, suite: Suite) -> Identity:
-    if request.engine not in ENGINES:
-        raise unknown_name("engine", request.engine, ENGINES)
-    subject, data = request.subject, request.data
-    own = {"robustbench-kd": importlib.metadata.version("robustbench-kd"), "torch": torch.__version__}
-    return Identity(
-        model=subject.name,
-        family=subject.family,
-        architecture=subject.architecture,
-        normalisation=str(subject.normalisation or "none"),
-        checkpoint_sha256=subject.checkpoint_sha256,
-        code_sha256=subject.code_sha256,
-        dataset=data.name,
-        data_fingerprint=data.fingerprint(),
-        examples=len(data),
-        norm=str(request.threat.norm),
-        eps=request.threat.eps,
-        eps_text=request.threat.eps_text,
-        suite=suite.name,
-        attacks=list(suite.attacks),
-        engine=request.engine,
-        seed=request.seed,
-        batch_size=0 if request.engine == "native" else request.batch_size,  # native verdicts do not depend on it
-        device=request.device.type,
-        versions=own | autoattack.versions(),
-    )
 
 
 def _said(oracle: Oracle) -> list[Finding]:
@@ -167,29 +130,3 @@ def _changed(changes: list[str]) -> list[Finding]:
     return [
         Finding(check="attack-undefined", severity=Severity.INFO, message=change, advice=advice) for change in changes
     ]
-
-
-def _environment(device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.system(),
-        "device_name": name,
-        "threads": str(torch.get_num_threads()),
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str:
-    """Returns the commit of the checkout this package runs from, empty for an installed one."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return ""
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        environment = os.environ | {"GIT_DIR": str(root / ".git")}
-        told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603  # a constant command
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return told.stdout.strip()

@@ -7,20 +7,16 @@ step that breaks it; clean logits are computed once; success is judged by the un
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from robustbench_kd.core.ledger import Decision, Entry
-from robustbench_kd.core.plugins import find, module
 from robustbench_kd.core.records import Work
-from robustbench_kd.core.suites import Suite
-from robustbench_kd.core.threat import Norm
 from robustbench_kd.engine.batches import halved, halving
-from robustbench_kd.engine.job import Job, pending, progress
+from robustbench_kd.engine.job import Job, pending, progress, worst
+from robustbench_kd.engine.plan import Step
 from robustbench_kd.engine.queue import Queue
 from robustbench_kd.engine.search import Search
 from robustbench_kd.engine.slots import Stage, Turnover
-from robustbench_kd.tensors.contracts import Classifier
-from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
+from robustbench_kd.tensors.oracle import is_out_of_memory
 
 _KEEP_EVERY = 1.0  # seconds between entries of the ledger
 _SYNC_STEPS = 4  # steps between questions to a GPU
@@ -31,72 +27,66 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
 
     Raises `IncompleteError` where even a batch of one image does not fit in memory.
     """
-    costs = [passes(name, job.suite, job.threat.norm, job.classes) for name in job.suite.attacks]
-    search, size = Search(_searched(job.oracle), job.tracker.tick), job.batch_size
-    for position, name in enumerate(job.suite.attacks):
+    costs, size = [step.passes(job.threat.norm, job.classes) for step in job.steps], job.batch_size
+    searches: list[Search] = []
+    for position, step in enumerate(job.steps):
         while True:
             try:
-                yield from _attack(job, position, ledger, costs=costs, search=search, size=size)
+                searches.append(_search(job, step, searches))
+                yield from _attack(job, position, ledger, costs=costs, searches=searches, size=size)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 size = halved(min(size, len(pending(job, position, ledger))))
-            yield Entry(stage=name, findings=[halving(name, size)])
+            yield Entry(stage=step.name, findings=[halving(step.name, size)])
 
 
 def _attack(
-    job: Job, position: int, ledger: list[Entry], *, costs: list[int], search: Search, size: int
+    job: Job, position: int, ledger: list[Entry], *, costs: list[int], searches: list[Search], size: int
 ) -> Iterator[Entry]:
-    name, waiting = job.suite.attacks[position], pending(job, position, ledger)
-    stage = _stage(job, name, search, size)
-    turnover = Turnover(stage, Queue(waiting, stage.attack.jobs(job.threat.norm, job.classes)))
-    clock = _Clock(job, search, turnover)
-    job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
-    for retired in turnover.run():
-        if clock.gather(retired):
-            yield clock.entry(name)
-            job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
-    yield clock.entry(name)
-
-
-def build(name: str, suite: Suite, norm: Norm) -> Any:
-    """Returns an attack with the budget that the suite gives it."""
-    component = find("attacks", name, "attack")
-    return module("attacks", component.stem).component(**component.arguments, **suite.budget(name, norm))
-
-
-def passes(name: str, suite: Suite, norm: Norm, classes: int) -> int:
-    """Returns the forward and backward passes that one surviving example costs."""
-    attack = build(name, suite, norm)
-    schedule = attack.schedule(norm)
-    return int(attack.jobs(norm, classes) * (len(schedule) + sum(schedule)))
-
-
-def _searched(oracle: Oracle) -> Classifier:
-    """Returns the model that the search asks; success is judged by the oracle itself."""
-    return oracle.model
-
-
-def _stage(job: Job, name: str, search: Search, size: int) -> Stage:
-    return Stage(
-        attack=build(name, job.suite, job.threat.norm),
+    step, waiting = job.steps[position], pending(job, position, ledger)
+    stage = Stage(
+        step=step,
         data=job.data,
         logits=job.logits,
         threat=job.threat,
-        seed=job.seed,
+        seed=job.seed_of(step),
         size=size,
         sync=1 if job.oracle.device.type == "cpu" else _SYNC_STEPS,
         oracle=job.oracle,
-        search=search,
+        search=searches[-1],
+        worst=worst(job, position, ledger),
+    )
+    turnover = Turnover(stage, Queue(waiting, step.attack.jobs(job.threat.norm, job.classes)))
+    clock = _Clock(job, searches, turnover)
+    job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
+    for retired in turnover.run():
+        if clock.gather(retired):
+            yield clock.entry(step.name)
+            job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
+    yield clock.entry(step.name)
+
+
+def _search(job: Job, step: Step, before: list[Search]) -> Search:
+    """Returns the search of a stage, which tells the passes of all searches so far."""
+    surface, spent = step.surface, sum(search.forwards + search.backwards for search in before)
+    oracle, tick = job.oracle, job.tracker.tick
+    weights = None if surface.weights is None else surface.weights.to(oracle.device)
+    return Search(
+        surface.answer,
+        weights=weights,
+        passes=surface.passes,
+        abstains=oracle.abstains,
+        on_pass=lambda passes: tick(spent + passes + oracle.forwards + oracle.backwards),
     )
 
 
 class _Clock:
     """Gathers decided rows into entries, each with the passes and seconds since the one before."""
 
-    def __init__(self, job: Job, search: Search, turnover: Turnover) -> None:
-        self._job, self._search, self._turnover = job, search, turnover
+    def __init__(self, job: Job, searches: list[Search], turnover: Turnover) -> None:
+        self._job, self._searches, self._turnover = job, searches, turnover
         self._retired: list[Decision] = []
         self._before = self._reading()
 
@@ -133,14 +123,14 @@ class _Clock:
         )
 
     def _reading(self) -> tuple[float, ...]:
-        oracle, search, tally = self._job.oracle, self._search, self._turnover.tally
+        oracle, searches, tally = self._job.oracle, self._searches, self._turnover.tally
         return (
-            oracle.forwards + search.forwards,
-            oracle.backwards + search.backwards,
+            oracle.forwards + sum(search.forwards for search in searches),
+            oracle.backwards + sum(search.backwards for search in searches),
             tally.computed,
             tally.live,
             tally.disagreements,
             tally.marginal,
-            search.seconds,
+            sum(search.seconds for search in searches),
             time.perf_counter(),
         )

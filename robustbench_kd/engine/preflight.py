@@ -10,25 +10,35 @@ from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine import autoattack
 from robustbench_kd.engine.batches import in_batches
 from robustbench_kd.engine.job import CLEAN, Job
+from robustbench_kd.engine.scoring import DRAWS, SCORE
 from robustbench_kd.engine.verify import decisions, judged
+from robustbench_kd.tensors.attack import per_row
 from robustbench_kd.tensors.contracts import Dataset, Logits
+from robustbench_kd.tensors.defence import spared
 from robustbench_kd.tensors.oracle import Oracle
 
 CHECKS = "checks"
 
 
 def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -> tuple[Logits, list[Entry]]:
-    """Returns the logits `(n, classes)` of all clean images, on the CPU, and what they decide; raises like `Oracle.logits`."""
+    """Returns the mean logits `(n, classes)` of all clean images, on the CPU, and what the answers decide.
+
+    An image that only some answers get wrong is not decided. Rejecting a clean image is an error. Raises like
+    `Oracle.logits`.
+    """
     found: list[Logits] = []
 
     def classify(rows: list[int]) -> Entry:
         start = time.perf_counter()
         batch = data.take(torch.tensor(rows))
-        logits = oracle.logits(batch.images)
-        judgement = judged(logits, batch.images, batch.images, batch.labels, threat)
-        found.append(logits)
-        seconds = time.perf_counter() - start
-        return Entry(stage=CLEAN, decisions=decisions(batch.ids, judgement), forwards=len(rows), seconds=seconds)
+        forwards = oracle.forwards
+        answers = oracle.answers(batch.images, torch.tensor(batch.ids), stream=SCORE, draws=DRAWS)
+        weights = oracle.weights(len(answers))
+        judgement = judged(answers, weights, batch.images, batch, threat)
+        known = spared(answers, batch.labels) if oracle.abstains else answers
+        found.append((per_row(weights, known) * known).sum(dim=0))
+        cost, seconds = oracle.forwards - forwards, time.perf_counter() - start
+        return Entry(stage=CLEAN, decisions=decisions(batch.ids, judgement), forwards=cost, seconds=seconds)
 
     entries = list(in_batches(list(range(len(data))), batch_size, classify))
     return torch.cat(found), entries

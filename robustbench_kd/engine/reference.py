@@ -2,20 +2,27 @@
 
 Same verdicts as the package's own loop, given the same batch size and seed: it too attacks only what still stands, in
 batches of consecutive survivors. This loop can be resumed after any batch, counts passes, judges success itself, and
-halves the batch where memory runs out. The package draws its random numbers per batch, so the batch size is part of a result's identity.
+halves the batch where memory runs out. The package draws its random numbers per batch, so the batch size is part of a
+result's identity. Of a randomized defence the package believes a single draw; so does this engine, to show its number
+beside the expected accuracy on the same images.
 """
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
-from robustbench_kd.core.ledger import Entry
+from robustbench_kd.core.errors import UsageError
+from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.engine import autoattack
 from robustbench_kd.engine.batches import in_batches
+from robustbench_kd.engine.images import packed
 from robustbench_kd.engine.job import Job, pending, progress
 from robustbench_kd.engine.verify import Judgement, decisions, judge
+from robustbench_kd.tensors.contracts import Dataset, Images
+from robustbench_kd.tensors.oracle import Oracle
 
 
 def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
@@ -23,6 +30,8 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
 
     Raises `IncompleteError` where even a batch of one image does not fit in memory.
     """
+    if job.suite.settings not in autoattack.SETTINGS or job.suite.adaptive:
+        raise UsageError(f"the AutoAttack package has no suite '{job.suite.name}': use --engine native")
     costs = [autoattack.passes(attack, job.suite, job.threat.norm, job.classes) for attack in job.suite.attacks]
     for position, attack in enumerate(job.suite.attacks):
 
@@ -49,15 +58,25 @@ def _attack(job: Job, attack: str, rows: list[int]) -> Entry:
         seed=job.seed,
         flags=flags,
     )
-    judgement = judge(job.oracle, candidates, batch.images, batch.labels, job.threat)
+    judgement = judge(job.oracle, candidates, batch, job.threat)
     return Entry(
         stage=attack,
-        decisions=decisions(batch.ids, judgement),
+        decisions=_decisions(job.oracle, judgement, candidates, batch),
         forwards=job.oracle.forwards - forwards,
         backwards=job.oracle.backwards - backwards,
         seconds=time.perf_counter() - start,
         findings=flags.findings() + _left_the_ball(batch.ids, judgement, attack),
     )
+
+
+def _decisions(oracle: Oracle, judgement: Judgement, candidates: Images, batch: Dataset) -> list[Decision]:
+    if not oracle.randomized:
+        return decisions(batch.ids, judgement)
+    one_draw = oracle.logits(candidates).argmax(dim=1) != batch.labels
+    found = decisions(batch.ids, replace(judgement, broken=one_draw & ~judgement.outside))
+    if oracle.exact:
+        return found
+    return [one.model_copy(update={"image": packed(image)}) for one, image in zip(found, candidates, strict=True)]
 
 
 def _left_the_ball(ids: Iterable[int], judgement: Judgement, attack: str) -> list[Finding]:

@@ -1,10 +1,11 @@
-"""The model as the search sees it: frozen, possibly folded or in another layout; gradients by row; time and passes counted.
+"""The model as the search sees it: frozen, possibly folded or a stand-in; gradients by row; time and passes counted.
 
 Whatever happens here can only make an attack weaker, never a verdict wrong: success is judged by the unmodified model.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,71 +13,130 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_kd.tensors.attack import take
-from robustbench_kd.tensors.contracts import Classifier, Images, Logits
+from robustbench_kd.tensors.attack import per_row, take
+from robustbench_kd.tensors.contracts import Images, Logits
+from robustbench_kd.tensors.defence import Answer, Key, spared
 
-Objective = Callable[[Logits], Tensor]
-_MOST = 0.5  # where at least this share of rows wants a gradient, all rows get one: splitting costs more
+_MOST = 0.5  # where at least this share of rows wants a gradient, all rows are differentiated: splitting costs more
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for the asked points.
+
+    `answers` `(m, n, classes)` are the m answers to each point, one for a plain model; `logits` `(n, classes)` are their
+    mean and `values` `(k, n)` the mean of their objectives. `gradient` `(k, n, c, h, w)` is that of `values`: zero in rows
+    that wanted none, None where no row did.
+    """
+
+    logits: Logits
+    values: Tensor
+    gradient: Tensor | None
+    answers: Tensor
 
 
 class Search:
-    """Evaluates points for a slot batch; counts example-forwards, example-backwards and seconds inside the model."""
+    """Evaluates points for a slot batch; counts example-forwards, example-backwards and seconds inside the model.
 
-    def __init__(self, model: Classifier, on_pass: Callable[[int], None] = lambda _passes: None) -> None:
+    Args:
+        answer: Maps images `(n, c, h, w)` and a key to logits `(n, classes)` or, for m answers, `(m, n, classes)`.
+        weights: What each of m answers counts, `(m,)`, with sum 1 and on the device of the answers; equal if None.
+        passes: Passes of a network that one image costs.
+        abstains: Whether the last logit rejects the image, which counts as right.
+        on_pass: Is told the number of passes so far after each of them, for progress only.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        *,
+        weights: Tensor | None = None,
+        passes: int = 1,
+        abstains: bool = False,
+        on_pass: Callable[[int], None] = lambda _passes: None,
+    ) -> None:
         self.forwards = 0
         self.backwards = 0
         self.seconds = 0.0
-        self._model = model
+        self.weights = weights
+        self._answer = answer
+        self._passes = passes
+        self._abstains = abstains
         self._on_pass = on_pass
 
-    def evaluate(
-        self, points: Images, wanted: NDArray[np.bool_], state: Any, attack: Any
-    ) -> tuple[Logits, Tensor | None]:
-        """Returns logits `(n, classes)`, gradients `(k, n, c, h, w)`.
-
-        A row that wants no gradient finds zeros, unless most rows want one; there are no gradients at all where none does.
-        """
+    def evaluate(self, points: Images, key: Key, wanted: NDArray[np.bool_], state: Any, attack: Any) -> Reply:
+        """Returns the answers to the points, and the gradients of the rows `(n,)` that want one."""
         share = wanted.mean()
         if share == 0:
-            return self._forward(points), None
-        if share >= _MOST:
-            return self._differentiate(points, lambda output: attack.objective(state, output))
-        return self._split(points, wanted, state, attack)
+            answers = self._forward(points, key, state)
+            return self._reply(answers, self._values(answers, state, attack), None)
+        if share < _MOST:
+            return self._split(points, key, wanted, state, attack)
+        answers, values, gradient = self._differentiate(points, key, state, attack)
+        if share < 1:
+            gradient.index_fill_(1, _indices(~wanted, points), 0)
+        return self._reply(answers, values, gradient)
 
-    def _forward(self, points: Images) -> Logits:
+    def _forward(self, points: Images, key: Key, state: Any) -> Tensor:
         start = time.perf_counter()
         with torch.no_grad():
-            logits = self._model(points)
+            answers = self._asked(points, key, state)
         self._count(start, len(points), 0)
-        return logits.float() if logits.dtype in {torch.bfloat16, torch.float16} else logits
+        return answers
 
-    def _differentiate(self, points: Images, objective: Objective) -> tuple[Logits, Tensor]:
+    def _differentiate(self, points: Images, key: Key, state: Any, attack: Any) -> tuple[Tensor, Tensor, Tensor]:
         start = time.perf_counter()
         points = points.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self._model(points)
-            logits = logits.float() if logits.dtype in {torch.bfloat16, torch.float16} else logits
-            values = objective(logits)
+            answers = self._asked(points, key, state)
+            values = self._values(answers, state, attack)
             sums = values.sum(dim=1).unbind()
             gradients = [
                 torch.autograd.grad(total, points, retain_graph=position + 1 < len(sums))[0]
                 for position, total in enumerate(sums)
             ]
         self._count(start, len(points), len(points) * len(sums))
-        return logits.detach(), torch.stack(gradients)
+        return answers.detach(), values.detach(), torch.stack(gradients)
 
-    def _split(self, points: Images, wanted: NDArray[np.bool_], state: Any, attack: Any) -> tuple[Logits, Tensor]:
-        chosen, others = (torch.from_numpy(np.flatnonzero(mask)).to(points.device) for mask in (wanted, ~wanted))
-        part = take(state, chosen)
-        some, gradient = self._differentiate(points[chosen], lambda output: attack.objective(part, output))
-        logits = some.new_empty(len(points), some.shape[1])
-        logits[chosen], logits[others] = some, self._forward(points[others])
-        spread = gradient.new_zeros(len(gradient), *points.shape)
-        spread[:, chosen] = gradient
-        return logits, spread
+    def _split(self, points: Images, key: Key, wanted: NDArray[np.bool_], state: Any, attack: Any) -> Reply:
+        chosen, others = _indices(wanted, points), _indices(~wanted, points)
+        some, _, steep = self._differentiate(points[chosen], key.take(chosen), take(state, chosen), attack)
+        answers = some.new_empty(len(some), len(points), some.shape[2])
+        answers[:, chosen], answers[:, others] = (
+            some,
+            self._forward(points[others], key.take(others), take(state, others)),
+        )
+        gradient = steep.new_zeros(len(steep), *points.shape)
+        gradient[:, chosen] = steep
+        return self._reply(answers, self._values(answers, state, attack), gradient)
+
+    def _asked(self, points: Images, key: Key, state: Any) -> Tensor:
+        """Returns the answers `(m, n, classes)` in float32 or better."""
+        output = self._answer(points, key)
+        answers = output if output.ndim == 3 else output[None]
+        answers = answers.float() if answers.dtype in {torch.bfloat16, torch.float16} else answers
+        return spared(answers, state.labels) if self._abstains else answers
+
+    def _values(self, answers: Tensor, state: Any, attack: Any) -> Tensor:
+        """Returns the mean objective `(k, n)` of the answers."""
+        values = [attack.objective(state, logits) for logits in answers.unbind()]
+        return values[0] if len(values) == 1 else self._mean(torch.stack(values))
+
+    def _reply(self, answers: Tensor, values: Tensor, gradient: Tensor | None) -> Reply:
+        logits = answers[0] if len(answers) == 1 else self._mean(answers)
+        return Reply(logits, values, gradient, answers)
+
+    def _mean(self, parts: Tensor) -> Tensor:
+        """Returns the mean over the first dimension."""
+        return parts.mean(dim=0) if self.weights is None else (per_row(self.weights, parts) * parts).sum(dim=0)
 
     def _count(self, start: float, forwards: int, backwards: int) -> None:
-        self.forwards += forwards
-        self.backwards += backwards
+        self.forwards += self._passes * forwards
+        self.backwards += self._passes * backwards
         self.seconds += time.perf_counter() - start
         self._on_pass(self.forwards + self.backwards)
+
+
+def _indices(rows: NDArray[np.bool_], points: Images) -> Tensor:
+    # Without `non_blocking` a GPU would be waited for.
+    return torch.from_numpy(np.flatnonzero(rows)).to(points.device, non_blocking=True)

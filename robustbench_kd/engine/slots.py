@@ -1,10 +1,12 @@
 """The slot batch: every row is a job at its own step; decided rows leave, waiting ones take their place.
 
 No pass of the model is spent on a decided example: a row leaves at the step that breaks it, on the CPU at once, on a GPU
-within `sync` steps, because asking the device for the answer stalls it.
+within `sync` steps, because asking the device for the answer stalls it. An example of a randomized defence is broken where
+every answer errs; until then the image with the largest share of wrong answers is kept, and a point is a candidate where
+the search sees a larger one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,25 +17,32 @@ from torch import Tensor
 
 from robustbench_kd.core.ledger import Decision
 from robustbench_kd.core.threat import Threat
+from robustbench_kd.engine.images import packed
+from robustbench_kd.engine.plan import Step
 from robustbench_kd.engine.queue import Ints, Queue
 from robustbench_kd.engine.search import Search
-from robustbench_kd.engine.verify import decisions, judge
+from robustbench_kd.engine.verify import Judgement, decisions, judge
 from robustbench_kd.tensors.attack import Rows, join, take
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
+from robustbench_kd.tensors.defence import Key
 from robustbench_kd.tensors.geometry import inside
 from robustbench_kd.tensors.losses import margin
 from robustbench_kd.tensors.oracle import Oracle
 
 _TOGETHER = 0.5  # the share of rows that must want what fresh rows want before these join
 _MARGINAL = 1e-3  # logits; a broken example with a smaller margin could be decided by rounding
+_ROUNDING = 1e-6  # what the weights of members may lack to 1
 _SPARE = 0.015  # the share of dead rows that is cheaper to compute than to take out
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack on what still stands: everything that stays the same while its slots turn over."""
+    """One attack on what still stands: everything that stays the same while its slots turn over.
 
-    attack: Any
+    `worst` holds by example id what the stages before found out about examples of which some answers err already.
+    """
+
+    step: Step
     data: Dataset
     logits: Logits
     threat: Threat
@@ -42,6 +51,12 @@ class Stage:
     sync: int
     oracle: Oracle
     search: Search
+    worst: Mapping[int, Decision]
+
+    @property
+    def attack(self) -> Any:
+        """Returns the attack of the step."""
+        return self.step.attack
 
 
 @dataclass
@@ -65,6 +80,7 @@ class _Slots:
     alive: NDArray[np.bool_]
     images: Images
     labels: Tensor
+    floor: Tensor
     hit: Tensor
     won: Images
 
@@ -77,6 +93,8 @@ class Turnover:
         self._stage = stage
         self._queue = queue
         self._schedule = np.array(stage.attack.schedule(stage.threat.norm), dtype=bool)
+        self._ids = np.array(stage.data.ids)
+        self._worst = dict(stage.worst)
         self._forwards = np.zeros(len(stage.data), dtype=np.int64)
         self._backwards = np.zeros(len(stage.data), dtype=np.int64)
 
@@ -96,20 +114,37 @@ class Turnover:
         attack = self._stage.attack
         points = attack.ask(slots.state)
         wanted = self._schedule[slots.age]
-        logits, gradient = self._stage.search.evaluate(points, wanted, slots.state, attack)
-        wrong = logits.argmax(dim=1) != slots.labels
+        reply = self._stage.search.evaluate(points, self._key(slots), wanted, slots.state, attack)
+        wrong = self._promising(reply.answers, slots)
         if self._stage.sync == 1:
             slots.hit, slots.won = wrong, points
         else:
             fresh = wrong & ~slots.hit & inside(points, slots.images, self._stage.threat.eps, self._stage.threat.norm)
             slots.won = torch.where(fresh.view(-1, 1, 1, 1), points, slots.won)
             slots.hit = slots.hit | fresh
-        slots.state = attack.tell(slots.state, logits, gradient)
+        slots.state = attack.tell(slots.state, reply.logits, reply.values, reply.gradient)
         slots.age += 1
         self.tally.computed += len(wanted)
         self.tally.live += int(slots.alive.sum())
-        self._forwards[slots.rows[slots.alive]] += 1
-        self._backwards[slots.rows[slots.alive & wanted]] += 1
+        self._forwards[slots.rows[slots.alive]] += self._stage.step.surface.passes
+        self._backwards[slots.rows[slots.alive & wanted]] += self._stage.step.surface.passes
+
+    def _key(self, slots: _Slots) -> Key:
+        """Returns the names of the draws that the search may use at this step."""
+        ids, draw = self._ids[slots.rows], slots.jobs * 2**20 + slots.age
+        device = slots.labels.device
+        # Without `non_blocking` a GPU would be waited for.
+        on_device = (torch.from_numpy(values).to(device, non_blocking=True) for values in (ids, draw))
+        return Key(self._stage.seed, f"search/{self._stage.step.name}", *on_device)
+
+    def _promising(self, answers: Tensor, slots: _Slots) -> Tensor:
+        """Returns which rows `(n,)` the search believes to do better than all points so far."""
+        wrong = answers.argmax(dim=2) != slots.labels
+        if len(wrong) == 1:
+            return wrong[0]
+        weights = self._stage.step.surface.weights
+        share = wrong.float().mean(dim=0) if weights is None else weights @ wrong.to(weights.dtype)
+        return share > slots.floor
 
     def _spent(self, slots: _Slots) -> NDArray[np.bool_]:
         return slots.age >= len(self._schedule)
@@ -135,14 +170,35 @@ class Turnover:
             return []
         rows = torch.from_numpy(slots.rows[found])
         true = self._stage.data.take(rows)
-        judgement = judge(self._stage.oracle, slots.won[picked], true.images, true.labels, threat)
-        self._forwards[slots.rows[found]] += 1
-        self.tally.disagreements += int((~judgement.broken).sum())
+        before = self._stage.oracle.forwards
+        judgement = judge(self._stage.oracle, slots.won[picked], true, threat)
+        self._forwards[slots.rows[found]] += (self._stage.oracle.forwards - before) // len(rows)
+        better = self._kept_if_better(true, judgement, slots.won[picked])
+        self.tally.disagreements += int((~better).sum()) if self._stage.step.surface.faithful else 0
         self.tally.marginal += int((judgement.broken & (judgement.margin.abs() < _MARGINAL)).sum())
         slots.hit = slots.hit.index_fill(0, picked, value=False)
         slots.alive[found[judgement.broken.numpy()]] = False
-        judged = zip(decisions(true.ids, judgement), rows.tolist(), strict=True)
-        return [self._costed(decision, row) for decision, row in judged if decision.broken]
+        if self._stage.oracle.randomized:
+            slots.floor = self._floor(slots.rows).to(slots.floor.device)
+        return [self._costed(self._worst[self._stage.data.ids[row]], row) for row in rows[judgement.broken].tolist()]
+
+    def _kept_if_better(self, true: Dataset, judgement: Judgement, points: Images) -> Tensor:
+        """Keeps the decisions that more answers get wrong than all before; returns which `(n,)` these are."""
+        better = judgement.wrong > torch.tensor([self._share(example) for example in true.ids]) + _ROUNDING
+        found = decisions(true.ids, judgement)
+        for row in torch.nonzero(better).flatten().tolist():
+            # What is drawn cannot be told exactly: its image is scored again, on draws that no search has seen.
+            image = "" if self._stage.oracle.exact else packed(points[row])
+            self._worst[true.ids[row]] = found[row].model_copy(update={"image": image})
+        return better
+
+    def _share(self, example: int) -> float:
+        """Returns the largest share of wrong answers known for an example."""
+        known = self._worst.get(example)
+        return known.share if known else 0.0
+
+    def _floor(self, rows: Ints) -> Tensor:
+        return torch.tensor([self._share(example) + _ROUNDING for example in self._ids[rows].tolist()])
 
     def _costed(self, decision: Decision, row: int) -> Decision:
         """Returns a decision with the passes that its row of the data set has cost."""
@@ -150,6 +206,9 @@ class Turnover:
         return decision.model_copy(update=cost)
 
     def _standing(self, row: int) -> Decision:
+        known = self._worst.get(self._stage.data.ids[row])
+        if known:
+            return self._costed(known, row)
         label = self._stage.data.labels[row : row + 1]
         gap = float(margin(self._stage.logits[row : row + 1], label))
         decision = Decision(index=self._stage.data.ids[row], broken=False, prediction=int(label), margin=gap)
@@ -178,7 +237,7 @@ class Turnover:
         device, picked = self._stage.oracle.device, torch.from_numpy(rows)
         data = self._stage.data
         images, labels = data.images[picked].to(device), data.labels[picked].to(device)
-        ids = torch.tensor([data.ids[row] for row in rows], device=device)
+        ids = torch.from_numpy(self._ids[rows]).to(device)
         start = Rows(images, labels, self._stage.logits[picked].to(device), ids, torch.from_numpy(jobs).to(device))
         return _Slots(
             state=self._stage.attack.start(start, self._stage.threat, self._stage.seed),
@@ -188,6 +247,7 @@ class Turnover:
             alive=np.ones(len(rows), dtype=bool),
             images=images,
             labels=labels,
+            floor=self._floor(rows).to(device),
             hit=torch.zeros(len(rows), dtype=torch.bool, device=device),
             won=images,
         )
@@ -204,6 +264,7 @@ def _kept(slots: _Slots) -> _Slots:
         alive=slots.alive[rows],
         images=slots.images[picked],
         labels=slots.labels[picked],
+        floor=slots.floor[picked],
         hit=slots.hit[picked],
         won=slots.won[picked],
     )
@@ -218,6 +279,7 @@ def _joined(kept: _Slots, fresh: _Slots) -> _Slots:
         alive=np.concatenate([kept.alive, fresh.alive]),
         images=torch.cat([kept.images, fresh.images]),
         labels=torch.cat([kept.labels, fresh.labels]),
+        floor=torch.cat([kept.floor, fresh.floor]),
         hit=torch.cat([kept.hit, fresh.hit]),
         won=torch.cat([kept.won, fresh.won]),
     )

@@ -1,13 +1,32 @@
-"""Turns a ledger into a record: accuracies after each stage, costs, findings, one row per example."""
+"""Turns a ledger into a record: accuracies after each stage, costs, findings, one row per example.
 
-from collections.abc import Sequence
+Of a randomized defence an accuracy is the expected one, on the worst image found so far of each example. Only the AutoAttack
+package counts otherwise: for it an example is broken once a single draw was wrong.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from robustbench_kd.core.ledger import Decision, Entry, decided
-from robustbench_kd.core.records import Accuracy, ExampleRow, Finding, Identity, RunRecord, Stage, Work, verdict
+from robustbench_kd.core.records import (
+    Accuracy,
+    DrawRow,
+    Draws,
+    ExampleRow,
+    Finding,
+    Identity,
+    RunRecord,
+    Stage,
+    Work,
+    verdict,
+)
 from robustbench_kd.core.statistics import interval
 from robustbench_kd.engine.autoattack import square_gain
+from robustbench_kd.engine.job import CLEAN, SMALLER
+from robustbench_kd.engine.plan import Step
+from robustbench_kd.engine.scoring import DRAWS, SCORE
 from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.tensors.oracle import Oracle
 
 
 @dataclass(frozen=True)
@@ -16,8 +35,24 @@ class Summary:
 
     identity: Identity
     data: Dataset
+    steps: tuple[Step, ...]
     parameters: int
     environment: dict[str, str]
+    oracle: Oracle
+
+    @property
+    def one_draw(self) -> bool:
+        """Returns whether a single wrong draw counts as broken."""
+        return self.identity.engine == "autoattack"
+
+
+@dataclass(frozen=True)
+class _Fate:
+    """What became of one example: the decision on its clean image and the worst one, with the stage that made it."""
+
+    clean: Decision
+    worst: Decision
+    stage: str
 
 
 def summarise(about: Summary, ledger: list[Entry], findings: list[Finding], *, complete: bool) -> RunRecord:
@@ -27,7 +62,7 @@ def summarise(about: Summary, ledger: list[Entry], findings: list[Finding], *, c
     if complete:
         known += square_gain({stage.stage: stage.accuracy.value for stage in stages})
     known = _merged(known)
-    return RunRecord(
+    record = RunRecord(
         run_id=about.identity.run_id(),
         status="complete" if complete else "interrupted",
         identity=about.identity,
@@ -43,32 +78,42 @@ def summarise(about: Summary, ledger: list[Entry], findings: list[Finding], *, c
         parameters=about.parameters,
         environment=about.environment,
     )
+    return record.model_copy(update=_drawn(about, ledger, stages)) if complete else record
 
 
 def example_rows(about: Summary, ledger: list[Entry]) -> list[ExampleRow]:
     """Returns one row per example, in the order of the data set."""
-    clean = decided(ledger, "clean")
-    broken = _broken(about, ledger)
+    fates, costs = _fates(about, ledger), _costs(about, ledger)
     labels = dict(zip(about.data.ids, about.data.labels.tolist(), strict=True))
-    costs = _costs(about, ledger)
+    return [_row(example, labels[example], fates[example], costs.get(example)) for example in about.data.ids]
+
+
+def draw_rows(about: Summary, ledger: list[Entry]) -> list[DrawRow]:
+    """Returns one row per example of a randomized defence, none for others."""
+    if not about.oracle.randomized:
+        return []
+    fates = _fates(about, ledger)
     return [
-        _row(example, labels[example], clean[example], broken.get(example), costs.get(example))
+        DrawRow(index=example, clean_wrong=fates[example].clean.share, wrong=fates[example].worst.share)
         for example in about.data.ids
     ]
 
 
 def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
-    n, alive, stages = len(about.data), set(about.data.ids), list[Stage]()
-    for name in ("clean", *about.identity.attacks):
+    carried = [SMALLER] if any(entry.stage == SMALLER for entry in ledger) else []
+    lost: dict[int, float] = dict.fromkeys(about.data.ids, 0.0)
+    stages: list[Stage] = []
+    for name in (CLEAN, *carried, *about.identity.attacks):
         found = decided(ledger, name)
-        if not alive <= found.keys():
+        if name != SMALLER and not {example for example, share in lost.items() if share < 1} <= found.keys():
             return stages  # its accuracy is not known yet, nor is any later one
-        alive -= {example for example, decision in found.items() if decision.broken}
+        for example, decision in found.items():
+            lost[example] = max(lost[example], float(decision.broken) if about.one_draw else decision.share)
         costs = [entry for entry in ledger if entry.stage == name]
         stages.append(
             Stage(
                 stage=name,
-                accuracy=_accuracy(len(alive), n),
+                accuracy=_mean(1 - share for share in lost.values()),
                 forwards=sum(entry.forwards for entry in costs),
                 backwards=sum(entry.backwards for entry in costs),
                 seconds=sum(entry.seconds for entry in costs),
@@ -76,6 +121,47 @@ def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
             )
         )
     return stages
+
+
+def _drawn(about: Summary, ledger: list[Entry], stages: list[Stage]) -> dict[str, object]:
+    """Returns the fields of a record that adaptive attacks and chance add."""
+    adaptive = {step.name for step in about.steps if step.adaptive}
+    before = [stage.accuracy for stage in stages if stage.stage not in adaptive]
+    standard = before[-1] if adaptive and len(before) > 1 else None
+    if not about.oracle.randomized:
+        return {"standard": standard}
+    fates = _fates(about, ledger).values()
+    labels = about.data.labels.tolist()
+    clean = _draws(about, [fate.clean for fate in fates], labels)
+    robust = _draws(about, [fate.worst for fate in fates], labels)
+    headline = {} if about.one_draw else {"robust": robust.mean}
+    return {"standard": standard, "clean": clean.mean, "clean_draws": clean, "robust_draws": robust, **headline}
+
+
+def _draws(about: Summary, found: Sequence[Decision], labels: Sequence[int]) -> Draws:
+    exact = about.oracle.exact
+    return Draws(
+        exact=exact,
+        draws=len(about.oracle.weights(0)) if exact else DRAWS,
+        mean=_mean(1 - decision.share for decision in found),
+        all_correct=_mean(float(decision.share == 0) for decision in found),
+        majority=_mean(float(decision.prediction == label) for decision, label in zip(found, labels, strict=True)),
+    )
+
+
+def _fates(about: Summary, ledger: list[Entry]) -> dict[int, _Fate]:
+    """Returns the fate of each example, in the order of the data set."""
+    clean, scored = decided(ledger, CLEAN), decided(ledger, SCORE)
+    fates = {
+        example: _Fate(clean[example], clean[example], CLEAN if clean[example].broken else "")
+        for example in about.data.ids
+    }
+    for stage in (SMALLER, *about.identity.attacks):
+        for example, decision in decided(ledger, stage).items():
+            before = fates[example]
+            if (decision.broken, decision.share) > (before.worst.broken, before.worst.share):
+                fates[example] = _Fate(before.clean, decision, stage)
+    return {example: _Fate(fate.clean, scored.get(example, fate.worst), fate.stage) for example, fate in fates.items()}
 
 
 def _work(parts: list[Work]) -> Work | None:
@@ -90,18 +176,12 @@ def _work(parts: list[Work]) -> Work | None:
     )
 
 
-def _accuracy(successes: int, n: int) -> Accuracy:
-    low, high = interval(successes, n)
-    return Accuracy(value=successes / n, n=n, ci_low=low, ci_high=high)
-
-
-def _broken(about: Summary, ledger: list[Entry]) -> dict[int, tuple[str, Decision]]:
-    return {
-        example: (stage, decision)
-        for stage in about.identity.attacks
-        for example, decision in decided(ledger, stage).items()
-        if decision.broken
-    }
+def _mean(values: Iterable[float]) -> Accuracy:
+    """Returns a mean of fractions; the interval of a fraction is wide enough for it."""
+    known = list(values)
+    total, n = sum(known), len(known)
+    low, high = interval(total, n)
+    return Accuracy(value=total / n, n=n, ci_low=low, ci_high=high)
 
 
 def _costs(about: Summary, ledger: list[Entry]) -> dict[int, tuple[int, int]]:
@@ -115,24 +195,19 @@ def _costs(about: Summary, ledger: list[Entry]) -> dict[int, tuple[int, int]]:
     return costs
 
 
-def _row(
-    example: int,
-    label: int,
-    clean: Decision,
-    broken: tuple[str, Decision] | None,
-    cost: tuple[int, int] | None,
-) -> ExampleRow:
-    stage, fatal = broken or ("clean" if clean.broken else "", None)
+def _row(example: int, label: int, fate: _Fate, cost: tuple[int, int] | None) -> ExampleRow:
+    clean, worst = fate.clean, fate.worst
+    attacked = worst is not clean
     return ExampleRow(
         index=example,
         label=label,
         clean_prediction=clean.prediction,
-        clean_correct=not clean.broken,
-        robust=not stage,
-        broken_by=stage,
-        adversarial_prediction=fatal.prediction if fatal else None,
-        distance=fatal.distance if fatal else None,
-        margin=(fatal or clean).margin,
+        clean_correct=clean.prediction == label,
+        robust=not worst.broken if worst.wrong is None else worst.prediction == label,
+        broken_by=fate.stage,
+        adversarial_prediction=worst.prediction if attacked and worst.share else None,
+        distance=worst.distance if attacked else None,
+        margin=worst.margin,
         forwards=cost[0] if cost else None,
         backwards=cost[1] if cost else None,
     )

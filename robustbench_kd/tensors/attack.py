@@ -35,8 +35,9 @@ class Rows:
 class Attack(Protocol[State]):
     """What every file of `attacks/` offers; `State` is a dataclass whose tensors all lead with the row.
 
-    The engine repeats: `ask`; call the model; where `wants_gradient`, differentiate `objective`; judge the asked points
-    on the true defence; `tell`. Rows that are broken or `finished` leave.
+    The engine repeats: `ask`; call the model; evaluate `objective` and, where `schedule` says so, differentiate it; judge
+    the asked points on the true defence; `tell`. Rows that are broken or at the end of their schedule leave. Where a
+    defence answers by chance, what is told are means over several answers.
     """
 
     def jobs(self, norm: Norm, classes: int) -> int:
@@ -55,20 +56,15 @@ class Attack(Protocol[State]):
         """Returns the points `(n, c, h, w)` in [0, 1] to evaluate next."""
         ...
 
-    def wants_gradient(self, state: State) -> Tensor:
-        """Returns which rows `(n,)` need a gradient at the asked point; the others need logits only."""
-        ...
-
     def objective(self, state: State, logits: Logits) -> Tensor:
-        """Returns the values `(k, n)` whose gradients with respect to the asked points are wanted; k is mostly 1."""
+        """Returns the values `(k, n)` of one answer, whose gradients at the asked points are wanted; k is mostly 1."""
         ...
 
-    def tell(self, state: State, logits: Logits, gradient: Tensor | None) -> State:
-        """Returns the next state; `gradient` `(k, n, c, h, w)` is zero in rows that wanted none, None where no row did."""
-        ...
+    def tell(self, state: State, logits: Logits, values: Tensor, gradient: Tensor | None) -> State:
+        """Returns the next state, from the logits `(n, classes)` and the `objective` `(k, n)` of the asked points.
 
-    def finished(self, state: State) -> Tensor:
-        """Returns which rows `(n,)` have spent their budget."""
+        `gradient` `(k, n, c, h, w)` is that of `values`: zero in rows that wanted none, None where no row did.
+        """
         ...
 
 

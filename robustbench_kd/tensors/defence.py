@@ -57,6 +57,10 @@ class Key:
         turns = torch.arange(times, device=self.ids.device).repeat_interleave(len(self.ids))
         return replace(self, ids=self.ids.repeat(times), draw=self.draw.repeat(times) * times + turns)
 
+    def take(self, rows: Tensor) -> "Key":
+        """Returns the key of the given rows, int64 or bool."""
+        return replace(self, ids=self.ids[rows], draw=self.draw[rows])
+
     def _stream(self, part: str) -> str:
         return f"{self.stream}/{part}"
 
@@ -128,3 +132,13 @@ class Abstaining(Protocol):
     """A defence that may refuse: its logits have one column more than there are classes, the last for "rejected"."""
 
     abstains: bool
+
+
+def spared(answers: Tensor, labels: Labels) -> Tensor:
+    """Returns the answers `(..., n, classes + 1)` of an abstaining defence without their last column.
+
+    Its logit is credited to the label: an attacker gains nothing from an image that is rejected.
+    """
+    known, rejected = answers[..., :-1], answers[..., -1:]
+    column = labels.expand(known.shape[:-1])[..., None]
+    return known.scatter(-1, column, torch.maximum(known.gather(-1, column), rejected))

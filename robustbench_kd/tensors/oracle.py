@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_kd.core.errors import ModelError
-from robustbench_kd.tensors.contracts import Images, Logits
+from robustbench_kd.tensors.contracts import Classifier, Images, Logits
+from robustbench_kd.tensors.defence import Key, Mixture, Randomized
 
 
 def freeze(model: nn.Module) -> bool:
@@ -40,22 +42,82 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Oracle:
-    """A frozen model whose passes are counted in examples; call it like the model itself.
+    """A frozen defence whose passes are counted in examples; call it like the model itself.
 
-    `on_pass` runs after every forward pass, for progress only.
+    `on_pass` runs after every forward pass, for progress only. A randomized defence draws under `seed`.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, on_pass: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, on_pass: Callable[[], None] = lambda: None, *, seed: int = 0
+    ) -> None:
         self.device = device
         self.forwards = 0
         self.backwards = 0
         self.was_training = freeze(model)
         self.model = model.to(device)
+        self.randomized = isinstance(model, Randomized)
+        self.abstains = bool(getattr(model, "abstains", False))
         self._on_pass = on_pass
+        self._seed = seed
+        self._calls = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether expectations need no sampling: a deterministic defence, or an ensemble that shows its members."""
+        return not self.randomized or isinstance(self.model, Mixture)
 
     def __call__(self, images: Images) -> Logits:
-        """Returns logits `(n, classes)` of images `(n, c, h, w)`, differentiable where the images are."""
-        logits: Tensor = self.model(images)
+        """Returns logits `(n, classes)` of images `(n, c, h, w)`, differentiable where the images are.
+
+        A randomized defence answers with a fresh draw: this is how an attack that knows nothing of keys sees it.
+        """
+        if not isinstance(self.model, Randomized):
+            return self._counted(self.model(images), images)
+        self._calls += 1
+        return self._counted(self.model.draw(images, self._key("call", images, self._calls)), images)
+
+    def logits(self, images: Images) -> Logits:
+        """Returns checked logits on the CPU; a randomized defence answers with a fresh draw.
+
+        Raises `ModelError` where the model refuses the images or does not give one finite row per image.
+        """
+        return self._checked(self, images)
+
+    def answers(self, images: Images, ids: Tensor, *, stream: str, draws: int) -> Tensor:
+        """Returns all that the defence may answer, `(k, n, classes)` on the CPU; raises like `logits`.
+
+        That is one answer of a deterministic defence, one of each member of a finite ensemble, and otherwise `draws`
+        draws under a stream, the same ones for the same `ids` `(n,)`.
+        """
+        if not isinstance(self.model, Randomized):
+            return self._checked(self, images)[None]
+        if isinstance(self.model, Mixture):
+            asked = [self._checked(self._asking(member), images) for member in self.model.members()]
+        else:
+            asked = [self._checked(self._drawing(ids, stream, draw), images) for draw in range(draws)]
+        return torch.stack(asked)
+
+    def weights(self, answers: int) -> Tensor:
+        """Returns what each of k answers counts, `(k,)`; they sum to 1."""
+        if self.randomized and isinstance(self.model, Mixture):
+            return self.model.weights.detach().cpu().float()
+        return torch.full((answers,), 1 / answers)
+
+    def _asking(self, member: nn.Module) -> Classifier:
+        return lambda images: self._counted(member(images), images)
+
+    def _drawing(self, ids: Tensor, stream: str, draw: int) -> Classifier:
+        model = self.model
+        assert isinstance(model, Randomized)
+        return lambda images: self._counted(
+            model.draw(images, replace(self._key(stream, images, draw), ids=ids.to(images.device))), images
+        )
+
+    def _key(self, stream: str, images: Images, draw: int) -> Key:
+        rows = torch.arange(len(images), device=images.device)
+        return Key(self._seed, stream, ids=rows, draw=torch.full_like(rows, draw))
+
+    def _counted(self, logits: Logits, images: Images) -> Logits:
         self.forwards += len(images)
         if getattr(logits, "requires_grad", False):  # a hostile model may return anything
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -63,13 +125,9 @@ class Oracle:
         return logits
 
     @torch.no_grad()
-    def logits(self, images: Images) -> Logits:
-        """Returns checked logits on the CPU.
-
-        Raises `ModelError` where the model refuses the images or does not give one finite row per image.
-        """
+    def _checked(self, ask: Classifier, images: Images) -> Logits:
         try:
-            output = self(images.to(self.device))
+            output = ask(images.to(self.device))
         except Exception as error:  # a model is a person's own code and can raise anything
             if is_out_of_memory(error):
                 raise

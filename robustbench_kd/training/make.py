@@ -44,7 +44,7 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
     shape = (channels, height, width)
     name, arguments = plan.architecture.name, plan.architecture.arguments
     network = seeded_build(lambda: build_network(name, arguments, classes=data.classes, shape=shape), plan.recipe.seed)
-    model = assemble("classifier", network, plan.normalisation).to(plan.device)
+    model = assemble(network, plan.normalisation).to(plan.device)
     trained = train(model, data, plan.threat, plan.recipe, observer)
     model.load_state_dict(trained.best_state)
     card = Card(

@@ -26,7 +26,8 @@ from robustbench_kd.checkpoints.card import (
 )
 from robustbench_kd.checkpoints.convert import write_weights
 from robustbench_kd.checkpoints.normalisation import PRESETS, parse_normalisation
-from robustbench_kd.checkpoints.target import Choices, describe, load
+from robustbench_kd.checkpoints.subject import Choices
+from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.checkpoints.weights import sha256
 from robustbench_kd.cli import main
 from robustbench_kd.core.errors import CheckpointError, RecordError, UsageError

@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustbench_kd.checkpoints.target import Choices, describe, load
+from robustbench_kd.checkpoints.subject import Choices
+from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.core.errors import IncompleteError
 from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.suites import parse_suite
-from robustbench_kd.core.threat import Threat
+from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine import native
-from robustbench_kd.engine.evaluate import Request, evaluate
+from robustbench_kd.engine import surfaces
+from robustbench_kd.engine.evaluate import evaluate
+from robustbench_kd.engine.plan import Step, build
 from robustbench_kd.engine.queue import Queue
+from robustbench_kd.engine.request import Request
 from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.tensors.defence import Surface
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 SHORT = {
@@ -35,6 +39,11 @@ def request(data: Dataset, *, threat="linf:0.2", suite=SUITE, target=CHECKPOINTS
     subject = load(described, classes=data.classes, shape=tuple(data.images.shape[1:]))
     device = torch.device("cpu")
     return Request(subject, data, Threat.parse(threat), suite, device, engine="native", **options)
+
+
+def passes(name, suite):
+    """The passes that one survivor of ten classes costs."""
+    return Step(name, build(name, suite, Norm.LINF), Surface(name="", answer=None)).passes(Norm.LINF, 10)
 
 
 def verdicts(outcome):
@@ -85,7 +94,7 @@ def test_every_norm_lowers_the_accuracy_and_stays_in_its_ball(digits, tmp_path, 
 
 
 def test_a_survivor_costs_exactly_the_budget_and_a_fallen_example_less(digits, expected):
-    budget = sum(native.passes(name, SUITE, Threat.parse("linf:0.2").norm, 10) for name in SUITE.attacks)
+    budget = sum(passes(name, SUITE) for name in SUITE.attacks)
     costs = {key: int(row[5]) + int(row[6]) for key, row in expected.items() if row[3] != "clean"}
     standing = {key for key in costs if expected[key][2] == "True"}
     assert standing
@@ -96,7 +105,7 @@ def test_a_survivor_costs_exactly_the_budget_and_a_fallen_example_less(digits, e
 
 @pytest.mark.parametrize(("attack", "most"), [("apgd-ce", 204), ("apgd-t", 1829), ("fab-t", 2729), ("square", 5004)])
 def test_the_published_budget_costs_no_more_than_in_the_package(attack, most):
-    assert native.passes(attack, STANDARD, Threat.parse("linf:0.1").norm, 10) <= most
+    assert passes(attack, STANDARD) <= most
 
 
 def test_nearly_all_rows_that_are_computed_are_live(digits, tmp_path):
@@ -107,7 +116,7 @@ def test_nearly_all_rows_that_are_computed_are_live(digits, tmp_path):
 
 def test_what_the_search_alone_believes_is_no_success(digits, tmp_path, monkeypatch):
     """A search that sees every image as broken is refused each time, and the run ends with the clean accuracy."""
-    monkeypatch.setattr(native, "_searched", lambda oracle: lambda images: -oracle.model(images))
+    monkeypatch.setattr(surfaces, "searched", lambda oracle: lambda images: -oracle.model(images))
     square = replace(parse_suite("square"), budgets={"budget": {"square": {"queries": 3}}})
     record = evaluate(request(digits, threat="linf:1/2550", suite=square), tmp_path).record
     assert record.robust == record.clean
@@ -123,7 +132,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_changes_no_verdict(digits, expe
 
         return model
 
-    monkeypatch.setattr(native, "_searched", crowded)
+    monkeypatch.setattr(surfaces, "searched", crowded)
     outcome = evaluate(request(digits), tmp_path)
     assert verdicts(outcome) == expected
     assert "halved to 9" in " ".join(finding.message for finding in outcome.record.findings)
@@ -134,7 +143,7 @@ def test_where_not_even_one_image_fits_the_run_stops_and_can_be_resumed(digits, 
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(native, "_searched", lambda _oracle: full)
+        patch.setattr(surfaces, "searched", lambda _oracle: full)
         with pytest.raises(IncompleteError, match="one image"):
             evaluate(request(digits), tmp_path)
     assert verdicts(evaluate(request(digits), tmp_path)) == expected

@@ -5,11 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_kd.core.errors import UsageError
-from robustbench_kd.core.plugins import files
-from robustbench_kd.core.suites import ATTACKS, for_classes, parse_suite
+from robustbench_kd.core.plugins import components, files
+from robustbench_kd.core.suites import for_classes, parse_suite
 from robustbench_kd.core.threat import Norm
 
 PUBLISHED = ["standard", "plus", "rand"]
+ATTACKS = sorted(components("attacks"))
 attack_lists = st.lists(st.sampled_from(ATTACKS), min_size=1, unique=True)
 
 
@@ -30,8 +31,10 @@ def test_the_published_suites_run_the_published_attacks_in_order(name, attacks):
 def test_every_suite_file_is_a_suite_with_a_summary(name):
     suite = parse_suite(name)
     assert suite.summary
-    assert set(suite.attacks) <= set(ATTACKS)
-    assert suite.settings in PUBLISHED
+    attacks = suite.adaptive.attacks if suite.adaptive else suite.attacks
+    assert attacks
+    assert set(attacks) <= set(ATTACKS)
+    assert suite.settings in {*PUBLISHED, "quick", "adaptive"}
 
 
 @given(attack_lists)
@@ -100,3 +103,23 @@ def test_what_is_left_is_defined_ordered_and_never_empty(attacks, classes):
     assert ("apgd-t" in suite.attacks) <= (classes >= 4)
     assert ("apgd-dlr" in suite.attacks) <= (classes >= 3)
     assert bool(changes) == (suite.attacks != tuple(attacks))
+
+
+def test_an_adaptive_suite_follows_another_one():
+    suite = parse_suite("standard+adaptive")
+    assert (suite.name, suite.attacks) == ("standard+adaptive", parse_suite("standard").attacks)
+    assert suite.adaptive.attacks
+    assert parse_suite("adaptive").attacks == ()
+    assert parse_suite("apgd-ce,square + adaptive").attacks == ("apgd-ce", "square")
+
+
+@pytest.mark.parametrize("text", ["standard+quick", "adaptive+standard", "adaptive+adaptive", "standard+adaptive+adaptive"])
+def test_only_the_adaptive_suite_can_follow(text):
+    with pytest.raises(UsageError, match="such as standard\\+adaptive"):
+        parse_suite(text)
+
+
+def test_few_classes_change_the_adaptive_attacks_too():
+    suite, changes = for_classes(parse_suite("standard+adaptive"), 2)
+    assert "apgd-t" not in {*suite.attacks, *suite.adaptive.attacks}
+    assert len(changes) == len(set(changes))

@@ -14,7 +14,8 @@ from torch import nn
 from robustbench_kd.checkpoints.architecture import build_network
 from robustbench_kd.checkpoints.card import Architecture, Card, Normalisation, write_card
 from robustbench_kd.checkpoints.convert import write_weights
-from robustbench_kd.checkpoints.target import Choices, describe, load
+from robustbench_kd.checkpoints.subject import Choices
+from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.core.errors import CheckpointError, RkdError, UsageError
 
 DIGITS = {"classes": 10, "shape": (1, 8, 8)}

@@ -6,6 +6,7 @@ from oracles import Linear
 
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine.verify import decisions, judge, judged
+from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle
 
 CPU = torch.device("cpu")
@@ -24,8 +25,12 @@ def point(*pixels):
 CLEAN, LABEL = point(0.375, 0.5, 0.5, 0.5), torch.tensor([0])
 
 
+def data(images, labels):
+    return Dataset("pixels", images, labels, tuple(range(len(images))), 2)
+
+
 def verdict(candidate, threat="linf:0.25"):
-    return judge(bright_or_dark(), candidate, CLEAN, LABEL, Threat.parse(threat))
+    return judge(bright_or_dark(), candidate, data(CLEAN, LABEL), Threat.parse(threat))
 
 
 @pytest.mark.parametrize("norm", THREATS)
@@ -57,7 +62,7 @@ def test_what_left_the_box_never_counts_and_never_reaches_the_model(wild):
     seen = []
     oracle = bright_or_dark()
     oracle.model.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
-    found = judge(oracle, point(wild, 0.5, 0.5, 0.5), CLEAN, LABEL, Threat.parse("linf:1"))
+    found = judge(oracle, point(wild, 0.5, 0.5, 0.5), data(CLEAN, LABEL), Threat.parse("linf:1"))
     assert (found.broken.tolist(), found.outside.tolist()) == ([False], [True])
     assert ((seen[0] >= 0) & (seen[0] <= 1)).all()
 
@@ -69,7 +74,7 @@ def test_a_candidate_is_judged_as_a_float32_image():
 
 def test_the_clean_pass_is_a_judgement_of_the_images_themselves():
     images = torch.cat([CLEAN, point(0.75, 0.0, 0.0, 0.0)])
-    found = judge(bright_or_dark(), images, images, torch.tensor([0, 0]), Threat.parse("l1:0.1"))
+    found = judge(bright_or_dark(), images, data(images, torch.tensor([0, 0])), Threat.parse("l1:0.1"))
     assert found.broken.tolist() == [False, True]
     assert found.distance.tolist() == [0, 0]
 
@@ -78,14 +83,15 @@ def test_logits_that_are_known_are_not_asked_for_again():
     oracle = bright_or_dark()
     images = torch.cat([CLEAN, point(0.75, 0.0, 0.0, 0.0)])
     labels, threat = torch.tensor([0, 1]), Threat.parse("l2:1")
-    known = judged(oracle.logits(images), images, images, labels, threat)
+    known = judged(oracle.logits(images)[None], torch.ones(1), images, data(images, labels), threat)
     assert known.margin.tolist() == [0.25, 0.5]
     assert oracle.forwards == 2
 
 
 def test_the_ledger_keeps_a_distance_only_of_what_is_broken():
     candidates = torch.cat([point(0.625, 0.5, 0.5, 0.5), point(0.5, 0.5, 0.5, 0.5)])
-    found = judge(bright_or_dark(), candidates, CLEAN.expand(2, -1, -1, -1), LABEL.expand(2), Threat.parse("linf:0.25"))
+    true = data(CLEAN.expand(2, -1, -1, -1), LABEL.expand(2))
+    found = judge(bright_or_dark(), candidates, true, Threat.parse("linf:0.25"))
     first, second = decisions([7, 9], found)
     assert (first.index, first.broken, first.prediction, first.distance, first.margin) == (7, True, 1, 0.25, -0.25)
     assert (second.index, second.broken, second.distance) == (9, False, None)

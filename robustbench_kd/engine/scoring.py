@@ -1,0 +1,40 @@
+"""The last stage where chance decides: the worst images that were found, judged on draws that no search has seen.
+
+Searching keeps the image that looked worst on its draws, which flatters the attack; fresh draws tell what it is worth.
+"""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from robustbench_kd.core.ledger import Entry, decided
+from robustbench_kd.engine.batches import in_batches
+from robustbench_kd.engine.images import unpacked
+from robustbench_kd.engine.job import Job, worst
+from robustbench_kd.engine.verify import decisions, judged
+from robustbench_kd.tensors.defence import spared
+
+SCORE = "score"
+DRAWS = 100
+
+
+def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
+    """Yields the scores of all images of a randomized defence without members; of others nothing, they are exact."""
+    if job.oracle.exact:
+        return
+    done = decided(ledger, SCORE)
+    images = {example: decision.image for example, decision in worst(job, len(job.steps), ledger).items()}
+    rows = [row for row, example in enumerate(job.data.ids) if images.get(example) and example not in done]
+
+    def score(some: list[int]) -> Entry:
+        start, forwards = time.perf_counter(), job.oracle.forwards
+        true = job.data.take(torch.tensor(some))
+        points = unpacked([images[example] for example in true.ids], tuple(true.images.shape[1:]))
+        answers = job.oracle.answers(points, torch.tensor(true.ids), stream=SCORE, draws=DRAWS)
+        known = spared(answers, true.labels) if job.oracle.abstains else answers
+        judgement = judged(known, job.oracle.weights(len(known)), points, true, job.threat)
+        cost, seconds = job.oracle.forwards - forwards, time.perf_counter() - start
+        return Entry(stage=SCORE, decisions=decisions(true.ids, judgement), forwards=cost, seconds=seconds)
+
+    yield from in_batches(rows, job.batch_size, score)
