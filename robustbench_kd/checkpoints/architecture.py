@@ -75,13 +75,22 @@ def _built(name: str, build: Callable[..., nn.Module], arguments: dict[str, Any]
         raise UsageError(f"architecture '{name}' cannot be built with {said}: {one_line(error)}") from error
 
 
-def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def find_code(name: str) -> Callable[..., Any]:
+    """Returns what `module:name` or `file.py:name` leads to, after running the code around it.
+
+    Raises `UsageError` where there is no such file, module or name, `CheckpointError` where running it fails.
+    """
     place, _, attribute = name.rpartition(":")
     holder = _import(place)
-    factory: Callable[..., Any] | None = getattr(holder, attribute, None)
-    if not callable(factory):
+    found: Callable[..., Any] | None = getattr(holder, attribute, None)
+    if not callable(found):
         known = [key for key, value in vars(holder).items() if callable(value) and not key.startswith("_")]
         raise unknown_name(f"factory in '{place}'", attribute, known)
+    return found
+
+
+def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    factory = find_code(name)
     try:
         network = factory(**arguments)
     except (Exception, SystemExit) as error:  # a person's own code can raise anything

@@ -45,10 +45,23 @@ def describe(text: str, choices: Choices) -> list[Target]:
 
 def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subject:
     """Builds and strictly loads a target for a data set of `classes` and images of `shape` (c, h, w)."""
-    _check_data(target, classes, shape)
+    return _load(target, classes, shape, {})
+
+
+def _load(target: Target, classes: int, shape: tuple[int, int, int], known: dict[tuple[str, str], Subject]) -> Subject:
+    """Loads a target; a part that stands in several places is loaded once, so that what is shared stays one network."""
     if target.parts:
-        parts = [load(part, classes=classes, shape=shape) for part in target.parts]
+        _check_data(target, classes, shape)
+        parts = [_load(part, classes, shape, known) for part in target.parts]
         return compose(target, parts, classes=classes, shape=shape)
+    key = target.name, str(target.weights)
+    if key not in known:
+        known[key] = _load_one(target, classes, shape)
+    return known[key]
+
+
+def _load_one(target: Target, classes: int, shape: tuple[int, int, int]) -> Subject:
+    _check_data(target, classes, shape)
     notes: list[str] = []
     library, _, identifier = target.architecture.partition(":")
     carried: Normalisation | None = None

@@ -1,6 +1,7 @@
 """Evaluate the robust accuracy of checkpoints."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,16 @@ import click
 
 from robustbench_kd.cli import _options
 from robustbench_kd.core.errors import UnreliableError, UsageError
-from robustbench_kd.core.suites import parse_suite
-from robustbench_kd.core.threat import Threat, parse_threats
+from robustbench_kd.core.suites import Suite, parse_suite
+from robustbench_kd.core.threat import Threat, parse_curve
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Target
     from robustbench_kd.engine.evaluate import Outcome
+    from robustbench_kd.engine.request import Request
     from robustbench_kd.tensors.contracts import Dataset
+
+Curve = list[Threat]
 
 
 @click.command("eval")
@@ -28,7 +32,27 @@ if TYPE_CHECKING:
     help="linf:8/255, l2:0.5, l1:12, or a curve linf:1/255,2/255; repeatable (default: the card's).",
 )
 @click.option(
-    "--suite", default="standard", show_default=True, help="standard, plus, rand, or attacks: apgd-ce,square."
+    "--suite",
+    default="standard",
+    show_default=True,
+    help="standard, plus, rand, quick, standard+adaptive, or attacks: apgd-ce,square.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="fast runs a short front and then samples: a first guess at standard, with a bound.",
+)
+@click.option(
+    "--surrogate",
+    "surrogates",
+    multiple=True,
+    metavar="TARGET",
+    help="Stand-in model for adaptive attacks; repeatable.",
+)
+@click.option(
+    "--adaptive", "attacks", multiple=True, metavar="FILE.py:ATTACK", help="Adaptive attack of your own; repeatable."
 )
 @click.option(
     "--examples", default="all", show_default=True, help="First N of the test split in official order, or all."
@@ -42,9 +66,9 @@ if TYPE_CHECKING:
 @click.option("--name", default="", help="Name of the model in tables (default: the card's, or the file's).")
 @click.option(
     "--engine",
-    default="autoattack",
+    default="native",
     show_default=True,
-    help="autoattack runs the AutoAttack package, native our own engine (in progress, not yet the default).",
+    help="native is our own engine, autoattack runs the AutoAttack package.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, help="Images per batch.")
 @_options.seed
@@ -65,11 +89,12 @@ def command(targets: tuple[str, ...], **options: Any) -> None:
       rkd eval checkpoints/digits-teacher.toml
       rkd eval net.pth --arch resnet18 --dataset cifar10 --threat linf:8/255 --examples 1000
       rkd eval net.pth --arch model.py:make --dataset npz:test.npz --threat linf:2/255
+      rkd eval defence.toml --suite standard+adaptive --surrogate student.toml
     """  # fmt: skip
     from robustbench_kd.checkpoints.target import describe
     from robustbench_kd.cli import _runs
 
-    threats, choices = parse_threats(list(options["threats"])), _choices(options)
+    curves, suite, choices = [parse_curve(text) for text in options["threats"]], _suite(options), _choices(options)
     described = [target for text in targets for target in describe(text, choices)]
     if options["name"] and len(described) > 1:
         raise UsageError(f"--name names one model, but there are {len(described)}: leave it out")
@@ -77,13 +102,25 @@ def command(targets: tuple[str, ...], **options: Any) -> None:
     outcomes: list[Outcome] = []
     try:
         for target in described:
-            outcomes.extend(_evaluate(target, threats or _card_threats(target), options, opened))
+            outcomes.extend(_evaluate(target, curves or _card_curves(target), suite, options, opened))
     finally:
         if outcomes:
             _runs.report(outcomes, as_json=options["as_json"])
     unreliable = [found.record.identity.model for found in outcomes if found.record.verdict == "unreliable"]
     if options["strict"] and unreliable:
         raise UnreliableError(f"unreliable under --strict: {', '.join(unreliable)}; the findings say why")
+
+
+def _suite(options: dict[str, Any]) -> Suite:
+    """Reads --suite and --mode, and refuses what does not go with them."""
+    suite = parse_suite(options["suite"])
+    if (options["surrogates"] or options["attacks"]) and not suite.adaptive:
+        raise UsageError(f"--surrogate and --adaptive need an adaptive suite: use --suite {suite.name}+adaptive")
+    if options["mode"] == "fast":
+        if suite.name != "standard":
+            raise UsageError(f"--mode fast is a short form of --suite standard, got --suite {suite.name}")
+        return parse_suite("fast")
+    return suite
 
 
 def _choices(options: dict[str, Any]) -> Any:
@@ -99,41 +136,60 @@ def _choices(options: dict[str, Any]) -> Any:
     )
 
 
-def _card_threats(target: "Target") -> list[Threat]:
+def _card_curves(target: "Target") -> list[Curve]:
     if target.card is None or not target.card.threats:
         raise UsageError(f"which threat for '{target.name}'? Give --threat NORM:EPS, such as --threat linf:8/255")
-    return parse_threats(list(target.card.threats))
+    return [[Threat.parse(text)] for text in target.card.threats]
 
 
-def _evaluate(
-    target: "Target", threats: list[Threat], options: dict[str, Any], opened: Callable[[str], "Dataset"]
+def _evaluate(  # what is evaluated, then how
+    target: "Target",
+    curves: list[Curve],
+    suite: Suite,
+    options: dict[str, Any],
+    opened: Callable[[str], "Dataset"],
 ) -> Iterator["Outcome"]:
     """Yields the outcome of each threat; `opened` gives a data set by name, read once for all targets."""
     from robustbench_kd.checkpoints.target import load
-    from robustbench_kd.cli import _console, _devices, _runs
-    from robustbench_kd.engine.evaluate import evaluate
+    from robustbench_kd.cli import _adaptive, _console, _devices
     from robustbench_kd.engine.request import Request
 
-    suite, device = parse_suite(options["suite"]), _devices.choose(options["device"])
+    device = _devices.choose(options["device"])
     data = opened(options["dataset"] or (target.card.dataset if target.card else "digits"))
     channels, height, width = data.images.shape[1:]
-    subject = load(target, classes=data.classes, shape=(channels, height, width))
+    shape = (channels, height, width)
+    subject = load(target, classes=data.classes, shape=shape)
     for note in subject.notes:
         _console.say(f"{subject.name}: {note}", "dim")
-    for threat in threats:
-        request = Request(
-            subject=subject,
-            data=data,
-            threat=threat,
-            suite=suite,
-            device=device,
-            seed=options["seed"],
-            batch_size=options["batch_size"],
-            engine=options["engine"],
-        )
+    surrogates = _adaptive.described(options["surrogates"], trust_code=options["trust_code"])
+    request = Request(
+        subject=subject,
+        data=data,
+        threat=curves[0][0],
+        suite=suite,
+        device=device,
+        seed=options["seed"],
+        batch_size=options["batch_size"],
+        engine=options["engine"],
+        extra=_adaptive.added(surrogates, options["attacks"], classes=data.classes, shape=shape, device=device),
+    )
+    for curve in curves:
+        yield from _curve(request, curve, options)
+
+
+def _curve(request: "Request", curve: Curve, options: dict[str, Any]) -> Iterator["Outcome"]:
+    """Yields the outcomes of ascending radii; what a smaller one breaks is not attacked again."""
+    from robustbench_kd.cli import _console, _runs
+    from robustbench_kd.engine.evaluate import evaluate
+
+    smaller: Path | None = None
+    for threat in curve:
         with _console.progress() as line:
-            observer = _runs.observer(line, f"{subject.name} {threat}")
-            outcome = evaluate(request, options["results"], observer=observer, fresh=options["fresh"])
+            observer = _runs.observer(line, f"{request.subject.name} {threat}")
+            asked = replace(request, threat=threat, smaller=smaller)
+            outcome = evaluate(asked, options["results"], observer=observer, fresh=options["fresh"])
+        # Of a randomized defence an example is hardly ever broken for good.
+        smaller = None if outcome.record.robust_draws else outcome.folder
         _runs.announce(outcome)
         yield outcome
 

@@ -67,7 +67,7 @@ class Draws(Frozen):
 
 
 class Identity(Frozen):
-    """Everything that can change a verdict."""
+    """Everything that can change a verdict; `carried` is the run id of a smaller radius whose broken examples are kept."""
 
     model: Name
     family: Name
@@ -89,6 +89,7 @@ class Identity(Frozen):
     batch_size: int
     device: str
     precision: str = "fp32"
+    carried: str = ""
     versions: dict[str, str]
 
     def run_id(self) -> str:

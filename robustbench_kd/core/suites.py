@@ -24,14 +24,30 @@ class Suite:
     attacks: tuple[str, ...]
     settings: str
     summary: str = ""
-    budgets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict, repr=False)
+    budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     draws: int = 1
     adaptive: "Suite | None" = field(default=None, repr=False)
+
+    @property
+    def mode(self) -> str:
+        """Returns `fast` where an attack may run on a sample of the survivors only, `exact` otherwise."""
+        return "fast" if "sample" in self.budgets else "exact"
+
+    def share(self, attack: str) -> float:
+        """Returns the share of the survivors that an attack runs on first."""
+        return float(self.budgets.get("sample", {}).get(attack, 1))
 
     def budget(self, attack: str, norm: Norm) -> dict[str, Any]:
         """Returns the hyper-parameters that the suite gives an attack under a norm; raises `UsageError` where it has none."""
         general = self.budgets.get("budget", {})
         return {**general.get(attack, {}), **self.budgets.get(str(norm), {}).get(attack, {})}
+
+    def on(self, surface: str) -> "Suite":
+        """Returns the suite for a surface: where a table bears its name, only the attacks and budgets in it."""
+        own = self.budgets.get(surface)
+        if own is None:
+            return self
+        return replace(self, attacks=tuple(own), budgets={"budget": own})
 
 
 def parse_suite(text: str) -> Suite:

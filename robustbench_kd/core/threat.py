@@ -43,18 +43,20 @@ class Threat:
         return cls(norm, _radius(radius.strip(), norm), radius.strip())
 
 
-def parse_threats(texts: list[str]) -> list[Threat]:
-    """Reads threats, each possibly a curve `linf:1/255,2/255`; every curve runs in ascending order.
+def parse_curve(text: str) -> list[Threat]:
+    """Reads one threat, or a curve such as `linf:1/255,2/255`, in ascending order.
 
-    >>> [str(threat) for threat in parse_threats(["linf:2/255,1/255"])]
+    >>> [str(threat) for threat in parse_curve("linf:2/255,1/255")]
     ['linf:1/255', 'linf:2/255']
     """
-    threats: list[Threat] = []
-    for text in texts:
-        name, _, radii = text.partition(":")
-        curve = {Threat.parse(f"{name}:{radius}") for radius in radii.split(",")} if radii else {Threat.parse(text)}
-        threats += sorted(curve, key=lambda threat: threat.eps)
-    return threats
+    name, _, radii = text.partition(":")
+    curve = {Threat.parse(f"{name}:{radius}") for radius in radii.split(",")} if radii else {Threat.parse(text)}
+    return sorted(curve, key=lambda threat: threat.eps)
+
+
+def parse_threats(texts: list[str]) -> list[Threat]:
+    """Reads threats, each possibly a curve; every curve runs in ascending order."""
+    return [threat for text in texts for threat in parse_curve(text)]
 
 
 def _radius(text: str, norm: Norm) -> float:

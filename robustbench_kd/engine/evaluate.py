@@ -54,7 +54,7 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
             )
             classes = _probe(oracle, request.data)
         suite, changes = for_classes(request.suite, classes)
-        steps = plan(suite, oracle, request.threat)
+        steps = plan(suite, oracle, request.threat, request.extra)
         identity = identify(request, suite, steps)
         folder = run_folder(results, identity.model, identity.run_id())
         with Ledger(folder / LEDGER) as ledger:
@@ -100,8 +100,9 @@ def _run(
 def _decide(request: Request, oracle: Oracle, job_for: Callable[..., Job], ledger: Ledger) -> None:
     logits, clean = preflight.clean_pass(oracle, request.data, request.threat, request.batch_size)
     job = job_for(logits=logits)
+    first = preflight.entries(job, ledger.entries, clean, request.smaller)
     attacks = ENGINES[request.engine](job, ledger.entries)
-    for entry in chain(preflight.entries(job, ledger.entries, clean), attacks, scoring.entries(job, ledger.entries)):
+    for entry in chain(first, attacks, scoring.entries(job, ledger.entries)):
         ledger.append(entry)
 
 

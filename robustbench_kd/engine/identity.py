@@ -36,6 +36,8 @@ def identify(request: Request, suite: Suite, steps: tuple[Step, ...]) -> Identit
         suite=suite.name,
         attacks=[step.name for step in steps],
         engine=request.engine,
+        mode=suite.mode,
+        carried=request.smaller.name if request.smaller else "",
         seed=request.seed,
         batch_size=0 if request.engine == "native" else request.batch_size,  # native verdicts do not depend on it
         device=request.device.type,

@@ -6,16 +6,20 @@ step that breaks it; clean logits are computed once; success is judged by the un
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
-from robustbench_kd.core.ledger import Decision, Entry
+from robustbench_kd.core.ledger import Decision, Entry, decided
 from robustbench_kd.core.records import Work
+from robustbench_kd.engine import external, sample
 from robustbench_kd.engine.batches import halved, halving
+from robustbench_kd.engine.images import unpacked
 from robustbench_kd.engine.job import Job, pending, progress, worst
 from robustbench_kd.engine.plan import Step
 from robustbench_kd.engine.queue import Queue
-from robustbench_kd.engine.search import Search
+from robustbench_kd.engine.search import Search, Spent
 from robustbench_kd.engine.slots import Stage, Turnover
+from robustbench_kd.tensors.contracts import Images
 from robustbench_kd.tensors.oracle import is_out_of_memory
 
 _KEEP_EVERY = 1.0  # seconds between entries of the ledger
@@ -27,13 +31,15 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
 
     Raises `IncompleteError` where even a batch of one image does not fit in memory.
     """
-    costs, size = [step.passes(job.threat.norm, job.classes) for step in job.steps], job.batch_size
-    searches: list[Search] = []
+    costs, size, spent = [step.passes(job.threat.norm, job.classes) for step in job.steps], job.batch_size, Spent()
     for position, step in enumerate(job.steps):
+        job.tracker.at(progress(job, position, costs, ledger, _passes(job, spent)))
         while True:
             try:
-                searches.append(_search(job, step, searches))
-                yield from _attack(job, position, ledger, costs=costs, searches=searches, size=size)
+                if step.adversary:
+                    yield from external.entries(job, position, ledger, make=step.adversary, size=size)
+                else:
+                    yield from _rounds(job, position, ledger, partial(_attack, costs=costs, spent=spent, size=size))
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -42,10 +48,22 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
             yield Entry(stage=step.name, findings=[halving(step.name, size)])
 
 
-def _attack(
-    job: Job, position: int, ledger: list[Entry], *, costs: list[int], searches: list[Search], size: int
+def _rounds(job: Job, position: int, ledger: list[Entry], attack: Callable[..., Iterator[Entry]]) -> Iterator[Entry]:
+    """Runs a stage on what stands; on a sample first where the suite says so, on the rest only if one of it falls."""
+    if job.steps[position].share < 1:
+        chosen = set(sample.sampled(job, position, ledger))
+        yield from attack(job, position, ledger, [row for row in pending(job, position, ledger) if row in chosen])
+        if not sample.fell(job, position, ledger):
+            yield sample.spared(job, position, ledger)
+            return
+        yield sample.in_full(job, position)
+    yield from attack(job, position, ledger, pending(job, position, ledger))
+
+
+def _attack(  # the first four say what is attacked
+    job: Job, position: int, ledger: list[Entry], waiting: list[int], *, costs: list[int], spent: Spent, size: int
 ) -> Iterator[Entry]:
-    step, waiting = job.steps[position], pending(job, position, ledger)
+    step = job.steps[position]
     stage = Stage(
         step=step,
         data=job.data,
@@ -55,45 +73,50 @@ def _attack(
         size=size,
         sync=1 if job.oracle.device.type == "cpu" else _SYNC_STEPS,
         oracle=job.oracle,
-        search=searches[-1],
+        search=_search(job, step, spent),
         worst=worst(job, position, ledger),
+        starts=_starts(job, step, ledger),
     )
     turnover = Turnover(stage, Queue(waiting, step.attack.jobs(job.threat.norm, job.classes)))
-    clock = _Clock(job, searches, turnover)
-    job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
+    clock = _Clock(job, spent, turnover)
     for retired in turnover.run():
         if clock.gather(retired):
             yield clock.entry(step.name)
-            job.tracker.at(progress(job, position, costs, ledger, clock.passes()))
+            job.tracker.at(progress(job, position, costs, ledger, _passes(job, spent)))
     yield clock.entry(step.name)
 
 
-def _search(job: Job, step: Step, before: list[Search]) -> Search:
-    """Returns the search of a stage, which tells the passes of all searches so far."""
-    surface, spent = step.surface, sum(search.forwards + search.backwards for search in before)
-    oracle, tick = job.oracle, job.tracker.tick
-    weights = None if surface.weights is None else surface.weights.to(oracle.device)
+def _search(job: Job, step: Step, spent: Spent) -> Search:
+    surface = step.surface
     return Search(
         surface.answer,
-        weights=weights,
+        weights=None if surface.weights is None else surface.weights.to(job.oracle.device),
         passes=surface.passes,
-        abstains=oracle.abstains,
-        on_pass=lambda passes: tick(spent + passes + oracle.forwards + oracle.backwards),
+        spent=spent,
+        abstains=job.oracle.abstains,
+        on_pass=lambda: job.tracker.tick(_passes(job, spent)),
     )
+
+
+def _starts(job: Job, step: Step, ledger: list[Entry]) -> dict[int, Images]:
+    """Returns the images by example id that an earlier stage has left for this one to start from."""
+    shape = tuple(job.data.images.shape[1:])
+    left = decided(ledger, step.begins) if step.begins else {}
+    return {example: unpacked([decision.image], shape)[0] for example, decision in left.items() if decision.image}
+
+
+def _passes(job: Job, spent: Spent) -> int:
+    """Returns all passes since the start of the process."""
+    return job.oracle.forwards + job.oracle.backwards + spent.forwards + spent.backwards
 
 
 class _Clock:
     """Gathers decided rows into entries, each with the passes and seconds since the one before."""
 
-    def __init__(self, job: Job, searches: list[Search], turnover: Turnover) -> None:
-        self._job, self._searches, self._turnover = job, searches, turnover
+    def __init__(self, job: Job, spent: Spent, turnover: Turnover) -> None:
+        self._job, self._spent, self._turnover = job, spent, turnover
         self._retired: list[Decision] = []
         self._before = self._reading()
-
-    def passes(self) -> int:
-        """Returns all passes since the start of the process."""
-        forwards, backwards, *_ = self._reading()
-        return int(forwards + backwards)
 
     def gather(self, retired: list[Decision]) -> bool:
         """Adds decided rows; returns whether it is time to write an entry."""
@@ -123,14 +146,14 @@ class _Clock:
         )
 
     def _reading(self) -> tuple[float, ...]:
-        oracle, searches, tally = self._job.oracle, self._searches, self._turnover.tally
+        oracle, spent, tally = self._job.oracle, self._spent, self._turnover.tally
         return (
-            oracle.forwards + sum(search.forwards for search in searches),
-            oracle.backwards + sum(search.backwards for search in searches),
+            oracle.forwards + spent.forwards,
+            oracle.backwards + spent.backwards,
             tally.computed,
             tally.live,
             tally.disagreements,
             tally.marginal,
-            sum(search.seconds for search in searches),
+            spent.seconds,
             time.perf_counter(),
         )

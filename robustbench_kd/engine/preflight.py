@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-from robustbench_kd.core.ledger import Entry, decided
+from robustbench_kd.core.examples import read_examples
+from robustbench_kd.core.ledger import Decision, Entry, decided
+from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine import autoattack
 from robustbench_kd.engine.batches import in_batches
-from robustbench_kd.engine.job import CLEAN, Job
+from robustbench_kd.engine.job import CLEAN, SMALLER, Job
 from robustbench_kd.engine.scoring import DRAWS, SCORE
 from robustbench_kd.engine.verify import decisions, judged
 from robustbench_kd.tensors.attack import per_row
@@ -36,7 +39,7 @@ def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -
         weights = oracle.weights(len(answers))
         judgement = judged(answers, weights, batch.images, batch, threat)
         known = spared(answers, batch.labels) if oracle.abstains else answers
-        found.append((per_row(weights, known) * known).sum(dim=0))
+        found.append((per_row(weights, known) * known).sum(dim=0).float())
         cost, seconds = oracle.forwards - forwards, time.perf_counter() - start
         return Entry(stage=CLEAN, decisions=decisions(batch.ids, judgement), forwards=cost, seconds=seconds)
 
@@ -44,12 +47,31 @@ def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -
     return torch.cat(found), entries
 
 
-def entries(job: Job, ledger: list[Entry], clean: list[Entry]) -> Iterator[Entry]:
-    """Yields what the clean pass decided and the package's checks found, unless the ledger holds it already."""
+def entries(job: Job, ledger: list[Entry], clean: list[Entry], smaller: Path | None) -> Iterator[Entry]:
+    """Yields what the clean pass, a smaller radius and the package's checks say, unless the ledger holds it already.
+
+    Raises `RecordError` where the folder of the smaller radius cannot be read.
+    """
     if len(decided(ledger, CLEAN)) < len(job.data):
         yield from clean
+    if smaller and not any(entry.stage == SMALLER for entry in ledger):
+        yield Entry(stage=SMALLER, decisions=_carried(smaller))
     if not any(entry.stage == CHECKS for entry in ledger):
         yield next(in_batches(list(range(len(job.data))), job.batch_size, lambda rows: _check(job, rows)))
+
+
+def _carried(folder: Path) -> list[Decision]:
+    return [
+        Decision(
+            index=row.index,
+            broken=True,
+            prediction=row.adversarial_prediction,
+            margin=row.margin,
+            distance=row.distance,
+        )
+        for row in read_examples(folder / EXAMPLES)
+        if not row.robust and row.adversarial_prediction is not None
+    ]
 
 
 def _check(job: Job, rows: list[int]) -> Entry:

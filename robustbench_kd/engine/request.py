@@ -1,18 +1,23 @@
 """What is to be evaluated, and how."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Threat
+from robustbench_kd.engine.plan import Extra
 from robustbench_kd.tensors.contracts import Dataset
 
 
 @dataclass(frozen=True)
 class Request:
-    """A defence, data, a threat and a suite, and the engine that is to run it."""
+    """A defence, data, a threat and a suite, and the engine that is to run it.
+
+    `smaller` is the folder of a finished run at a smaller radius of the same norm: what it broke is broken here, too.
+    """
 
     subject: Subject
     data: Dataset
@@ -21,4 +26,6 @@ class Request:
     device: torch.device
     seed: int = 0
     batch_size: int = 250
-    engine: str = "autoattack"
+    engine: str = "native"
+    extra: Extra = field(default_factory=Extra)
+    smaller: Path | None = None

@@ -15,7 +15,7 @@ from robustbench_kd.engine.job import Job, worst
 from robustbench_kd.engine.verify import decisions, judged
 from robustbench_kd.tensors.defence import spared
 
-SCORE = "score"
+SCORE = SCORE_STREAM = "score"  # the stage, and the stream of its draws
 DRAWS = 100
 
 
@@ -31,7 +31,7 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
         start, forwards = time.perf_counter(), job.oracle.forwards
         true = job.data.take(torch.tensor(some))
         points = unpacked([images[example] for example in true.ids], tuple(true.images.shape[1:]))
-        answers = job.oracle.answers(points, torch.tensor(true.ids), stream=SCORE, draws=DRAWS)
+        answers = job.oracle.answers(points, torch.tensor(true.ids), stream=SCORE_STREAM, draws=DRAWS)
         known = spared(answers, true.labels) if job.oracle.abstains else answers
         judgement = judged(known, job.oracle.weights(len(known)), points, true, job.threat)
         cost, seconds = job.oracle.forwards - forwards, time.perf_counter() - start

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustbench_kd.core.errors import ModelError
 from robustbench_kd.tensors.attack import per_row, take
 from robustbench_kd.tensors.contracts import Images, Logits
 from robustbench_kd.tensors.defence import Answer, Key, spared
+from robustbench_kd.tensors.oracle import is_out_of_memory
 
 _MOST = 0.5  # where at least this share of rows wants a gradient, all rows are differentiated: splitting costs more
 
@@ -35,15 +37,25 @@ class Reply:
     answers: Tensor
 
 
+@dataclass
+class Spent:
+    """What searches have spent so far: example-forwards, example-backwards, and seconds inside the model."""
+
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+
+
 class Search:
-    """Evaluates points for a slot batch; counts example-forwards, example-backwards and seconds inside the model.
+    """Evaluates points for a slot batch.
 
     Args:
         answer: Maps images `(n, c, h, w)` and a key to logits `(n, classes)` or, for m answers, `(m, n, classes)`.
         weights: What each of m answers counts, `(m,)`, with sum 1 and on the device of the answers; equal if None.
         passes: Passes of a network that one image costs.
+        spent: Is added to; a run has one for all its searches.
         abstains: Whether the last logit rejects the image, which counts as right.
-        on_pass: Is told the number of passes so far after each of them, for progress only.
+        on_pass: Runs after each pass, for progress only.
     """
 
     def __init__(
@@ -52,12 +64,11 @@ class Search:
         *,
         weights: Tensor | None = None,
         passes: int = 1,
+        spent: Spent | None = None,
         abstains: bool = False,
-        on_pass: Callable[[int], None] = lambda _passes: None,
+        on_pass: Callable[[], None] = lambda: None,
     ) -> None:
-        self.forwards = 0
-        self.backwards = 0
-        self.seconds = 0.0
+        self.spent = spent or Spent()
         self.weights = weights
         self._answer = answer
         self._passes = passes
@@ -90,13 +101,9 @@ class Search:
         with torch.enable_grad():
             answers = self._asked(points, key, state)
             values = self._values(answers, state, attack)
-            sums = values.sum(dim=1).unbind()
-            gradients = [
-                torch.autograd.grad(total, points, retain_graph=position + 1 < len(sums))[0]
-                for position, total in enumerate(sums)
-            ]
-        self._count(start, len(points), len(points) * len(sums))
-        return answers.detach(), values.detach(), torch.stack(gradients)
+            gradient = _gradient(values, points)
+        self._count(start, len(points), gradient.shape[0] * gradient.shape[1])
+        return answers.detach(), values.detach(), gradient
 
     def _split(self, points: Images, key: Key, wanted: NDArray[np.bool_], state: Any, attack: Any) -> Reply:
         chosen, others = _indices(wanted, points), _indices(~wanted, points)
@@ -131,10 +138,31 @@ class Search:
         return parts.mean(dim=0) if self.weights is None else (per_row(self.weights, parts) * parts).sum(dim=0)
 
     def _count(self, start: float, forwards: int, backwards: int) -> None:
-        self.forwards += self._passes * forwards
-        self.backwards += self._passes * backwards
-        self.seconds += time.perf_counter() - start
-        self._on_pass(self.forwards + self.backwards)
+        self.spent.forwards += self._passes * forwards
+        self.spent.backwards += self._passes * backwards
+        self.spent.seconds += time.perf_counter() - start
+        self._on_pass()
+
+
+def _gradient(values: Tensor, points: Images) -> Tensor:
+    """Returns the gradients `(k, n, c, h, w)` of values `(k, n)`; zero where they do not depend on the points.
+
+    Raises `ModelError` where the model's own backward pass fails.
+    """
+    sums = values.sum(dim=1).unbind()
+    if not values.requires_grad:
+        return points.new_zeros(len(sums), *points.shape)
+    try:
+        found = [
+            torch.autograd.grad(total, points, retain_graph=place + 1 < len(sums), materialize_grads=True)[0]
+            for place, total in enumerate(sums)
+        ]
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise ModelError(f"the model cannot be differentiated: {first_line}; use --suite square") from error
+    return torch.stack(found)
 
 
 def _indices(rows: NDArray[np.bool_], points: Images) -> Tensor:

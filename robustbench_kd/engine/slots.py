@@ -6,6 +6,7 @@ every answer errs; until then the image with the largest share of wrong answers 
 the search sees a larger one.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,8 @@ _SPARE = 0.015  # the share of dead rows that is cheaper to compute than to take
 class Stage:
     """One attack on what still stands: everything that stays the same while its slots turn over.
 
-    `worst` holds by example id what the stages before found out about examples of which some answers err already.
+    `worst` holds by example id what the stages before found out about examples of which some answers err already, and
+    `starts` the images to start from where the step goes on from an earlier one.
     """
 
     step: Step
@@ -52,6 +54,7 @@ class Stage:
     oracle: Oracle
     search: Search
     worst: Mapping[int, Decision]
+    starts: Mapping[int, Images]
 
     @property
     def attack(self) -> Any:
@@ -186,11 +189,25 @@ class Turnover:
         """Keeps the decisions that more answers get wrong than all before; returns which `(n,)` these are."""
         better = judgement.wrong > torch.tensor([self._share(example) for example in true.ids]) + _ROUNDING
         found = decisions(true.ids, judgement)
-        for row in torch.nonzero(better).flatten().tolist():
+        for row in torch.nonzero(better | self._closer(true, judgement)).flatten().tolist():
             # What is drawn cannot be told exactly: its image is scored again, on draws that no search has seen.
-            image = "" if self._stage.oracle.exact else packed(points[row])
+            needed = self._stage.step.keeps or not self._stage.oracle.exact
+            image = packed(points[row]) if needed else ""
             self._worst[true.ids[row]] = found[row].model_copy(update={"image": image})
         return better
+
+    def _closer(self, true: Dataset, judgement: Judgement) -> Tensor:
+        """Returns which points `(n,)` are the nearest ones to an error so far, for a later stage to start from."""
+        if not self._stage.step.keeps:
+            return torch.zeros(len(true), dtype=torch.bool)
+        known = [self._worst.get(example) for example in true.ids]
+        return torch.tensor(
+            [
+                wrong >= (before.share if before else 0)
+                and gap < (before.margin if before and before.image else math.inf)
+                for before, wrong, gap in zip(known, judgement.wrong.tolist(), judgement.margin.tolist(), strict=True)
+            ]
+        )
 
     def _share(self, example: int) -> float:
         """Returns the largest share of wrong answers known for an example."""
@@ -240,7 +257,7 @@ class Turnover:
         ids = torch.from_numpy(self._ids[rows]).to(device)
         start = Rows(images, labels, self._stage.logits[picked].to(device), ids, torch.from_numpy(jobs).to(device))
         return _Slots(
-            state=self._stage.attack.start(start, self._stage.threat, self._stage.seed),
+            state=self._begun(start),
             rows=rows,
             jobs=jobs,
             age=np.zeros(len(rows), dtype=np.int64),
@@ -251,6 +268,17 @@ class Turnover:
             hit=torch.zeros(len(rows), dtype=torch.bool, device=device),
             won=images,
         )
+
+    def _begun(self, rows: Rows) -> Any:
+        """Returns the state of fresh jobs; the first one of an example goes on from the image that was left for it."""
+        stage = self._stage
+        if not stage.starts:
+            return stage.attack.start(rows, stage.threat, stage.seed)
+        points = stage.attack.start_points(rows, stage.threat, stage.seed)
+        for row, (example, job) in enumerate(zip(rows.ids.tolist(), rows.job.tolist(), strict=True)):
+            if job == 0 and example in stage.starts:
+                points[row] = stage.starts[example].to(points.device)
+        return stage.attack.begin(rows, stage.threat, points)
 
 
 def _kept(slots: _Slots) -> _Slots:

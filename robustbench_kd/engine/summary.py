@@ -24,6 +24,7 @@ from robustbench_kd.core.statistics import interval
 from robustbench_kd.engine.autoattack import square_gain
 from robustbench_kd.engine.job import CLEAN, SMALLER
 from robustbench_kd.engine.plan import Step
+from robustbench_kd.engine.sample import SAMPLED
 from robustbench_kd.engine.scoring import DRAWS, SCORE
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle
@@ -78,7 +79,8 @@ def summarise(about: Summary, ledger: list[Entry], findings: list[Finding], *, c
         parameters=about.parameters,
         environment=about.environment,
     )
-    return record.model_copy(update=_drawn(about, ledger, stages)) if complete else record
+    added = {"missed": _missed(about, known), **_drawn(about, ledger, stages)}
+    return record.model_copy(update=added) if complete else record
 
 
 def example_rows(about: Summary, ledger: list[Entry]) -> list[ExampleRow]:
@@ -121,6 +123,13 @@ def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
             )
         )
     return stages
+
+
+def _missed(about: Summary, findings: Sequence[Finding]) -> float | None:
+    """Returns what the samples of a fast run could have missed in all, as a fraction."""
+    if about.identity.mode == "exact":
+        return None
+    return sum(finding.value or 0.0 for finding in findings if finding.check == SAMPLED)
 
 
 def _drawn(about: Summary, ledger: list[Entry], stages: list[Stage]) -> dict[str, object]:

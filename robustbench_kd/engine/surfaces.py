@@ -13,7 +13,7 @@ from robustbench_kd.tensors.contracts import Classifier, Images, Logits
 from robustbench_kd.tensors.defence import Answer, Key, Mixture, Randomized, Surface, Surfaced
 from robustbench_kd.tensors.oracle import Oracle
 
-OWN = "defence"
+OWN, EXPECTED = "defence", "expected"  # the defence itself, and all members of an ensemble at once
 _COPIES = 10  # noisy copies whose gradients are averaged
 _NOISE = 0.25  # their noise, in radii
 _GROUPS = 16  # groups of pixels that are moved together for a gradient from queries
@@ -50,12 +50,21 @@ def drawn(model: Randomized, draws: int) -> Answer:
 def adaptive(oracle: Oracle, eps: float) -> list[Surface]:
     """Returns all surfaces for adaptive attacks at a radius, the declared ones first."""
     declared = list(oracle.model.surfaces()) if isinstance(oracle.model, Surfaced) else []
-    known = {surface.name for surface in declared}
-    mean = own(oracle, 1) if oracle.exact else own(oracle, _COPIES)
-    if isinstance(oracle.model, Mixture):  # its members are all answers there are
-        mean = next(surface for surface in declared if surface.name == "expected")
-    general = [*([] if mean.name in known else [mean]), smoothed(mean, eps), queried(mean, eps)]
-    return [*declared, *general]
+    mean = next((surface for surface in declared if surface.name == EXPECTED), None)
+    if mean is None:
+        mean = _members(oracle.model) if isinstance(oracle.model, Mixture) else own(oracle, _COPIES)
+        declared.append(mean)
+    return [*declared, smoothed(mean, eps), queried(mean, eps)]
+
+
+def _members(model: Mixture) -> Surface:
+    """Returns all answers of a finite ensemble at once, for one that declares no such surface."""
+    members = model.members()
+
+    def answer(images: Images, _key: Key) -> Logits:
+        return torch.stack([member(images) for member in members])
+
+    return Surface(name=EXPECTED, answer=answer, weights=model.weights, passes=len(members), faithful=True)
 
 
 def smoothed(base: Surface, eps: float) -> Surface:

@@ -55,14 +55,14 @@ def judged(answers: Tensor, weights: Tensor, candidates: Images, true: Dataset, 
     """Judges candidates whose answers `(k, n, classes)` are known already."""
     outside = ~inside(candidates, true.images, threat.eps, threat.norm)
     predictions = answers.argmax(dim=2)
-    share = (weights @ (predictions != true.labels).float()).masked_fill(outside, 0)
+    share = (weights @ (predictions != true.labels).double()).masked_fill(outside, 0)
     broken = share > _ALL
     return Judgement(
         broken=broken,
         wrong=share.masked_fill(broken, 1),
         prediction=_most_frequent(predictions, weights, answers.shape[2]),
         distance=distance(candidates, true.images, threat.norm),
-        margin=weights @ torch.stack([margin(logits, true.labels) for logits in answers]),
+        margin=(weights @ torch.stack([margin(logits, true.labels) for logits in answers]).double()).float(),
         outside=outside,
     )
 
@@ -93,5 +93,5 @@ def decisions(ids: Iterable[int], judgement: Judgement) -> list[Decision]:
 
 def _most_frequent(predictions: Tensor, weights: Tensor, classes: int) -> Labels:
     """Returns the class with the largest weight among predictions `(k, n)`, the lower one of two equal."""
-    votes = torch.zeros(predictions.shape[1], classes)
+    votes = torch.zeros(predictions.shape[1], classes, dtype=weights.dtype)
     return votes.scatter_add_(1, predictions.T, weights.expand(predictions.shape[1], -1)).argmax(dim=1)

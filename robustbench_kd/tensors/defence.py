@@ -6,11 +6,12 @@ offer is a protocol of one method and none needs a base class:
 - `Randomized`: `draw(images, key)` gives one answer per image; the key, never a global generator, decides which.
 - `Mixture`: a finite randomized ensemble shows its members and weights, so that expectations are exact.
 - `Surfaced`: named stand-ins with useful gradients, for adaptive attacks.
+- `Armed`: attacks of its own that no surface can express.
 - `Fitted`: fills its own tensors from data, without gradients.
 - `Abstaining`: its last logit means "rejected"; such an answer fools nobody, but it is no correct one on a clean image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -115,6 +116,23 @@ class Surfaced(Protocol):
 
     def surfaces(self) -> Sequence[Surface]:
         """Returns the surfaces, cheapest first, with names that differ."""
+        ...
+
+
+class Adversary(Protocol):
+    """An attack that calls the defence itself; judged like any other, but neither batched nor counted for it."""
+
+    def __call__(self, images: Images, labels: Labels) -> Images:
+        """Returns candidates `(n, c, h, w)` for correctly classified images."""
+        ...
+
+
+@runtime_checkable
+class Armed(Protocol):
+    """A defence that knows attacks against itself which no surface can express."""
+
+    def attacks(self) -> Mapping[str, Callable[..., Adversary]]:
+        """Returns factories by name; each is called with the defence and `norm=`, `eps=` and `seed=`."""
         ...
 
 

@@ -55,26 +55,32 @@ class Oracle:
         self.backwards = 0
         self.was_training = freeze(model)
         self.model = model.to(device)
-        self.randomized = isinstance(model, Randomized)
+        self._chance = model if isinstance(model, Randomized) else None
+        self._members = model if isinstance(model, Mixture) else None
         self.abstains = bool(getattr(model, "abstains", False))
         self._on_pass = on_pass
         self._seed = seed
         self._calls = 0
 
     @property
+    def randomized(self) -> bool:
+        """Whether the defence answers by chance."""
+        return self._chance is not None
+
+    @property
     def exact(self) -> bool:
         """Whether expectations need no sampling: a deterministic defence, or an ensemble that shows its members."""
-        return not self.randomized or isinstance(self.model, Mixture)
+        return self._chance is None or self._members is not None
 
     def __call__(self, images: Images) -> Logits:
         """Returns logits `(n, classes)` of images `(n, c, h, w)`, differentiable where the images are.
 
         A randomized defence answers with a fresh draw: this is how an attack that knows nothing of keys sees it.
         """
-        if not isinstance(self.model, Randomized):
+        if self._chance is None:
             return self._counted(self.model(images), images)
         self._calls += 1
-        return self._counted(self.model.draw(images, self._key("call", images, self._calls)), images)
+        return self._counted(self._chance.draw(images, self._key("call", images, self._calls)), images)
 
     def logits(self, images: Images) -> Logits:
         """Returns checked logits on the CPU; a randomized defence answers with a fresh draw.
@@ -89,29 +95,30 @@ class Oracle:
         That is one answer of a deterministic defence, one of each member of a finite ensemble, and otherwise `draws`
         draws under a stream, the same ones for the same `ids` `(n,)`.
         """
-        if not isinstance(self.model, Randomized):
+        if self._chance is None:
             return self._checked(self, images)[None]
-        if isinstance(self.model, Mixture):
-            asked = [self._checked(self._asking(member), images) for member in self.model.members()]
+        if self._members is not None:
+            asked = [self._asking(member) for member in self._members.members()]
         else:
-            asked = [self._checked(self._drawing(ids, stream, draw), images) for draw in range(draws)]
-        return torch.stack(asked)
+            asked = [self._drawing(self._chance, ids, stream, draw) for draw in range(draws)]
+        return torch.stack([self._checked(ask, images) for ask in asked])
 
     def weights(self, answers: int) -> Tensor:
         """Returns what each of k answers counts, `(k,)`; they sum to 1."""
-        if self.randomized and isinstance(self.model, Mixture):
-            return self.model.weights.detach().cpu().float()
-        return torch.full((answers,), 1 / answers)
+        if self._members is not None:
+            weights = self._members.weights.detach().cpu().double()
+            return weights / weights.sum()
+        return torch.full((answers,), 1 / answers, dtype=torch.float64)
 
     def _asking(self, member: nn.Module) -> Classifier:
         return lambda images: self._counted(member(images), images)
 
-    def _drawing(self, ids: Tensor, stream: str, draw: int) -> Classifier:
-        model = self.model
-        assert isinstance(model, Randomized)
-        return lambda images: self._counted(
-            model.draw(images, replace(self._key(stream, images, draw), ids=ids.to(images.device))), images
-        )
+    def _drawing(self, defence: Randomized, ids: Tensor, stream: str, draw: int) -> Classifier:
+        def ask(images: Images) -> Logits:
+            key = replace(self._key(stream, images, draw), ids=ids.to(images.device))
+            return self._counted(defence.draw(images, key), images)
+
+        return ask
 
     def _key(self, stream: str, images: Images, draw: int) -> Key:
         rows = torch.arange(len(images), device=images.device)

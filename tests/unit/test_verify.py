@@ -83,7 +83,7 @@ def test_logits_that_are_known_are_not_asked_for_again():
     oracle = bright_or_dark()
     images = torch.cat([CLEAN, point(0.75, 0.0, 0.0, 0.0)])
     labels, threat = torch.tensor([0, 1]), Threat.parse("l2:1")
-    known = judged(oracle.logits(images)[None], torch.ones(1), images, data(images, labels), threat)
+    known = judged(oracle.logits(images)[None], torch.ones(1).double(), images, data(images, labels), threat)
     assert known.margin.tolist() == [0.25, 0.5]
     assert oracle.forwards == 2
 

@@ -1,0 +1,115 @@
+"""What gives an adversarial image away to the detector: each criterion scores images, the higher the stranger."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_kd.core.threat import Norm
+from robustbench_kd.defences._gradients import slope, with_gradient_of
+from robustbench_kd.defences._surfaces import gaussian
+from robustbench_kd.tensors.contracts import Images, Labels, Logits
+from robustbench_kd.tensors.defence import Key
+from robustbench_kd.tensors.geometry import project
+from robustbench_kd.tensors.losses import margin
+
+
+class Criterion(Protocol):
+    """One way to tell adversarial images."""
+
+    @property
+    def ceiling(self) -> float:
+        """The largest score."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """Passes of the part that the stand-in costs."""
+        ...
+
+    def score(self, part: nn.Module, images: Images, logits: Logits, key: Key) -> Tensor:
+        """Returns the scores `(n,)` of images that the part gives these logits."""
+        ...
+
+    def excess(self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor) -> Tensor:
+        """Returns a differentiable stand-in `(n,)` for how far the score is above a threshold; below 0 it accepts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How much noise changes the probabilities, in the l1 norm (C1)."""
+
+    sigma: float
+    ceiling: float = 2.0
+    passes: int = 1
+
+    def score(self, part: nn.Module, images: Images, logits: Logits, key: Key) -> Tensor:
+        """Returns the change, at most 2, of one draw of each row; it is differentiable."""
+        noisy: Logits = part(images + self.sigma * gaussian(images, key))
+        return (noisy.softmax(dim=1) - logits.softmax(dim=1)).abs().sum(dim=1)
+
+    def excess(self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor) -> Tensor:
+        """Returns the score less the threshold."""
+        return self.score(part, images, logits, key) - threshold
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How many steps of gradient descent it takes to change the prediction (C2).
+
+    A step is `rate` times the raw gradient of the cross-entropy: towards a random other class (C2t), or away from the
+    predicted one (C2u). All stay within `radius` of the image (linf) and in the box.
+    """
+
+    rate: float
+    radius: float
+    cap: int
+    targeted: bool
+    passes: int = 2
+
+    @property
+    def ceiling(self) -> float:
+        """The score of an image whose prediction none of the steps changes."""
+        return self.cap
+
+    def score(self, part: nn.Module, images: Images, logits: Logits, key: Key) -> Tensor:
+        """Returns the number of steps, at most `cap`; rows that have changed take no more of them."""
+        prediction, aims = logits.argmax(dim=1), self._aims(logits, key)
+        counts = torch.full_like(prediction, self.cap)
+        rows, points = torch.arange(len(images), device=images.device), images.detach()
+        for taken in range(self.cap):
+            found, gradient = slope(part, points, aims[rows])
+            left = found.argmax(dim=1) == prediction[rows]
+            counts[rows[~left]] = taken
+            rows = rows[left]
+            if not len(rows):
+                break
+            points = self._moved(points[left], gradient[left], images.detach()[rows], self.rate)
+        return counts.to(images.dtype)
+
+    def excess(self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor) -> Tensor:
+        """Returns the margin of the prediction after one long step, as long as `threshold` steps.
+
+        It is below 0 where that step changes the prediction. The gradient passes the step by as if it were not there.
+        Source: losses L3 and L4 of the adaptive attack in s-huu/TurningWeaknessIntoStrength `attack.py` at a1ed063, which
+        takes one plain step and the cross-entropy instead.
+        """
+        origin = images.detach()
+        _, gradient = slope(part, origin, self._aims(logits, key))
+        moved = self._moved(origin, gradient, origin, self.rate * float(threshold.clamp(min=1)))
+        return margin(part(with_gradient_of(moved, images)), logits.argmax(dim=1))
+
+    def _moved(self, points: Images, gradient: Tensor, origin: Images, length: float) -> Images:
+        towards = -length if self.targeted else length
+        return project(points + towards * gradient, origin, self.radius, Norm.LINF)
+
+    def _aims(self, logits: Logits, key: Key) -> Labels:
+        """Returns the class whose cross-entropy is followed."""
+        prediction = logits.argmax(dim=1)
+        if not self.targeted:
+            return prediction
+        others = logits.shape[1] - 1
+        ahead = 1 + (key.uniform("target", 1)[:, 0] * others).floor().long()
+        return (prediction + ahead) % logits.shape[1]

@@ -1,0 +1,136 @@
+"""Noise, then denoise, then classify (De^3, You et al. 2023).
+
+Source: "Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense", NeurIPS 2023, arXiv 2302.01056: the
+image is degraded by Gaussian noise, reconstructed by an auto-encoder that learned to remove it, and classified. The paper's
+auto-encoder is a masked-autoencoder transformer; here it is a small convolutional one, and it sees the noisy image alone.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_kd.defences._arguments import only_part, require_flag, require_number, require_whole
+from robustbench_kd.defences._defence import Defence, Sampled
+from robustbench_kd.defences._gradients import with_gradient_of
+from robustbench_kd.defences._surfaces import backbone, expected, gaussian, shared_noise
+from robustbench_kd.tensors.contracts import Images, Logits
+from robustbench_kd.tensors.defence import Key, Surface
+
+
+class AutoEncoder(nn.Module):
+    """Convolutions down to half the resolution and back, without any skip."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            *_layer(channels, width), *_layer(width, 2 * width, stride=2), *_layer(2 * width, 2 * width)
+        )
+        last = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.constant_(last.get_parameter("bias"), 0.5)  # grey: clipped pixels would have no gradient to learn from
+        self.decoder = nn.Sequential(*_layer(2 * width, width), last)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Maps noisy images `(n, c, h, w)` to clean ones; sides may be odd."""
+        code = self.encoder(noisy)
+        wide = functional.interpolate(code, size=noisy.shape[2:], mode="bilinear", align_corners=False)
+        clean: Tensor = self.decoder(wide)
+        return clean
+
+
+class Denoising(Defence):
+    """What both kinds share: a denoiser before one part, and the size of the noise."""
+
+    def __init__(self, part: nn.Module, denoiser: AutoEncoder, sigma: float) -> None:
+        super().__init__([part])
+        self.denoiser = denoiser
+        self.sigma = sigma
+
+    def reconstruct(self, noisy: Images) -> Images:
+        """Returns what the denoiser makes of noisy images, not yet clipped: this is what training compares."""
+        clean: Images = self.denoiser(noisy)
+        return clean
+
+    def answer(self, images: Images, noise: Tensor, *, straight: bool = False) -> Logits:
+        """Returns the logits of the denoised images, clipped to [0, 1].
+
+        The noise is in standard deviations, of the images' shape. Clipping has no gradient beyond the box; with `straight`
+        the gradient is that of the part, taken at the denoised images.
+        """
+        clean = self.reconstruct(images + self.sigma * noise).clamp(0, 1)
+        logits: Logits = self.part(with_gradient_of(clean, images) if straight else clean)
+        return logits
+
+
+class FreshNoise(Denoising, Sampled):
+    """Every draw has noise of its own, which the attacker cannot know."""
+
+    def draw(self, images: Images, key: Key) -> Logits:
+        """Returns the logits `(n, classes)` of one draw of each row."""
+        return self.answer(images, gaussian(images, key))
+
+    def surfaces(self) -> Sequence[Surface]:
+        """Returns the part, fixed noise, and ten draws with the gradient of the denoiser and without it."""
+        return [
+            backbone(self.part),
+            shared_noise(self.draw),
+            expected(self.draw),
+            expected(self._straight, "expected-straight-through"),
+        ]
+
+    def _straight(self, images: Images, key: Key) -> Logits:
+        return self.answer(images, gaussian(images, key), straight=True)
+
+
+class KnownNoise(Denoising):
+    """Every image meets the same noise at every call, and the attacker knows it."""
+
+    def forward(self, images: Images) -> Logits:
+        """Maps images `(n, c, h, w)` in [0, 1] to logits `(n, classes)`."""
+        return self.answer(images, _known(images))
+
+    def surfaces(self) -> Sequence[Surface]:
+        """Returns the part, and the defence without the gradient of the denoiser."""
+        straight = Surface(
+            name="straight-through",
+            answer=lambda images, _key: self.answer(images, _known(images), straight=True),
+            faithful=True,
+        )
+        return [backbone(self.part), straight]
+
+
+def assemble(
+    parts: Sequence[nn.Module],
+    *,
+    shape: tuple[int, int, int],
+    width: int = 32,
+    sigma: float = 0.1,
+    known: bool = False,
+) -> nn.Module:
+    """Returns one part behind a denoiser, whose random weights come from torch's global generator.
+
+    Args:
+        parts: The classifier.
+        shape: Channels, height and width of the images; only the channels matter.
+        width: Channels of the first convolution; at half the resolution there are twice as many.
+        sigma: Standard deviation of the noise, in pixels of [0, 1].
+        known: Whether the noise is one constant, which makes the defence deterministic.
+
+    Raises:
+        UsageError: If an argument is impossible.
+    """
+    part = only_part(parts, "denoiser")
+    require_whole("width", width, 1)
+    require_number("sigma", sigma, 0, 10)
+    require_flag("known", known)
+    return (KnownNoise if known else FreshNoise)(part, AutoEncoder(shape[0], width), sigma)
+
+
+def _known(images: Images) -> Tensor:
+    one = torch.zeros(1, dtype=torch.int64, device=images.device)
+    return gaussian(images[:1], Key(0, "denoiser", ids=one, draw=one))
+
+
+def _layer(inputs: int, outputs: int, *, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.ReLU()]
