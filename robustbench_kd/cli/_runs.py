@@ -1,8 +1,11 @@
 """Shows running and finished evaluations."""
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from robustbench_kd.cli import _console
+from robustbench_kd.core.records import Accuracy, RunRecord
 from robustbench_kd.engine.evaluate import Outcome
 from robustbench_kd.engine.progress import Observer, Progress
 
@@ -31,23 +34,78 @@ def announce(outcome: Outcome) -> None:
 
 def report(outcomes: list[Outcome], *, as_json: bool) -> None:
     """Writes the results to standard output, as a table for a person or as JSON for a machine."""
+    records = [outcome.record for outcome in outcomes]
     if as_json:
-        _console.write_json([outcome.record.model_dump(mode="json") for outcome in outcomes])
+        _console.write_json([record.model_dump(mode="json") for record in records])
         return
-    columns = {"model": "left", "threat": "left", "n": "right", "clean %": "right", "robust %": "right"}
-    columns |= {"suite": "left", "verdict": "left", "passes": "right", "time": "right"}
-    table = _console.table("", columns)
-    for record in (outcome.record for outcome in outcomes):
-        identity = record.identity
-        table.add_row(
-            _console.plain(identity.model),
-            f"{identity.norm}:{identity.eps_text}",
-            str(identity.examples),
-            _console.percent(record.clean),
-            _console.percent(record.robust),
-            identity.suite,
-            _console.verdict(record.verdict),
-            f"{record.forwards + record.backwards:,}",
-            _console.duration(record.seconds),
-        )
+    columns = [column for column in _COLUMNS if any(column.cell(record) for record in records)]
+    table = _console.table("", {column.heading: column.side for column in columns})
+    for record in records:
+        table.add_row(*(column.cell(record) for column in columns))
     _console.show_table(table)
+    for note in dict.fromkeys(note for record in records for note in _notes(record)):
+        _console.write(note)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table; it is left out where no run has anything to say in it."""
+
+    heading: str
+    side: str
+    cell: Callable[[RunRecord], str]
+
+
+def _gap(record: RunRecord) -> str:
+    """Returns by how many points adaptive attacks lowered the accuracy."""
+    if record.standard is None or record.robust is None:
+        return ""
+    return f"{100 * (record.standard.value - record.robust.value):.1f}"
+
+
+def _robust(record: RunRecord) -> str:
+    return _console.percent(record.standard or record.robust)
+
+
+def _draws(record: RunRecord, rule: str) -> str:
+    """Returns what is left of a randomized defence by a rule that is stricter, or milder, than the mean of draws."""
+    if record.robust_draws is None:
+        return ""
+    found: Accuracy = getattr(record.robust_draws, rule)
+    return f"{100 * found.value:.1f}"
+
+
+def _suite(record: RunRecord) -> str:
+    return f"{record.identity.suite} (fast)" if record.missed is not None else record.identity.suite
+
+
+_COLUMNS = (
+    _Column("model", "left", lambda record: _console.plain(record.identity.model)),
+    _Column("threat", "left", lambda record: f"{record.identity.norm}:{record.identity.eps_text}"),
+    _Column("n", "right", lambda record: str(record.identity.examples)),
+    _Column("clean %", "right", lambda record: _console.percent(record.clean)),
+    _Column("robust %", "right", _robust),
+    _Column("adaptive %", "right", lambda record: _console.percent(record.robust) if record.standard else ""),
+    _Column("gap", "right", _gap),
+    _Column("every draw %", "right", lambda record: _draws(record, "all_correct")),
+    _Column("majority %", "right", lambda record: _draws(record, "majority")),
+    _Column("suite", "left", _suite),
+    _Column("verdict", "left", lambda record: _console.verdict(record.verdict)),
+    _Column("passes", "right", lambda record: f"{record.forwards + record.backwards:,}"),
+    _Column("time", "right", lambda record: _console.duration(record.seconds)),
+)
+
+
+def _notes(record: RunRecord) -> list[str]:
+    """Returns what a reader must know about the numbers of a run."""
+    notes = []
+    if record.missed is not None:
+        notes.append(
+            f"{record.identity.model}: a fast run; its samples could have missed {100 * record.missed:.1f} points "
+            "(95 % confidence)"
+        )
+    drawn = record.robust_draws
+    if drawn:
+        basis = f"all {drawn.draws} members" if drawn.exact else f"{drawn.draws} fresh draws of each image"
+        notes.append(f"{record.identity.model}: accuracies are expected ones, by {basis}")
+    return notes

@@ -119,7 +119,7 @@ def _suite(options: dict[str, Any]) -> Suite:
     if options["mode"] == "fast":
         if suite.name != "standard":
             raise UsageError(f"--mode fast is a short form of --suite standard, got --suite {suite.name}")
-        return parse_suite("fast")
+        return replace(parse_suite("fast"), name=suite.name)
     return suite
 
 

@@ -7,6 +7,7 @@ are shared by their folder and are no components.
 
 import ast
 import importlib
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -43,11 +44,8 @@ def components(kind: str) -> dict[str, Component]:
     'digits'
     """
     found: dict[str, Component] = {}
-    for stem, path in files(kind).items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-        for name, arguments in _variants(tree, stem).items():
-            found[name] = Component(stem, arguments, summary)
+    for path in files(kind).values():
+        found |= _offers(path, path.stat().st_mtime_ns)
     return found
 
 
@@ -62,6 +60,14 @@ def find(kind: str, name: str, singular: str) -> Component:
 def module(kind: str, stem: str) -> ModuleType:
     """Imports a component's file."""
     return importlib.import_module(f"{_PACKAGE}.{kind.replace('/', '.')}.{stem}")
+
+
+@cache
+def _offers(path: Path, _changed: int) -> dict[str, Component]:
+    """Returns what a file offers; it is read again only when it has changed."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return {name: Component(path.stem, given, summary) for name, given in _variants(tree, path.stem).items()}
 
 
 def _variants(tree: ast.Module, stem: str) -> dict[str, dict[str, Any]]:

@@ -87,10 +87,20 @@ def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
 
     Raises `UsageError` where none is left: a number that no attack has tested would be the clean accuracy. The DLR loss needs three logits and the targeted one four (Croce & Hein 2020, section 4).
     """
-    adaptive, extra = for_classes(suite.adaptive, classes) if suite.adaptive else (None, [])
+    attacks, changes = _defined_attacks(suite.attacks, classes)
+    adaptive = suite.adaptive
+    if adaptive:
+        kept, more = _defined_attacks(adaptive.attacks, classes)
+        adaptive, changes = replace(adaptive, attacks=kept), list(dict.fromkeys([*changes, *more]))
+    if not attacks and not adaptive:
+        raise UsageError(f"no attack of '{suite.name}' is defined for {classes} classes: use --suite standard")
+    return replace(suite, attacks=attacks, adaptive=adaptive), changes
+
+
+def _defined_attacks(names: tuple[str, ...], classes: int) -> tuple[tuple[str, ...], list[str]]:
     attacks: list[str] = []
-    changes: list[str] = [*extra]
-    for attack in suite.attacks:
+    changes: list[str] = []
+    for attack in names:
         chosen = _defined(attack, classes)
         if chosen != attack:
             changes.append(
@@ -98,9 +108,7 @@ def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
             )
         if chosen and chosen not in attacks:
             attacks.append(chosen)
-    if not attacks and not adaptive:
-        raise UsageError(f"no attack of '{suite.name}' is defined for {classes} classes: use --suite standard")
-    return replace(suite, attacks=tuple(attacks), adaptive=adaptive), list(dict.fromkeys(changes))
+    return tuple(attacks), changes
 
 
 def _defined(attack: str, classes: int) -> str | None:

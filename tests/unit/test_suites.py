@@ -34,7 +34,7 @@ def test_every_suite_file_is_a_suite_with_a_summary(name):
     attacks = suite.adaptive.attacks if suite.adaptive else suite.attacks
     assert attacks
     assert set(attacks) <= set(ATTACKS)
-    assert suite.settings in {*PUBLISHED, "quick", "adaptive"}
+    assert suite.settings in {*PUBLISHED, "quick", "adaptive", "fast"}
 
 
 @given(attack_lists)
