@@ -95,6 +95,16 @@ def nearest_mean():
     return Linear(2 * means, -means.square().sum(dim=1)).eval()
 
 
+def slow_mean():
+    """Recognises a digit by its nearest mean, and takes a moment: there is time to stop an evaluation in the middle."""
+
+    def slow(logits):
+        time.sleep(0.01)
+        return logits
+
+    return Changed(nearest_mean(), slow).eval()
+
+
 def conv(classes=10, channels=3, width=6):
     """A convolutional network for 8x8 images with random weights, the same at every call."""
     with torch.random.fork_rng(devices=[]):

@@ -4,17 +4,19 @@ Every function takes float tensors of shape `(n, ...)`; images live in the box [
 number, or a tensor `(n,)` with one radius for each row.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Norm
 from robustbench_kd.tensors.contracts import Images
+from robustbench_kd.tensors.hyperplane import length
 
-_ORDER = {Norm.LINF: math.inf, Norm.L2: 2, Norm.L1: 1}
 _TOLERANCE = 1e-6
+_SLACK = 2.0**-50  # of the target: what rounding leaves of a sum
+_FREE = 8  # rounds before every third one halves the bracket
+_ENOUGH = _FREE + 3 * 55  # rounds: after 55 halvings a bracket is as narrow as float64 allows
+_BLIND = 24  # rounds where nobody looks whether they are needed
 
 
 def distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
@@ -23,8 +25,7 @@ def distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
     >>> distance(torch.zeros(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]]]), Norm.L2)
     tensor([5.])
     """
-    length: Tensor = torch.linalg.vector_norm((a - b).flatten(1), ord=_ORDER[norm], dim=1)
-    return length
+    return length((a - b).flatten(1), norm)
 
 
 def project(points: Tensor, centre: Images, eps: float | Tensor, norm: Norm) -> Images:
@@ -64,8 +65,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     if norm is Norm.LINF:
         return gradient.sign()
     if norm is Norm.L2:
-        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        return gradient / (_column(length, gradient.ndim) + 1e-12)
+        return gradient / (_column(length(gradient.flatten(1), norm), gradient.ndim) + 1e-12)
     raise _no_plain_steps(norm)
 
 
@@ -107,32 +107,49 @@ def _scale_l2(points: Tensor, centre: Tensor, eps: float | Tensor) -> Tensor:
 def _shrink_l1(points: Tensor, centre: Tensor, eps: float | Tensor) -> Tensor:
     """Shrinks every offset by one common amount, no further than to zero and no less than into the box."""
     offset = points - centre
-    room = torch.where(offset > 0, 1 - centre, centre)
-    boxed = torch.minimum(offset.abs(), room)
-    shrunk = torch.minimum((offset.abs() - _shrinkage(offset.abs(), room, eps)).clamp(min=0), room)
-    outside = boxed.sum(dim=1, keepdim=True) > eps
-    return torch.where(outside, centre + offset.sign() * shrunk, points.clamp(0, 1))
+    size, room = offset.abs(), torch.where(offset > 0, 1 - centre, centre)
+    shrinkage = _shrinkage(size, room, eps)
+    shrunk = torch.minimum((size - shrinkage).clamp(min=0), room)
+    return torch.where(shrinkage > 0, centre + offset.sign() * shrunk, points.clamp(0, 1))
 
 
 def _shrinkage(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
-    """Returns the s, `(n, 1)`, for which min(max(size - s, 0), room) sums to eps.
+    """Returns the s, `(n, 1)`, for which min(max(size - s, 0), room) sums to eps; 0 where the room itself is no more.
 
-    The sum is piecewise linear and falls with s. Walking down its corners, a coordinate starts to count at
-    s = size and is full at s = size - room; s lies just below the last corner where the sum is under eps.
+    The sum is piecewise linear and falls with s, so Newton's method ends once it is on the right piece, on images mostly
+    in the fourth round. Because it could also go round in circles, a bracket of s is halved where a step leaves it, and
+    in every third round after the first few: that proves that there are enough rounds.
     """
-    corners, order = torch.cat([size, size - room], dim=1).sort(dim=1, descending=True)
-    turn = torch.where(order < size.shape[1], 1.0, -1.0).to(size.dtype)
-    slope = turn.cumsum(dim=1)
-    total = (turn * corners).cumsum(dim=1) - slope * corners
-    last = ((total < eps).sum(dim=1, keepdim=True) - 1).clamp(min=0)
-    corner, reached, rate = (values.gather(1, last) for values in (corners, total, slope))
-    return corner - (eps - reached) / rate
+    left, kept, zero = torch.empty_like(size), torch.empty_like(size), size.new_zeros(())
+    total = torch.minimum(size, room, out=kept).sum(dim=1, keepdim=True)
+    target = torch.minimum(total, eps) if isinstance(eps, Tensor) else total.clamp(max=eps)
+    low, high = torch.zeros_like(total), 2 * size.amax(dim=1, keepdim=True)
+    s, slack = (total - target) / size.shape[1], _SLACK * target
+    settled = torch.zeros_like(s, dtype=torch.bool)
+    # A CPU may look whether all rows have settled. A GPU would have to stop for that: it does more rounds than images
+    # need, and a row in need of still more gets the end of its bracket, which lies inside the ball.
+    looks = size.device.type == "cpu" and not torch.compiler.is_compiling()
+    for turn in range(_ENOUGH if looks else _BLIND):
+        torch.clamp(torch.sub(size, s, out=left), zero, room, out=kept)
+        excess = kept.sum(dim=1, keepdim=True) - target
+        slope = torch.eq(left, kept, out=kept).sum(dim=1, keepdim=True)
+        rises, step = excess > zero, s + excess / slope
+        low, high = torch.where(rises, s, low), torch.where(rises, high, s)
+        middle = torch.lerp(low, high, 0.5)
+        # A settled row repeats itself, so that its result does not depend on the rows beside it.
+        settled = (excess.abs() <= slack) | (step == s) | (middle == s)
+        if turn < _FREE or turn % 3:
+            middle = torch.where((low < step) & (step < high), step, middle)
+        s = torch.where(settled, s, middle)
+        if looks and bool(settled.all()):
+            break
+    return torch.where(settled, s, high)
 
 
 def _round_towards(centre: Tensor, exact: Tensor) -> Tensor:
     """Rounds float64 points to the precision of `centre` so that rounding never leaves the ball."""
-    rounded = exact.to(centre.dtype)
-    further = (rounded.double() - centre).abs() > (exact - centre).abs()
+    rounded, base = exact.to(centre.dtype), centre.double()
+    further = (rounded.double() - base).abs() > (exact - base).abs()
     return torch.where(further, torch.nextafter(rounded, centre), rounded)
 
 

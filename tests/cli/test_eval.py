@@ -64,7 +64,7 @@ def test_fresh_evaluates_again(rkd, digits_net):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--seed", 1), ("--batch-size", 10), ("--examples", 10), ("--name", "x")]
+    ("option", "value"), [("--seed", 1), ("--engine", "autoattack"), ("--examples", 10), ("--name", "x")]
 )
 def test_another_question_is_another_run(rkd, digits_net, tmp_path, option, value):
     rkd("eval", *digits_net)

@@ -8,18 +8,18 @@ import pytest
 from robustbench_kd.core.ledger import Ledger
 from robustbench_kd.core.rundir import LEDGER
 
-EVALUATION = [
-    "--dataset",
-    "digits",
-    "--examples",
-    24,
-    "--threat",
-    "linf:0.08",
-    "--suite",
-    "apgd-ce,apgd-dlr",
-    "--batch-size",
-    6,
-]
+# Each is busy for some seconds, and writes more than a handful of entries on the way.
+EVALUATIONS = {
+    "autoattack": ["nearest_mean", "linf:0.08", "apgd-ce,apgd-dlr", "--examples", 24, "--batch-size", 6],
+    "native": ["slow_mean", "linf:0.1", "apgd-ce,square", "--examples", 40, "--batch-size", 8],
+}
+
+
+def evaluation(engine, factories):
+    """The arguments that evaluate a classifier by an engine, without the folder for results."""
+    factory, threat, suite, *rest = EVALUATIONS[engine]
+    asked = ["--dataset", "digits", "--threat", threat, "--suite", suite, "--engine", engine]
+    return ["eval", f"{factories}:{factory}", *asked, *rest]
 
 
 def until_lines(process, results, lines):
@@ -38,16 +38,23 @@ def examples(results):
     return path.read_text()
 
 
+@pytest.fixture(scope="module", params=EVALUATIONS)
+def engine(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def undisturbed(rkd, factories, tmp_path_factory):
+def undisturbed(rkd, engine, factories, tmp_path_factory):
     results = tmp_path_factory.mktemp("undisturbed")
-    assert rkd("eval", f"{factories}:nearest_mean", *EVALUATION, "--results", results).code == 0
+    assert rkd(*evaluation(engine, factories), "--results", results).code == 0
     return examples(results)
 
 
-@pytest.mark.parametrize("lines", [3, 7])
-def test_a_run_killed_outright_goes_on_where_it_stopped(rkd, rkd_process, factories, tmp_path, undisturbed, lines):
-    arguments = ["eval", f"{factories}:nearest_mean", *EVALUATION, "--results", tmp_path / "results"]
+@pytest.mark.parametrize("lines", [3, 5])
+def test_a_run_killed_outright_goes_on_where_it_stopped(
+    rkd, rkd_process, engine, factories, tmp_path, undisturbed, lines
+):
+    arguments = [*evaluation(engine, factories), "--results", tmp_path / "results"]
     process = rkd_process(*arguments)
     until_lines(process, tmp_path / "results", lines)
     process.kill()
@@ -62,10 +69,12 @@ def test_a_run_killed_outright_goes_on_where_it_stopped(rkd, rkd_process, factor
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_an_interrupt_from_the_keyboard_says_so_and_can_be_resumed(rkd, rkd_process, factories, tmp_path, undisturbed):
-    arguments = ["eval", f"{factories}:nearest_mean", *EVALUATION, "--results", tmp_path / "results"]
+def test_an_interrupt_from_the_keyboard_says_so_and_can_be_resumed(
+    rkd, rkd_process, engine, factories, tmp_path, undisturbed
+):
+    arguments = [*evaluation(engine, factories), "--results", tmp_path / "results"]
     process = rkd_process(*arguments)
-    until_lines(process, tmp_path / "results", 7)
+    until_lines(process, tmp_path / "results", 3)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")

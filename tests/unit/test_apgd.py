@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from oracles import asked, drive, told
 from pyautoattack import autopgd_base
 from torch import nn
 
@@ -13,8 +14,9 @@ from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.tensors.attack import Attack, Rows, put, take
 from robustbench_kd.tensors.geometry import distance, inside, project
+from robustbench_kd.tensors.losses import margin
 
-LOSSES = ["ce", "dlr", "targeted-dlr"]
+LOSSES = ["ce", "margin", "dlr", "targeted-dlr"]
 EPS = {Norm.LINF: 8 / 255, Norm.L2: 0.5, Norm.L1: 6.0}
 CHECKPOINTS = [22, 41, 57, 70, 80, 87, 93, 99]
 
@@ -61,22 +63,10 @@ def rows_of(model, points, job=0, first_id=0):
     return Rows(points, logits.argmax(1), logits, ids, job)
 
 
-def evaluate(attack, state, model):
-    points = attack.ask(state).detach().requires_grad_()
-    logits = model(points)
-    (gradient,) = torch.autograd.grad(attack.objective(state, logits).sum(), points)
-    wanted = attack.wants_gradient(state)
-    return logits.detach(), torch.where(wanted.view(-1, 1, 1, 1), gradient, 0.0)[None]
-
-
-def drive(attack, state, model):
-    """Evaluates until all rows have finished; returns the last state, all asked points, and the gradients per row."""
-    asked, gradients = [], 0
-    while not attack.finished(state).all():
-        asked.append(attack.ask(state))
-        gradients = gradients + attack.wants_gradient(state).long()
-        state = attack.tell(state, *evaluate(attack, state, model))
-    return state, torch.stack(asked), gradients
+def run(attack, model, rows, ball):
+    """Returns the last state of a run, and all points that it asked for."""
+    rounds = drive(attack, attack.start(rows, ball, 0), model, ball.norm)
+    return rounds[-1].state, asked(rounds)
 
 
 class Recorder(nn.Module):
@@ -98,7 +88,9 @@ def autoattack(model, rows, ball, attack, targets):
         package = autopgd_base.APGDAttack_targeted(recorder, **options)
         package.y_target = targets
     else:
-        package = autopgd_base.APGDAttack(recorder, loss=attack.loss, **options)
+        package = autopgd_base.APGDAttack(recorder, loss="ce" if attack.loss == "ce" else "dlr", **options)
+    if attack.loss == "margin":  # which the package does not know
+        package.dlr_loss = lambda logits, labels: -margin(logits, labels)
     package.init_hyperparam(rows.images)
     torch.manual_seed(0)
     if attack.large_radius:
@@ -116,8 +108,9 @@ def both(make, attack, ball, n=6):
     rows = rows_of(model, images(n), job=torch.arange(n) if attack.loss == "targeted-dlr" else 0)
     targets = attack.begin(rows, ball, rows.images).targets
     theirs = autoattack(model, rows, ball, attack, targets)
-    state, asked, _ = drive(attack, attack.begin(rows, ball, theirs[2][0]), model)
-    return theirs, (state.best, state.best_loss, asked)
+    rounds = drive(attack, attack.begin(rows, ball, theirs[2][0]), model, ball.norm)
+    state = rounds[-1].state
+    return theirs, (state.best, state.best_loss, asked(rounds))
 
 
 @pytest.mark.parametrize("make", [conv_net, linear])
@@ -177,23 +170,24 @@ def test_rows_at_different_iterations_go_the_same_way_as_alone(norm, large_radiu
     attack, model, ball, n, delay = Apgd(loss="ce", steps=20, large_radius=large_radius), conv_net(), threat(norm), 5, 3
     rows = rows_of(model, images(n))
     fresh = attack.start(rows, ball, 0)
-    expected, asked, _ = drive(attack, fresh, model)
+    expected, points = run(attack, model, rows, ball)
+    schedule, age = torch.tensor(attack.schedule(norm)), torch.zeros(n, dtype=torch.int64)
 
     state = attack.start(rows_of(model, images(n, seed=4), first_id=n), ball, 0)
     seen = []
-    for tick in range(delay * (n - 1) + len(asked)):
+    for tick in range(delay * (n - 1) + len(points)):
         if tick % delay == 0 and tick // delay < n:
             row = torch.tensor([tick // delay])
-            state = put(state, row, take(fresh, row))
+            state, age = put(state, row, take(fresh, row)), age.index_fill(0, row, 0)
         seen.append(attack.ask(state))
-        state = attack.tell(state, *evaluate(attack, state, model))
+        state = attack.tell(state, *told(attack, state, model, schedule[age.clamp(max=len(schedule) - 1)]))
+        age = age + 1
         for row in range(n):
-            if tick == delay * row + len(asked) - 1:
-                assert attack.finished(state)[row]
+            if tick == delay * row + len(points) - 1:
                 assert torch.equal(state.best[row], expected.best[row])
     for row in range(n):
-        path = torch.stack(seen)[delay * row : delay * row + len(asked), row]
-        assert torch.equal(path, asked[:, row])
+        path = torch.stack(seen)[delay * row : delay * row + len(points), row]
+        assert torch.equal(path, points[:, row])
 
 
 @pytest.mark.parametrize(("norm", "dual"), [(Norm.LINF, 1), (Norm.L2, 2), (Norm.L1, math.inf)])
@@ -203,8 +197,7 @@ def test_a_linear_model_loses_the_exact_margin(norm, dual):
     if norm is Norm.L1:  # equal steps in several pixels only come near the optimum, which is one pixel
         model[1].weight[:, torch.arange(192) != 17] = 0
     rows = rows_of(model, 0.45 + 0.1 * images(8))
-    attack = Apgd(loss="ce")
-    state, _, _ = drive(attack, attack.start(rows, threat(norm, eps), 0), model)
+    state, _ = run(Apgd(loss="ce"), model, rows, threat(norm, eps))
     lost = ((rows.logits - model(state.best)) @ torch.tensor([1.0, -1.0])).abs()
     weight = model[1].weight[0] - model[1].weight[1]
     expected = eps * torch.linalg.vector_norm(weight, ord=dual)
@@ -217,7 +210,7 @@ def test_steps_halve_at_the_published_checkpoints_where_nothing_improves():
     state = attack.start(rows, threat(Norm.LINF), 0)
     halved, size = [], state.step_size
     for step in range(101):
-        state = attack.tell(state, torch.zeros(n, 10), torch.zeros(1, n, 3, 8, 8))
+        state = attack.tell(state, torch.zeros(n, 10), torch.full((1, n), -2.3), torch.zeros(1, n, 3, 8, 8))
         if not torch.equal(state.step_size, size):
             torch.testing.assert_close(state.step_size, size / 2)
             halved.append(step)
@@ -230,8 +223,8 @@ def test_steps_stay_long_where_every_step_improves():
     rows = rows_of(linear(), images(n))
     state = attack.start(rows, threat(Norm.LINF), 0)
     for step in range(101):
-        logits = torch.zeros(n, 10).scatter(1, rows.labels[:, None], -0.1 * step)
-        state = attack.tell(state, logits, torch.ones(1, n, 3, 8, 8))
+        values = torch.full((1, n), 0.1 * step)
+        state = attack.tell(state, torch.zeros(n, 10), values, torch.ones(1, n, 3, 8, 8))
     assert torch.equal(state.step_size, torch.full((n,), 2 * EPS[Norm.LINF]))
 
 
@@ -240,42 +233,59 @@ def test_a_halved_row_restarts_from_its_best_point_with_the_gradient_there():
     attack, ball = Apgd(loss="ce"), threat(Norm.LINF, 0.3)
     rows = rows_of(linear(), 0.45 + 0.1 * images(1))
     state = attack.start(rows, ball, 0)
-    generator, gradients, asked = torch.Generator().manual_seed(0), [], []
+    generator, gradients, points = torch.Generator().manual_seed(0), [], []
     for step in range(23):
-        asked.append(attack.ask(state))
+        points.append(attack.ask(state))
         gradients.append(torch.randn(1, 1, 3, 8, 8, generator=generator))
-        logits = torch.zeros(1, 10).scatter(1, rows.labels[:, None], -3.0 if step == 5 else 0.0)
-        state = attack.tell(state, logits, gradients[-1])
-    base, direction = asked[5], gradients[5][0].sign()
+        state = attack.tell(state, torch.zeros(1, 10), torch.tensor([[3.0 if step == 5 else 0.0]]), gradients[-1])
+    base, direction = points[5], gradients[5][0].sign()
     moved = project(base + 0.3 * direction, rows.images, 0.3, Norm.LINF)
-    expected = base + 0.75 * (moved - base) + 0.25 * (base - asked[21])
+    expected = base + 0.75 * (moved - base) + 0.25 * (base - points[21])
     torch.testing.assert_close(attack.ask(state), project(expected, rows.images, 0.3, Norm.LINF))
 
 
 @pytest.mark.parametrize(
-    ("norm", "large_radius", "evaluations"), [(Norm.LINF, False, 101), (Norm.L2, False, 101), (Norm.L1, True, 103)]
+    ("norm", "large_radius", "stages"),
+    [(Norm.LINF, False, [100]), (Norm.L2, True, [100]), (Norm.L1, True, [30, 30, 40])],
 )
-def test_a_run_costs_one_gradient_per_step_and_one_forward_pass_more_per_stage(norm, large_radius, evaluations):
-    attack, model = Apgd(loss="ce", large_radius=large_radius), linear()
-    _, asked, gradients = drive(attack, attack.start(rows_of(model, images(3)), threat(norm), 0), model)
-    assert len(asked) == evaluations
-    assert gradients.tolist() == [100] * 3
+def test_a_run_costs_one_gradient_per_step_and_one_forward_pass_more_per_stage(norm, large_radius, stages):
+    schedule = Apgd(loss="ce", large_radius=large_radius).schedule(norm)
+    assert schedule == tuple(wanted for steps in stages for wanted in [True] * steps + [False])
+
+
+def test_the_last_point_of_a_stage_needs_no_gradient():
+    """A stage begins at the best point so far, so the gradient at the end of the one before is never used."""
+    attack, model, ball = Apgd(loss="ce", steps=10, large_radius=True), conv_net(), threat(Norm.L1)
+    rows = rows_of(model, images(3))
+    state, points = attack.start(rows, ball, 0), []
+    for _ in attack.schedule(Norm.L1):
+        points.append(attack.ask(state))
+        state = attack.tell(state, *told(attack, state, model))
+    assert torch.equal(torch.stack(points), run(attack, model, rows, ball)[1])
+
+
+def test_the_margin_works_for_two_classes_and_rises_where_the_label_loses():
+    model, attack = linear(classes=2), Apgd(loss="margin", steps=20)
+    rows = rows_of(model, images(8))
+    state, _ = run(attack, model, rows, threat(Norm.LINF, 0.02))
+    torch.testing.assert_close(state.best_loss, -margin(model(state.best), rows.labels))
+    assert (state.best_loss > -margin(rows.logits, rows.labels)).all()
 
 
 @pytest.mark.parametrize("norm", list(Norm))
 def test_every_asked_point_is_inside_the_ball(norm):
-    attack, model, ball = Apgd(loss="dlr"), conv_net(), threat(norm)
+    model, ball = conv_net(), threat(norm)
     rows = rows_of(model, images(8))
-    _, asked, _ = drive(attack, attack.start(rows, ball, 0), model)
-    assert all(inside(points, rows.images, ball.eps, norm).all() for points in asked)
+    _, every = run(Apgd(loss="dlr"), model, rows, ball)
+    assert all(inside(points, rows.images, ball.eps, norm).all() for points in every)
 
 
 def test_large_radius_shrinks_the_ball_in_three_stages():
     attack, model = Apgd(loss="ce", steps=20, large_radius=True), conv_net()
     rows = rows_of(model, images(8))
-    _, asked, _ = drive(attack, attack.start(rows, threat(Norm.L1), 0), model)
-    for stage, radius in ((asked[:7], 18), (asked[7:14], 12), (asked[14:], 6)):
-        assert all(inside(points, rows.images, radius, Norm.L1).all() for points in stage)
+    _, points = run(attack, model, rows, threat(Norm.L1))
+    for stage, radius in ((points[:7], 18), (points[7:14], 12), (points[14:], 6)):
+        assert all(inside(each, rows.images, radius, Norm.L1).all() for each in stage)
         assert distance(stage[0], rows.images, Norm.L1).tolist() == pytest.approx([radius] * 8, rel=1e-4)
 
 
@@ -332,7 +342,7 @@ def test_an_example_has_as_many_jobs_as_restarts_or_possible_targets(attack, cla
     assert attack.jobs(Norm.LINF, classes) == jobs
 
 
-@pytest.mark.parametrize(("loss", "classes"), [("dlr", 2), ("targeted-dlr", 3)])
+@pytest.mark.parametrize(("loss", "classes"), [("margin", 1), ("dlr", 2), ("targeted-dlr", 3)])
 def test_too_few_classes_are_refused_at_the_start(loss, classes):
     rows = rows_of(linear(classes), images(2))
     with pytest.raises(UsageError, match=f"at least {classes + 1} classes"):
@@ -346,11 +356,11 @@ def test_a_row_survives_one_evaluation_that_overflows(norm, bad):
     rows = rows_of(model, images(3))
     state = attack.start(rows, threat(norm), 0)
     for step in range(11):
-        logits, gradient = evaluate(attack, state, model)
+        logits, values, gradient = told(attack, state, model)
         if step == 3:
-            logits[0] = math.nan
+            logits[0] = values[:, 0] = math.nan
             gradient[0, 0, 0, 0, 0] = bad
-        state = attack.tell(state, logits, gradient)
+        state = attack.tell(state, logits, values, gradient)
         assert inside(attack.ask(state), rows.images, EPS[norm], norm).all()
     assert state.best_loss.isfinite().all()
 
@@ -358,14 +368,13 @@ def test_a_row_survives_one_evaluation_that_overflows(norm, bad):
 @pytest.mark.parametrize("norm", list(Norm))
 def test_telling_changes_no_earlier_state(norm):
     attack, model = Apgd(loss="ce", steps=10), conv_net()
-    state = attack.tell(
-        start := attack.start(rows_of(model, images(3)), threat(norm), 0), *evaluate(attack, start, model)
-    )
+    start = attack.start(rows_of(model, images(3)), threat(norm), 0)
+    state = attack.tell(start, *told(attack, start, model))
     before = {name: value.clone() for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
-    answer = evaluate(attack, state, model)
-    given = answer[1].clone()
+    answer = told(attack, state, model)
+    given = [part.clone() for part in answer]
     attack.tell(state, *answer)
-    assert torch.equal(answer[1], given)
+    assert all(torch.equal(one, other) for one, other in zip(answer, given, strict=True))
     assert all(torch.equal(getattr(state, name), value) for name, value in before.items())
 
 
@@ -378,15 +387,16 @@ def test_nothing_waits_for_the_values_of_a_tensor(loss, norm):
         n = 4
         logits, ids, points = torch.empty(n, 10), torch.zeros(n, dtype=torch.int64), torch.empty(n, 3, 8, 8)
         state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points)
-        state = attack.tell(state, logits, torch.empty(1, n, 3, 8, 8))
+        values = attack.objective(state, logits)
+        assert values.shape == (1, n)
+        state = attack.tell(state, logits, values, torch.empty(1, n, 3, 8, 8))
         assert attack.ask(state).shape == points.shape
-        assert attack.objective(state, logits).shape == (1, n)
-        assert attack.wants_gradient(state).shape == attack.finished(state).shape == (n,)
 
 
 def test_a_finished_row_may_be_told_again():
     attack, model = Apgd(loss="ce", steps=3), linear()
-    state, _, _ = drive(attack, attack.start(rows_of(model, images(2)), threat(Norm.LINF), 0), model)
+    rows, ball = rows_of(model, images(2)), threat(Norm.LINF)
+    state, _ = run(attack, model, rows, ball)
     for _ in range(5):
-        state = attack.tell(state, *evaluate(attack, state, model))
-        assert attack.finished(state).all()
+        state = attack.tell(state, *told(attack, state, model))
+        assert inside(attack.ask(state), rows.images, ball.eps, ball.norm).all()

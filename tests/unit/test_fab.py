@@ -5,12 +5,13 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from oracles import drive, told
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import nn
 
 from robustbench_kd.attacks.fab import VARIANTS, component
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Rows, join, per_row, take
+from robustbench_kd.tensors.attack import Rows, join, take
 from robustbench_kd.tensors.geometry import distance
 
 NORMS = list(Norm)
@@ -34,30 +35,18 @@ def rows_of(model, images, labels=None, job=0):
     return Rows(images, labels, logits, torch.arange(n), torch.full((n,), job))
 
 
-def round_of(attack, state, model):
-    """Asks, calls the model, differentiates where wanted, tells; returns the asked points, logits and the next state."""
-    wanted = attack.wants_gradient(state)
-    if not wanted.any():
-        points = attack.ask(state)
-        logits = model(points)
-        return points, logits, attack.tell(state, logits, None)
-    points = attack.ask(state).clone().requires_grad_()
-    logits = model(points)
-    values = attack.objective(state, logits)
-    gradient = torch.stack([torch.autograd.grad(value.sum(), points, retain_graph=True)[0] for value in values])
-    return points.detach(), logits.detach(), attack.tell(state, logits.detach(), gradient * per_row(wanted, points))
+def told_state(attack, state, model):
+    """Returns the state after a round in which each row is where it says to be."""
+    return attack.tell(state, *told(attack, state, model, ~state.checking))
 
 
 def run(attack, model, rows, norm):
     """Returns the distance of the nearest misclassified point that was checked, infinite if there was none."""
-    state = attack.start(rows, threat(norm), seed=0)
     best = torch.full((len(rows.ids),), math.inf, dtype=rows.images.dtype)
-    while not attack.finished(state).all():
-        checking = ~attack.wants_gradient(state)
-        points, logits, state = round_of(attack, state, model)
-        assert ((points >= 0) & (points <= 1)).all()
-        found = torch.where(checking & (logits.argmax(1) != rows.labels), distance(points, rows.images, norm), math.inf)
-        best = torch.minimum(best, found)
+    for each in drive(attack, attack.start(rows, threat(norm), seed=0), model, norm):
+        assert ((each.points >= 0) & (each.points <= 1)).all()
+        found = ~torch.tensor(each.wanted) & (each.logits.argmax(1) != rows.labels)
+        best = torch.minimum(best, torch.where(found, distance(each.points, rows.images, norm), math.inf))
     return best
 
 
@@ -172,13 +161,9 @@ def test_a_random_start_stays_in_the_box(norm):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_and_checks_take_turns_and_a_check_ends_the_iteration(name):
     model, attack = Curved(), fab(name, steps=3)
-    state = attack.start(rows_of(model, grey_images(2)), threat(Norm.LINF), 0)
-    turns = []
-    while not attack.finished(state).all():
-        turns.append(attack.wants_gradient(state).tolist())
-        state = round_of(attack, state, model)[2]
-    assert turns == [[True, True], [False, False]] * 3
-    assert attack.schedule(Norm.LINF) == (True, False) * 3
+    rounds = drive(attack, attack.start(rows_of(model, grey_images(2)), threat(Norm.LINF), 0), model, Norm.LINF)
+    assert [each.wanted for each in rounds] == [True, False] * 3
+    assert [each.state.checking.tolist() for each in rounds] == [[True, True], [False, False]] * 3
 
 
 @pytest.mark.parametrize("job", [0, 2])
@@ -226,12 +211,14 @@ def test_untargeted_the_nearest_of_all_linear_boundaries_is_found(norm):
 def test_a_misclassified_point_keeps_beta_of_its_way_and_another_one_stays(norm):
     model, attack = Linear(), fab()
     state = attack.start(rows_of(model, grey_images(2)), threat(norm), 0)
-    state = round_of(attack, state, model)[2]
+    state = told_state(attack, state, model)
     right, wrong = torch.eye(4, dtype=torch.float64)[[int(state.labels[0]), (int(state.labels[1]) + 1) % 4]]
-    after = attack.tell(state, torch.stack([right, wrong]), None)
+    logits = torch.stack([right, wrong])
+    values = attack.objective(state, logits)
+    after = attack.tell(state, logits, values, None)
     assert torch.equal(after.points[0], state.points[0])
     torch.testing.assert_close(after.points[1], state.clean[1] + 0.9 * (state.points[1] - state.clean[1]))
-    beside_gradients = attack.tell(state, torch.stack([right, wrong]), torch.zeros(1, 2, 3, 2, 2, dtype=torch.float64))
+    beside_gradients = attack.tell(state, logits, values, torch.zeros(1, 2, 3, 2, 2, dtype=torch.float64))
     assert torch.equal(beside_gradients.points, after.points)
 
 
@@ -244,14 +231,14 @@ def test_a_row_fares_the_same_beside_rows_at_other_rounds(name, norm):
 
     def after(state, rounds):
         for _ in range(rounds):
-            state = round_of(attack, state, model)[2]
+            state = told_state(attack, state, model)
         return state
 
     together = join(after(join(after(starts[0], 5), starts[1]), 5), starts[2])
     together = after(together, 20)
     for row, start in enumerate(starts):
         alone, beside = after(start, 30 - 5 * row), take(together, torch.tensor([row]))
-        assert torch.equal(alone.iteration, beside.iteration)
+        assert torch.equal(alone.checking, beside.checking)
         assert torch.equal(alone.points, beside.points)
 
 
@@ -261,7 +248,8 @@ def test_a_point_within_rounding_of_the_boundary_is_pushed_over_it(norm):
     logits = torch.tensor([[1.0, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))]])
     rows = Rows(images, torch.tensor([0]), logits, torch.tensor([0]), torch.tensor([0]))
     gradient = torch.randn(1, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    after = attack.tell(attack.start(rows, threat(norm), 0), logits, gradient)
+    state = attack.start(rows, threat(norm), 0)
+    after = attack.tell(state, logits, attack.objective(state, logits), gradient)
     assert ((after.points - images) * gradient[0]).sum() > 0
     assert distance(after.points, images, norm) < 1e-4
 
@@ -270,9 +258,9 @@ def test_a_point_within_rounding_of_the_boundary_is_pushed_over_it(norm):
 def test_a_point_beyond_the_boundary_returns_to_it(norm):
     model, attack = Linear(classes=2), fab()
     state = attack.start(rows_of(model, grey_images(3)), threat(norm), 0)
-    beyond = round_of(fab(eta=1.5), state, model)[2]
+    beyond = told_state(fab(eta=1.5), state, model)
     beyond = replace(beyond, checking=torch.zeros(3, dtype=torch.bool))
-    after = round_of(attack, beyond, model)[2]
+    after = told_state(attack, beyond, model)
     far = [attack.objective(state, model(points))[0] for points in (beyond.points, after.points)]
     assert (far[0] > 0).all()
     assert (far[1].abs() < 0.2 * far[0]).all()
@@ -283,8 +271,8 @@ def test_a_point_beyond_the_boundary_returns_to_it(norm):
 def test_without_any_gradient_a_row_stays(name, norm):
     attack, rows = fab(name), rows_of(Linear(), grey_images(3))
     state = attack.start(rows, threat(norm), 0)
-    k = len(attack.objective(state, rows.logits))
-    after = attack.tell(state, rows.logits, torch.zeros(k, 3, 3, 2, 2, dtype=torch.float64))
+    values = attack.objective(state, rows.logits)
+    after = attack.tell(state, rows.logits, values, torch.zeros(len(values), 3, 3, 2, 2, dtype=torch.float64))
     assert torch.equal(after.points, rows.images)
 
 
@@ -294,7 +282,7 @@ def test_tell_leaves_the_state_alone(name):
     state = attack.start(rows_of(model, grey_images(3)), threat(Norm.LINF), 0)
     before = {field.name: getattr(state, field.name) for field in fields(state)}
     copies = {key: value.clone() for key, value in before.items() if isinstance(value, torch.Tensor)}
-    assert not torch.equal(round_of(attack, state, model)[2].points, state.points)
+    assert not torch.equal(told_state(attack, state, model).points, state.points)
     assert all(torch.equal(before[key], copy) for key, copy in copies.items())
 
 
@@ -305,10 +293,20 @@ def test_shapes_alone_decide_what_is_computed(name, norm):
     attack, rows = fab(name, restarts=2), rows_of(Linear(), grey_images(3))
     rows = Rows(**{field.name: getattr(rows, field.name).to("meta") for field in fields(rows)})
     state = attack.start(rows, threat(norm), 0)
-    k = len(attack.objective(state, rows.logits))
-    after = attack.tell(state, rows.logits, torch.empty(k, 3, 3, 2, 2, dtype=torch.float64, device="meta"))
-    assert attack.ask(after).shape == rows.images.shape
-    assert attack.finished(after).shape == (3,)
+    values = attack.objective(state, rows.logits)
+    gradient = torch.empty(len(values), 3, 3, 2, 2, dtype=torch.float64, device="meta")
+    assert attack.ask(attack.tell(state, rows.logits, values, gradient)).shape == rows.images.shape
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_told_values_place_the_boundary(name):
+    """They may be means over several answers, which the mean logits need not reproduce."""
+    model, attack = Linear(), fab(name)
+    state = attack.start(rows_of(model, grey_images(2)), threat(Norm.LINF), 0)
+    logits, values, gradient = told(attack, state, model)
+    near = attack.tell(state, logits, 0.1 * values, gradient)
+    far = attack.tell(state, logits, values, gradient)
+    assert (distance(near.points, state.clean, Norm.LINF) < distance(far.points, state.clean, Norm.LINF)).all()
 
 
 def package_distances(model, rows, norm, targeted, job, steps):

@@ -134,6 +134,118 @@ def test_the_l1_projection_equals_a_bisection(case, eps):
     torch.testing.assert_close(project(points, centre, eps, Norm.L1), expected, rtol=0, atol=1e-9)
 
 
+def sorted_l1(points, centre, eps):
+    """The l1 projection by sorting: walks down the corners of the sum of what is kept, which is linear between them.
+
+    A coordinate starts to count where the shrinkage is its size, and is full where that is its size less its room.
+    """
+    offset = (points - centre).flatten(1)
+    size, room = offset.abs(), torch.where(points > centre, 1 - centre, centre).flatten(1)
+    corners, order = torch.cat([size, size - room], dim=1).sort(dim=1, descending=True)
+    turn = torch.where(order < size.shape[1], 1.0, -1.0).double()
+    slope = turn.cumsum(dim=1)
+    total = (turn * corners).cumsum(dim=1) - slope * corners
+    last = ((total < eps).sum(dim=1, keepdim=True) - 1).clamp(min=0)
+    corner, reached, rate = (values.gather(1, last) for values in (corners, total, slope))
+    kept = torch.minimum((size - (corner - (eps - reached) / rate)).clamp(min=0), room)
+    outside = torch.minimum(size, room).sum(dim=1, keepdim=True) > eps
+    moved = centre.flatten(1) + offset.sign() * kept
+    return torch.where(outside, moved, points.flatten(1).clamp(0, 1)).view_as(points)
+
+
+@st.composite
+def awkward_l1_cases(draw):
+    """Walls, ties, steps of all sizes: what makes a piecewise linear sum steep in one place and flat in another."""
+    n, d = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 5, 40]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+
+    def powers(low, high):
+        return 2.0 ** torch.randint(low, high + 1, (n, 1, 1, d), generator=generator).double()
+
+    near_a_wall = powers(draw(st.sampled_from([-40, -8, -2])), 0)
+    on_grid = torch.randint(0, 5, (n, 1, 1, d), generator=generator).double() / 4
+    centre = draw(st.sampled_from([near_a_wall, 1 - near_a_wall, on_grid, 0.5 * torch.ones_like(on_grid)]))
+    sign = torch.randint(-1, 2, (n, 1, 1, d), generator=generator).double()
+    spread = draw(st.sampled_from([torch.ones_like(sign), torch.rand(sign.shape, generator=generator).double()]))
+    eps = draw(st.sampled_from([0.0, 1e-3, 0.25, 1.0, 3.0, 1e6]))
+    return centre + sign * spread * powers(draw(st.sampled_from([-20, -3, 0])), 3), centre, eps
+
+
+@settings(max_examples=200, deadline=None)
+@given(awkward_l1_cases())
+def test_the_l1_projection_is_that_by_sorting(case):
+    points, centre, eps = case
+    torch.testing.assert_close(project(points, centre, eps, Norm.L1), sorted_l1(*case), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8)])
+@pytest.mark.parametrize("eps", [1e-6, 0.5, 12.0])
+def test_the_l1_projection_of_images_is_that_by_sorting(shape, eps):
+    """Of a few large steps, as an attack takes them, and of noise in every pixel."""
+    centre = torch.rand(12, *shape, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255).double()
+    noise = torch.randn(12, *shape, generator=torch.Generator().manual_seed(1)).double()
+    for points in (centre + noise, centre + noise.sign() * (noise.abs() > 2) / 3):
+        projected = project(points, centre, eps, Norm.L1)
+        torch.testing.assert_close(projected, sorted_l1(points, centre, eps), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("points", "centre", "eps", "expected"),
+    [
+        pytest.param([1.5, -1, 0.5], [1, 0, 0.2], 0.2, [1, 0, 0.4], id="no room"),
+        pytest.param([1.5, -1], [1, 0], 0.1, [1, 0], id="no room at all"),
+        pytest.param([0.9, 0.1, 3], [0.4, 0.6, 0.6], 0, [0.4, 0.6, 0.6], id="no radius"),
+        pytest.param([5, -5, 0.3], [0.4, 0.6, 0.6], 1e9, [1, 0, 0.3], id="every radius"),
+        pytest.param([0.8] * 4, [0.5] * 4, 0.4, [0.6] * 4, id="equal sizes"),
+        pytest.param([0.9], [0.4], 0.25, [0.65], id="one pixel"),
+        pytest.param([7], [0.4], 0.25, [0.65], id="one pixel far away"),
+        pytest.param([1e12, 0.9], [0.5, 0.5], 0.25, [0.75, 0.5], id="one pixel very far away"),
+        pytest.param([0.5], [0.5], 0, [0.5], id="nothing to do"),
+    ],
+)
+def test_the_l1_projection_where_it_degenerates(points, centre, eps, expected):
+    points, centre, expected = (row(*values, dtype=torch.float64) for values in (points, centre, expected))
+    # As exact as the size of the largest offset allows.
+    atol = 1e-15 * max(1, float((points - centre).abs().max()))
+    torch.testing.assert_close(project(points, centre, eps, Norm.L1), expected, rtol=0, atol=atol)
+
+
+def staircase(n=32, d=64):
+    """Coordinates with little room and large offsets: the sum is flat nearly everywhere, and Newton's method is lost."""
+    generator = torch.Generator().manual_seed(0)
+    centre = 1e-12 * torch.rand(n, 1, 1, d, generator=generator, dtype=torch.float64)
+    return centre - torch.rand(n, 1, 1, d, generator=generator, dtype=torch.float64), centre, 1e-11
+
+
+def test_an_easy_row_of_an_l1_projection_does_not_notice_a_hard_one():
+    points, centre, eps = staircase()
+    parts = (points, centre), (centre - points, 0.5 + centre)
+    together = project(*(torch.cat(both) for both in zip(*parts, strict=True)), eps, Norm.L1)
+    assert torch.equal(together, torch.cat([project(*part, eps, Norm.L1) for part in parts]))
+
+
+@pytest.fixture
+def _unseen(monkeypatch):
+    """As on a GPU, nobody looks at the values on the way."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+
+@pytest.mark.usefixtures("_unseen")
+def test_an_l1_projection_that_may_not_look_gives_the_same_images():
+    centre = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    points = centre + torch.randn(centre.shape, generator=torch.Generator().manual_seed(1))
+    exact = sorted_l1(points.double(), centre.double(), 12.0)
+    torch.testing.assert_close(project(points.double(), centre.double(), 12.0, Norm.L1), exact, rtol=0, atol=1e-13)
+
+
+@pytest.mark.usefixtures("_unseen")
+def test_an_l1_projection_that_may_not_look_never_leaves_the_ball():
+    points, centre, eps = staircase()
+    projected = project(points, centre, eps, Norm.L1)
+    assert (distance(projected, centre, Norm.L1) <= eps * (1 + 1e-9)).all()
+    assert inside(projected, centre, eps, Norm.L1).all()
+
+
 def test_a_full_l1_coordinate_leaves_its_budget_to_the_others():
     projected = project(row(3.0, 0.9, 0.5), row(0.8, 0.5, 0.5), 0.4, Norm.L1)
     torch.testing.assert_close(projected, row(1.0, 0.7, 0.5))

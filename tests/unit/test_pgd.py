@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from oracles import asked, drive, told
 from torch import nn
 
 from robustbench_kd.attacks.pgd import Pgd
@@ -39,29 +40,16 @@ def rows_of(model, points, job=0, first_id=0):
     return Rows(points, logits.argmax(1), logits, ids, torch.full_like(ids, job))
 
 
-def evaluate(attack, state, model):
-    points = attack.ask(state).detach().requires_grad_()
-    logits = model(points)
-    (gradient,) = torch.autograd.grad(attack.objective(state, logits).sum(), points)
-    wanted = attack.wants_gradient(state)
-    return logits.detach(), torch.where(wanted.view(-1, 1, 1, 1), gradient, 0.0)[None]
-
-
-def drive(attack, state, model):
-    asked, gradients = [], 0
-    while not attack.finished(state).all():
-        asked.append(attack.ask(state))
-        gradients = gradients + attack.wants_gradient(state).long()
-        state = attack.tell(state, *evaluate(attack, state, model))
-    return torch.stack(asked), gradients
+def run(attack, model, rows, norm):
+    """Returns all points that a run asks for."""
+    return asked(drive(attack, attack.start(rows, threat(norm), 0), model, norm))
 
 
 def test_linf_steps_follow_the_sign_of_the_gradient():
     model, attack = conv_net(), Pgd(steps=10)
     rows = rows_of(model, images(4))
-    asked, _ = drive(attack, attack.start(rows, threat(Norm.LINF), 0), model)
-    point = asked[0]
-    for following in asked[1:]:
+    point, *rest = run(attack, model, rows, Norm.LINF)
+    for following in rest:
         point = point.clone().requires_grad_()
         nn.functional.cross_entropy(model(point), rows.labels, reduction="sum").backward()
         moved = point.detach() + 2.5 * 0.1 / 10 * point.grad.sign()
@@ -72,9 +60,8 @@ def test_linf_steps_follow_the_sign_of_the_gradient():
 def test_l2_steps_follow_the_gradient():
     model, attack = conv_net(), Pgd(steps=10)
     rows = rows_of(model, images(4))
-    asked, _ = drive(attack, attack.start(rows, threat(Norm.L2), 0), model)
-    point = asked[0]
-    for following in asked[1:]:
+    point, *rest = run(attack, model, rows, Norm.L2)
+    for following in rest:
         point = point.clone().requires_grad_()
         nn.functional.cross_entropy(model(point), rows.labels, reduction="sum").backward()
         offset = point.detach() + 2.5 * 0.5 / 10 * nn.functional.normalize(point.grad.flatten(1)).view_as(point)
@@ -89,9 +76,9 @@ def test_a_linear_model_loses_the_exact_margin(norm, dual):
     """Away from the box the margin of two classes falls by eps times the dual norm of the weights, and no more."""
     model, attack = linear(), Pgd(reach=10)
     rows = rows_of(model, 0.5 + 0 * images(8))
-    asked, _ = drive(attack, attack.start(rows, threat(norm), 0), model)
+    last = run(attack, model, rows, norm)[-1]
     difference = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    lost = ((rows.logits - model(asked[-1])) @ difference).abs()
+    lost = ((rows.logits - model(last)) @ difference).abs()
     expected = EPS[norm] * torch.linalg.vector_norm(model[1].weight[0] - model[1].weight[1], ord=dual)
     torch.testing.assert_close(lost, expected.expand(8), rtol=1e-6, atol=0)
 
@@ -100,10 +87,9 @@ def test_a_linear_model_loses_the_exact_margin(norm, dual):
 def test_a_run_evaluates_the_start_and_40_steps_inside_the_ball(norm):
     model, attack = conv_net(), Pgd()
     rows = rows_of(model, images(4))
-    asked, gradients = drive(attack, attack.start(rows, threat(norm), 0), model)
-    assert len(asked) == 41
-    assert gradients.tolist() == [40] * 4
-    assert all(inside(points, rows.images, EPS[norm], norm).all() for points in asked)
+    rounds = drive(attack, attack.start(rows, threat(norm), 0), model, norm)
+    assert [each.wanted for each in rounds] == [True] * 40 + [False]
+    assert all(inside(each.points, rows.images, EPS[norm], norm).all() for each in rounds)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -141,14 +127,15 @@ def test_start_points_belong_to_the_example_and_the_job_alone(norm):
 def test_rows_at_different_iterations_go_the_same_way_as_alone():
     model, attack, ball = conv_net(), Pgd(steps=8), threat(Norm.LINF)
     fresh = attack.start(rows_of(model, images(2)), ball, 0)
-    asked, _ = drive(attack, fresh, model)
+    expected, schedule = asked(drive(attack, fresh, model, Norm.LINF)), attack.schedule(Norm.LINF)
     state, late = fresh, []
-    for tick in range(3 + len(asked)):
+    for tick in range(3 + len(expected)):
         if tick == 3:
             state = put(state, torch.tensor([1]), take(fresh, torch.tensor([1])))
         late.append(attack.ask(state)[1])
-        state = attack.tell(state, *evaluate(attack, state, model))
-    assert torch.equal(torch.stack(late[3:]), asked[:, 1])
+        wanted = [tick < len(schedule) and schedule[tick], tick < 3 or schedule[tick - 3]]
+        state = attack.tell(state, *told(attack, state, model, wanted))
+    assert torch.equal(torch.stack(late[3:]), expected[:, 1])
 
 
 def test_an_example_has_as_many_jobs_as_restarts():
@@ -168,7 +155,7 @@ def test_nothing_waits_for_the_values_of_a_tensor(norm):
         n = 4
         logits, ids, points = torch.empty(n, 10), torch.zeros(n, dtype=torch.int64), torch.empty(n, 3, 8, 8)
         state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points)
-        state = attack.tell(state, logits, torch.empty(1, n, 3, 8, 8))
+        values = attack.objective(state, logits)
+        assert values.shape == (1, n)
+        state = attack.tell(state, logits, values, torch.empty(1, n, 3, 8, 8))
         assert attack.ask(state).shape == points.shape
-        assert attack.objective(state, logits).shape == (1, n)
-        assert attack.wants_gradient(state).shape == attack.finished(state).shape == (n,)
