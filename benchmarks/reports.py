@@ -5,6 +5,7 @@ a folder the runs and the report stay there to be looked at.
 """
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -116,11 +117,13 @@ def make(results: Path) -> None:
             write_record(run_folder(results, made.identity.model, made.run_id), made, examples)
 
 
-def seconds(*arguments: str) -> float:
+def seconds(*arguments: str) -> tuple[float, float]:
+    """Wall and processor time of one command; the latter does not depend on what else the machine does."""
     command = [sys.executable, "-m", "robustbench_kd", *arguments]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return time.perf_counter() - start
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def measure(results: Path) -> None:
@@ -132,9 +135,11 @@ def measure(results: Path) -> None:
         "report": ("report", str(results)),
         "report against a baseline": ("report", str(results), "--baseline", str(results)),
     }
-    print(f"{MODELS * len(RADII)} runs of {EXAMPLES} examples; seconds, the best of 3")
+    print(f"{MODELS * len(RADII)} runs of {EXAMPLES} examples, the best of 3")
+    print(f"{'':30}{'seconds':>10}{'of CPU':>10}")
     for name, arguments in commands.items():
-        print(f"{name:30}{min(seconds(*arguments) for _ in range(3)):8.2f}")
+        wall, cpu = map(min, zip(*(seconds(*arguments) for _ in range(3)), strict=True))
+        print(f"{name:30}{wall:10.2f}{cpu:10.2f}")
     size = (results / "report.html").stat().st_size
     print(f"the report has {size / 1e6:.1f} MB")
 

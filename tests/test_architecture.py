@@ -109,6 +109,8 @@ def test_imports_run_in_no_circle():
         ("pyautoattack", {"checkpoints"}),
         ("click", {"cli"}),
         ("rich", {"cli"}),
+        ("matplotlib", {"analysis"}),
+        ("jinja2", {"analysis"}),
     ],
 )
 def test_a_library_is_used_only_where_it_belongs(library, allowed):

@@ -1,21 +1,39 @@
 """Ranks runs; what must not be ranked together stands in tables of its own."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from robustbench_kd.core.errors import RecordError
+from robustbench_kd.analysis.published import Published
+from robustbench_kd.core.errors import RecordError, unknown_name
 from robustbench_kd.core.records import Identity, RunRecord
 from robustbench_kd.core.rundir import RECORD, read_record
+from robustbench_kd.core.text import printable
+from robustbench_kd.core.threat import Threat
+
+KEYS = ("model", "family", "architecture", "dataset", "norm", "threat", "suite", "engine", "mode", "verdict")
+ORDERS: Mapping[str, Callable[[RunRecord], tuple[float, str]]] = {
+    "robust": lambda record: (-_robust(record), ""),
+    "clean": lambda record: (-_clean(record), ""),
+    "gap": lambda record: (-(gap(record) or 0.0), ""),
+    "model": lambda record: (0.0, record.identity.model),
+    "time": lambda record: (record.seconds, ""),
+    "passes": lambda record: (record.forwards + record.backwards, ""),
+}
 
 
 @dataclass(frozen=True)
 class Board:
-    """Runs that share data, threat, suite and engine, best first; `ranks` give equal numbers equal rank."""
+    """Runs that share data, threat, suite, engine and mode; `ranks` by robust accuracy give equal numbers equal rank.
+
+    `published` are numbers from elsewhere for the same data set and threat, without a rank.
+    """
 
     title: str
     records: tuple[RunRecord, ...]
     ranks: tuple[int, ...]
+    published: tuple[Published, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,14 +44,33 @@ class Leaderboard:
     left_out: tuple[str, ...]
 
 
-def read_leaderboard(results: Path) -> Leaderboard:
-    """Reads every run under a folder; raises `RecordError` where there is no such folder.
+@dataclass(frozen=True)
+class View:
+    """Which runs to rank, in which order to show them, and how many of each table.
 
-    Unreadable and unfinished runs are left out, and named.
+    `where` maps some of `KEYS` to the values that are wanted; `sort` is one of `ORDERS`.
     """
+
+    where: Mapping[str, Collection[str]] = field(default_factory=dict)
+    sort: str = "robust"
+    top: int | None = None
+
+
+def read_leaderboard(results: Path, view: View | None = None) -> Leaderboard:
+    """Reads every run under a folder and ranks those that a view wants.
+
+    Unreadable and unfinished runs are left out, and named. Raises `RecordError` where there is no such folder, and
+    `UsageError` for a view that makes no sense.
+    """
+    records, left_out = read_records(results)
+    return Leaderboard(show(records.values(), view or View()), left_out)
+
+
+def read_records(results: Path) -> tuple[dict[Path, RunRecord], tuple[str, ...]]:
+    """Returns the records of finished runs by folder, and why others are left out; raises `RecordError`."""
     if not results.is_dir():
         raise RecordError(f"there is no results folder '{results}': run 'rkd eval' first, or name another folder")
-    records, left_out = [], []
+    records, left_out = {}, []
     for path in sorted(results.glob(f"*/*/{RECORD}")):
         try:
             record = read_record(path)
@@ -41,10 +78,19 @@ def read_leaderboard(results: Path) -> Leaderboard:
             left_out.append(str(error))
             continue
         if record.status == "complete":
-            records.append(record)
+            records[path.parent] = record
         else:
             left_out.append(f"'{path.parent}' is unfinished: run the same 'rkd eval' again to resume it")
-    return Leaderboard(tuple(rank(records)), tuple(left_out))
+    return records, tuple(left_out)
+
+
+def show(records: Iterable[RunRecord], view: View) -> tuple[Board, ...]:
+    """Returns the boards of the wanted runs; ranks count among these, whatever the order and however many are shown."""
+    if view.sort not in ORDERS:
+        raise unknown_name("order", view.sort, ORDERS)
+    conditions = [_condition(key, values) for key, values in view.where.items()]
+    wanted = [record for record in records if all(holds(record) for holds in conditions)]
+    return tuple(_arranged(board, view) for board in rank(wanted))
 
 
 def rank(records: Iterable[RunRecord]) -> list[Board]:
@@ -52,7 +98,38 @@ def rank(records: Iterable[RunRecord]) -> list[Board]:
     groups: dict[str, list[RunRecord]] = {}
     for record in sorted(records, key=_place):
         groups.setdefault(record.protocol_hash, []).append(record)
-    return [_board(group) for group in groups.values()]
+    titles = Counter(title(group[0].identity) for group in groups.values())
+    return [_board(group, titles) for group in groups.values()]
+
+
+def beside(leaderboard: Leaderboard, published: Collection[Published]) -> Leaderboard:
+    """Returns the leaderboard with published numbers beneath the runs for the same data set and threat."""
+    return replace(leaderboard, boards=tuple(_beside(board, published) for board in leaderboard.boards))
+
+
+def gap(record: RunRecord) -> float | None:
+    """Returns what adaptive attacks took beyond the others, or None where none ran."""
+    return record.standard.value - _robust(record) if record.standard else None
+
+
+def title(identity: Identity, *, radius: bool = True) -> str:
+    """Returns in words what the runs of a board share, or those of a security curve where `radius` is left out."""
+    threat = f"{identity.norm} {identity.eps_text}" if radius else identity.norm
+    mode = "" if identity.mode in ("exact", identity.suite) else f", {identity.mode}"
+    return printable(
+        f"{identity.dataset}, {identity.examples} examples, {threat}, {identity.suite} by {identity.engine}{mode}"
+    )
+
+
+def _condition(key: str, values: Collection[str]) -> Callable[[RunRecord], bool]:
+    if key not in KEYS:
+        raise unknown_name("key of --where", key, KEYS)
+    if key == "threat":
+        threats = {(str(threat.norm), threat.eps) for threat in map(Threat.parse, values)}
+        return lambda record: (record.identity.norm, record.identity.eps) in threats
+    if key == "verdict":
+        return lambda record: record.verdict in values
+    return lambda record: getattr(record.identity, key) in values
 
 
 def _place(record: RunRecord) -> tuple[str, str, float, str, str]:
@@ -60,23 +137,27 @@ def _place(record: RunRecord) -> tuple[str, str, float, str, str]:
     return identity.dataset, identity.norm, identity.eps, identity.suite, record.protocol_hash
 
 
-def _board(group: list[RunRecord]) -> Board:
+def _board(group: list[RunRecord], titles: Counter[str]) -> Board:
     ordered = sorted(
         group, key=lambda record: (-_robust(record), -_clean(record), record.identity.model, record.run_id)
     )
     values = [_robust(record) for record in ordered]
-    return Board(
-        title=_title(ordered[0].identity),
-        records=tuple(ordered),
-        ranks=tuple(values.index(value) + 1 for value in values),
-    )
+    name = title(ordered[0].identity)
+    if titles[name] > 1:  # they differ in what a title has no room for, such as the images themselves
+        name += f", protocol {printable(ordered[0].protocol_hash)}"
+    return Board(name, records=tuple(ordered), ranks=tuple(values.index(value) + 1 for value in values))
 
 
-def _title(identity: Identity) -> str:
-    return (
-        f"{identity.dataset}, {identity.examples} examples, {identity.norm} {identity.eps_text}, "
-        f"{identity.suite} by {identity.engine}"
-    )
+def _arranged(board: Board, view: View) -> Board:
+    pairs = zip(board.records, board.ranks, strict=True)
+    ordered = sorted(pairs, key=lambda pair: ORDERS[view.sort](pair[0]))[: view.top]
+    return replace(board, records=tuple(pair[0] for pair in ordered), ranks=tuple(pair[1] for pair in ordered))
+
+
+def _beside(board: Board, published: Collection[Published]) -> Board:
+    identity = board.records[0].identity
+    fitting = [number for number in published if number.fits(identity)]
+    return replace(board, published=tuple(sorted(fitting, key=lambda number: (-number.robust, number.model))))
 
 
 def _robust(record: RunRecord) -> float:

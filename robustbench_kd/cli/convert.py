@@ -1,12 +1,15 @@
 """Convert a weights file to safetensors with a card beside it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_kd.cli import _options
 from robustbench_kd.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from robustbench_kd.checkpoints.subject import Target
 
 
 @click.command("convert")
@@ -30,30 +33,17 @@ def command(old: str, new: Path, **options: Any) -> None:
     """
     from robustbench_kd.checkpoints.card import Architecture, Card, write_card
     from robustbench_kd.checkpoints.convert import write_weights
-    from robustbench_kd.checkpoints.subject import Choices
-    from robustbench_kd.checkpoints.target import describe, load
+    from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _console
     from robustbench_kd.core.threat import parse_threats
     from robustbench_kd.datasets import open_dataset
 
     if not options["dataset"]:
         raise UsageError("for which data was it trained? Give --dataset, such as --dataset cifar10")
-    arguments = _options.parse_assignments(options["arch_arg"], "--arch-arg")
-    choices = Choices(
-        architecture=options["arch"],
-        arguments=arguments,
-        normalisation=options["normalisation"],
-        weights_key=options["weights_key"],
-        trust_code=options["trust_code"],
-    )
-    targets = describe(old, choices)
-    if len(targets) != 1:
-        raise UsageError(f"expected one checkpoint, '{old}' holds {len(targets)}")
-    if targets[0].parts:
-        raise UsageError(f"'{old}' is made of parts: convert these")
+    target = _target(old, options)
     data = open_dataset(options["dataset"], limit=1, data_dir=options["data_dir"], download=options["download"])
     channels, height, width = data.images.shape[1:]
-    subject = load(targets[0], classes=data.classes, shape=(channels, height, width))
+    subject = load(target, classes=data.classes, shape=(channels, height, width))
     name, folder = new.name.removesuffix(".safetensors").removesuffix(".toml"), new.parent
     card = Card(
         name=name,
@@ -63,7 +53,7 @@ def command(old: str, new: Path, **options: Any) -> None:
         dataset=options["dataset"],
         threats=tuple(str(threat) for threat in parse_threats(list(options["threats"]))),
         licence=options["licence"],
-        architecture=Architecture(name=targets[0].architecture, arguments=targets[0].arguments),
+        architecture=Architecture(name=target.architecture, arguments=target.arguments),
         normalisation=subject.normalisation,
         weights=write_weights(subject.network, folder, name),
         made={"converted_from": Path(old).name, "original_sha256": subject.checkpoint_sha256},
@@ -72,3 +62,23 @@ def command(old: str, new: Path, **options: Any) -> None:
     for note in subject.notes:
         _console.say(f"{subject.name}: {note}", "dim")
     _console.write(str(folder / f"{name}.toml"))
+
+
+def _target(old: str, options: dict[str, Any]) -> "Target":
+    """Describes the one checkpoint that is to be converted."""
+    from robustbench_kd.checkpoints.subject import Choices
+    from robustbench_kd.checkpoints.target import describe
+
+    choices = Choices(
+        architecture=options["arch"],
+        arguments=_options.parse_assignments(options["arch_arg"], "--arch-arg"),
+        normalisation=options["normalisation"],
+        weights_key=options["weights_key"],
+        trust_code=options["trust_code"],
+    )
+    targets = describe(old, choices)
+    if len(targets) != 1:
+        raise UsageError(f"expected one checkpoint, '{old}' holds {len(targets)}")
+    if targets[0].parts:
+        raise UsageError(f"'{old}' is made of parts: convert these")
+    return targets[0]

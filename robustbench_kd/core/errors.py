@@ -6,8 +6,10 @@
     ├── DatasetError         2   images or labels that are missing, empty or out of range
     ├── ModelError           2   a model whose output is not finite logits of the right shape
     ├── RecordError          2   a results folder that cannot be read or written
+    ├── RegressionError      1   a gate found that a model became worse
     ├── UnreliableError      3   a number that `--strict` refuses to accept
-    └── IncompleteError      4   work that stopped early and can be resumed
+    ├── IncompleteError      4   work that stopped early and can be resumed
+    └── NotComparableError   4   runs that answer different questions, or lack their counterpart
 
 A message names what was expected, what came, and what to do.
 """
@@ -42,6 +44,12 @@ class RecordError(RkdError):
     """A results folder cannot be read or written."""
 
 
+class RegressionError(RkdError):
+    """A gate found that a model became worse."""
+
+    exit_code = 1
+
+
 class UnreliableError(RkdError):
     """A number that `--strict` refuses to accept."""
 
@@ -50,6 +58,12 @@ class UnreliableError(RkdError):
 
 class IncompleteError(RkdError):
     """Work stopped early; running the same command again resumes it."""
+
+    exit_code = 4
+
+
+class NotComparableError(RkdError):
+    """Runs answer different questions, or lack their counterpart."""
 
     exit_code = 4
 

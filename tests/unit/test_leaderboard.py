@@ -1,67 +1,16 @@
-"""Leaderboards from files alone: order, ties, separate tables, and names that mean harm."""
-
-import csv
-import io
-import re
+"""Leaderboards from files alone: order, ties, separate tables, what is shown, and what is left out."""
 
 import pytest
+from fake_boards import adaptive, fast, leaderboard, published, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_kd.analysis.formats import csv as tidy
 from robustbench_kd.analysis.formats import markdown
-from robustbench_kd.analysis.leaderboard import Leaderboard, rank, read_leaderboard
-from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.records import Accuracy, Identity, RunRecord, Stage, attack_rows
+from robustbench_kd.analysis.leaderboard import KEYS, ORDERS, Leaderboard, View, gap, rank, read_leaderboard, show
+from robustbench_kd.analysis.table import Cell, duration, mode, tabulate
+from robustbench_kd.core.errors import RecordError, UsageError
 from robustbench_kd.core.rundir import RECORD, run_folder, write_interrupted, write_record
-from robustbench_kd.core.statistics import interval
-
-
-def accuracy(share, n=200):
-    low, high = interval(round(share * n), n)
-    return Accuracy(value=share, n=n, ci_low=low, ci_high=high)
-
-
-def run(model="net", robust=0.5, clean=0.9, **identity):
-    known = {
-        "model": model,
-        "family": "classifier",
-        "architecture": "small_cnn",
-        "normalisation": "none",
-        "checkpoint_sha256": "0",
-        "dataset": "digits",
-        "data_fingerprint": "0",
-        "examples": 200,
-        "norm": "linf",
-        "eps": 0.2,
-        "eps_text": "0.2",
-        "suite": "standard",
-        "attacks": ["apgd-ce", "square"],
-        "engine": "autoattack",
-        "seed": 0,
-        "batch_size": 250,
-        "device": "cpu",
-        "versions": {"torch": "2.10.0"},
-    }
-    asked = Identity.model_validate(known | identity)
-    stages = [("clean", clean, 200, 0), ("apgd-ce", robust, 18_180, 18_180), ("square", robust, 500_200, 0)]
-    return RunRecord(
-        run_id=asked.run_id(),
-        status="complete",
-        identity=asked,
-        protocol_hash=asked.protocol_hash(),
-        clean=accuracy(clean),
-        robust=accuracy(robust),
-        stages=[
-            Stage(stage=name, accuracy=accuracy(left), forwards=forwards, backwards=backwards, seconds=1.5)
-            for name, left, forwards, backwards in stages
-        ],
-        forwards=518_580,
-        backwards=18_180,
-        seconds=4.5,
-        verdict="consistent",
-        parameters=6_882,
-    )
 
 
 def store(results, record):
@@ -72,6 +21,21 @@ def store(results, record):
 
 def models(board):
     return [record.identity.model for record in board.records]
+
+
+def shown(*records, **view):
+    return [models(board) for board in show(records, View(**view))]
+
+
+def column(board, heading):
+    """The texts of one column, ranked rows first."""
+    table = tabulate(board)
+    place = [one.heading for one in table.columns].index(heading)
+    return [row[place].text for row in (*table.rows, *table.references)]
+
+
+def headings(board):
+    return [one.heading for one in tabulate(board).columns]
 
 
 def test_the_most_robust_stands_first_and_equals_share_a_rank():
@@ -94,6 +58,8 @@ def test_the_order_in_which_files_are_found_does_not_matter(records):
         {"eps": 0.1, "eps_text": "0.1"},
         {"suite": "plus"},
         {"engine": "cascade"},
+        {"mode": "fast"},
+        {"precision": "tf32"},
     ],
 )
 def test_what_must_not_be_ranked_together_stands_in_tables_of_its_own(difference):
@@ -113,6 +79,12 @@ def test_tables_stand_in_the_order_of_data_norm_and_radius():
         "digits linf 0.2",
         "digits linf 0.3",
     ]
+
+
+def test_tables_that_would_have_one_title_have_two():
+    boards = rank([run(), run(data_fingerprint="1")])
+    assert len({board.title for board in boards}) == 2
+    assert all(f"protocol {board.records[0].protocol_hash}" in board.title for board in boards)
 
 
 def test_stored_runs_are_found_and_read(tmp_path):
@@ -150,78 +122,150 @@ def test_an_empty_folder_is_an_empty_leaderboard(tmp_path):
     assert tidy.render(found).count("\n") == 1
 
 
-def leaderboard(*records):
-    return Leaderboard(tuple(rank(records)), ())
-
-
-def example():
-    return leaderboard(
-        run("teacher", 0.76, clean=0.98),
-        run("small|student", 0.71, clean=0.97, versions={"torch": "2.11.0"}),
-        run("plain", 0.0, clean=0.99),
-        run("teacher", 0.6, clean=0.98, norm="l2", eps=0.5, eps_text="1/2"),
+@pytest.mark.parametrize("key", KEYS)
+def test_runs_can_be_chosen_by_every_key(key):
+    values = {"norm": "l2", "threat": "l2:1/2", "verdict": "unreliable", "mode": "fast"}
+    value = values.get(key, "wanted")
+    fields = {"threat": {"norm": "l2", "eps": 0.5, "eps_text": "0.5"}, "verdict": {}, "model": {}}.get(
+        key, {key: value}
     )
+    wanted = run("wanted", **fields).model_copy(update={"verdict": "unreliable"})
+    assert shown(wanted, run("other"), where={key: {value}}) == [["wanted"]]
 
 
-def test_markdown_looks_as_it_should(golden):
-    golden("leaderboard.md", markdown.render(example()))
+def test_values_of_one_key_are_alternatives_and_different_keys_must_all_hold():
+    runs = [
+        run("a", 0.3),
+        run("b", 0.2, family="ensemble"),
+        run("c", 0.1, family="ensemble"),
+        run("d", dataset="mnist"),
+    ]
+    assert shown(*runs, where={"model": {"a", "b", "d"}, "dataset": {"digits"}}) == [["a", "b"]]
+    assert shown(*runs, where={"family": {"nothing"}}) == []
 
 
-def test_csv_looks_as_it_should(golden):
-    golden("leaderboard.csv", tidy.render(example()))
+def test_ranks_count_among_the_chosen_runs():
+    (board,) = show([run("a", 0.3), run("b", 0.2, family="ensemble")], View({"family": {"ensemble"}}))
+    assert board.ranks == (1,)
 
 
-def test_csv_is_one_row_per_run_and_stage():
-    read = list(csv.DictReader(io.StringIO(tidy.render(example()))))
-    assert len(read) == 4 * 4
-    assert {row["stage"] for row in read} == {"clean", "apgd-ce", "square", "final"}
-    assert {float(row["accuracy"]) for row in read if row["stage"] == "final" and row["model"] == "teacher"} == {
-        0.76,
-        0.6,
-    }
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"modl": {"a"}}, "unknown key of --where 'modl': did you mean 'model'"),
+        ({"threat": {"8/255"}}, "expected a threat NORM:EPS"),
+    ],
+)
+def test_a_condition_that_makes_no_sense_is_an_error(where, message):
+    with pytest.raises(UsageError, match=message):
+        show([run()], View(where))
 
 
-HOSTILE = [
-    "a|b",
-    "<script>alert(1)</script>",
-    "two\nlines",
-    "two\r\n| rows |",
-    "[link](http://example.com)",
-    "![image](x)",
-    "**bold** _it_ ~no~ `code`",
-    "# heading",
-    "back\\slash\\|",
-    "&lt;",
-    "\x1b[31m",
-    "",
-]
+def of_all_kinds():
+    """Three runs whose order by any two of `ORDERS` differs."""
+    values = {"b": (0.5, 0.7, 0.1, 3.0, 50), "c": (0.4, 0.9, 0.0, 1.0, 90), "a": (0.3, 0.8, 0.5, 9.0, 10)}
+    return [
+        adaptive(name, robust + gap, robust).model_copy(
+            update={"clean": run(clean=clean).clean, "seconds": seconds, "forwards": passes, "backwards": 0}
+        )
+        for name, (robust, clean, gap, seconds, passes) in values.items()
+    ]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_markdown_takes_no_name_for_markup(name):
-    text = markdown.render(leaderboard(run(name, dataset=name)))
-    assert_plain(text, rows=1)
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [("robust", "bca"), ("clean", "cab"), ("gap", "abc"), ("model", "abc"), ("time", "cba"), ("passes", "abc")],
+)
+def test_runs_are_shown_in_any_order_and_keep_their_ranks(order, expected):
+    (board,) = show(of_all_kinds(), View(sort=order))
+    assert "".join(models(board)) == expected
+    assert dict(zip(models(board), board.ranks, strict=True)) == {"b": 1, "c": 2, "a": 3}
 
 
-@given(st.text(max_size=30), st.text(max_size=10))
-def test_markdown_takes_no_text_whatever_for_markup(name, run_id):
-    record = run(name).model_copy(update={"run_id": run_id})
-    assert_plain(markdown.render(leaderboard(record)), rows=1)
+def test_every_order_is_tried():
+    assert set(ORDERS) == {"robust", "clean", "gap", "model", "time", "passes"}
 
 
-def assert_plain(text, rows):
-    """One table of ten columns; nothing unescaped that Markdown or HTML could take for markup."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + rows
-    for line in lines[2:]:
-        cells = re.sub(r"\\[!-/:-@\[-`{-~]", "", line)
-        assert cells.count("|") == 11
-        assert not re.search(r"[<>`*_#!~&\\(){}]", cells)
-    assert "<" not in re.sub(r"\\<", "", text)
+def test_the_first_of_each_table_can_be_shown_alone():
+    runs = [*of_all_kinds(), run("other", dataset="mnist")]
+    assert shown(*runs, sort="time", top=2) == [["c", "b"], ["other"]]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_reads_back_from_csv(name):
-    record = run(name)
-    read = list(csv.DictReader(io.StringIO(tidy.render(leaderboard(record)), newline="")))
-    assert [row["model"] for row in read] == [record.identity.model] * len(attack_rows(record))
+def test_an_unknown_order_comes_with_the_nearest():
+    with pytest.raises(UsageError, match="unknown order 'robst': did you mean 'robust'"):
+        show([run()], View(sort="robst"))
+
+
+def test_columns_are_there_only_where_a_row_fills_them():
+    assert headings(rank([run()])[0]) == [
+        *("#", "model", "family", "n", "clean %", "robust %", "verdict", "parameters", "passes", "time", "run")
+    ]
+    without = run().model_copy(update={"verdict": None})
+    assert "verdict" not in headings(rank([without])[0])
+
+
+def test_adaptive_attacks_show_both_numbers_and_the_gap():
+    (board,) = rank([adaptive(standard=0.908, robust=0.182)])
+    assert column(board, "AutoAttack %")[0].startswith("90.8 [")
+    assert column(board, "adaptive %")[0].startswith("18.2 [")
+    assert column(board, "gap") == ["72.6"]
+    assert "robust %" not in headings(board)
+    assert gap(run()) is None
+
+
+def test_only_all_attacks_of_autoattack_are_called_so():
+    (board,) = rank([adaptive(attacks=["apgd-ce"])])
+    assert "AutoAttack %" not in headings(board)
+    assert "before adaptive %" in headings(board)
+
+
+def test_a_run_without_adaptive_attacks_beside_one_with_has_one_number():
+    (board,) = rank([adaptive("a"), adaptive("b", robust=0.1).model_copy(update={"standard": None})])
+    assert [bool(text) for text in column(board, "adaptive %")] == [True, False]
+    assert column(board, "AutoAttack %")[1].startswith("10.0 [")
+
+
+def test_a_randomized_defence_shows_what_all_draws_get_right():
+    (board,) = rank([adaptive(robust=0.2)])
+    assert column(board, "all draws %")[0].startswith("10.0 [")
+
+
+def test_fast_numbers_say_so_and_how_much_they_may_miss():
+    (board,) = rank([fast(missed=0.0151)])
+    assert board.title.endswith(", fast")
+    assert column(board, "mode") == ["fast, may miss up to 1.5 points"]
+    assert rank([fast(suite="fast")])[0].title.endswith(" 0.2, fast by autoattack")
+    assert mode(fast(missed=None)) == "fast, may miss some"
+    assert mode(run()) == ""
+
+
+def test_published_numbers_stand_beneath_without_a_rank():
+    numbers = [published("weak", 0.1), published("strong", 0.9, unreliable=True), published("other", norm="l2")]
+    (board,) = leaderboard(run("ours", 0.5), numbers=numbers).boards
+    assert column(board, "model") == ["ours", "strong", "weak"]
+    assert column(board, "#") == ["1", "", ""]
+    assert column(board, "robust %")[1:] == ["90.0", "10.0"]
+    assert column(board, "verdict")[1:] == [
+        "published, not run here, called unreliable there",
+        "published, not run here",
+    ]
+
+
+def test_a_published_stronger_attack_is_an_adaptive_one():
+    (board,) = leaderboard(run("ours", 0.5), numbers=[published("theirs", 0.64, standard=0.71)]).boards
+    assert column(board, "before adaptive %")[1] == "71.0"
+    assert column(board, "adaptive %") == ["", "64.0"]
+    assert column(board, "gap") == ["", "7.0"]
+
+
+def test_cells_sort_by_their_numbers():
+    (board,) = rank([run(robust=0.5)])
+    assert tabulate(board).rows[0][5] == Cell("50.0 [43.1, 56.9]", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (3599.7, "1h00m"), (7800, "2h10m")],
+)
+def test_durations_are_short(seconds, text):
+    assert duration(seconds) == text

@@ -1,12 +1,13 @@
 """Markdown tables: accuracies in percent with their 95 % interval."""
 
 import re
+from collections.abc import Iterable
 
-from robustbench_kd.analysis.leaderboard import Board, Leaderboard
-from robustbench_kd.core.records import Accuracy, RunRecord
+from robustbench_kd.analysis.leaderboard import Leaderboard
+from robustbench_kd.analysis.table import Cell, Column, Table, legend, tabulate
 
-_HEADINGS = ("rank", "model", "family", "n", "clean %", "robust %", "verdict", "parameters", "passes", "run")
-_RULE = ("--:", ":--", ":--", "--:", "--:", "--:", ":--", "--:", "--:", ":--")
+SUFFIX = "md"
+
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#!|~&])")
 
 
@@ -14,46 +15,26 @@ def render(leaderboard: Leaderboard) -> str:
     """Returns the tables that a person would read; names are escaped, whatever they hold."""
     if not leaderboard.boards:
         return "# Leaderboard\n\nNo finished runs.\n"
-    return "# Leaderboard\n\n" + "\n\n".join(_board(board) for board in leaderboard.boards) + "\n\n" + _LEGEND
+    tables = [_table(tabulate(board)) for board in leaderboard.boards]
+    return "\n\n".join(["# Leaderboard", *tables, *legend(leaderboard.boards)]) + "\n"
 
 
-_LEGEND = """Accuracies in percent of n examples, with 95 % Wilson intervals; robust accuracy is an upper bound. Runs in different
-tables differ in data, examples, threat, suite or engine and must not be ranked together.
-"""
+def _table(table: Table) -> str:
+    rule = _line("--:" if column.numeric else ":--" for column in table.columns)
+    headings = _line(column.heading for column in table.columns)
+    rows = [_row(table.columns, row) for row in (*table.rows, *table.references)]
+    return "\n".join([f"## {_escaped(table.title)}", "", headings, rule, *rows])
 
 
-def _board(board: Board) -> str:
-    lines = [f"## {_escaped(board.title)}", "", _line(_HEADINGS), _line(_RULE)]
-    lines += [_line(_cells(rank, record)) for rank, record in zip(board.ranks, board.records, strict=True)]
-    return "\n".join(lines)
+def _row(columns: tuple[Column, ...], cells: tuple[Cell, ...]) -> str:
+    pairs = zip(columns, cells, strict=True)
+    return _line(cell.text if column.numeric else _escaped(cell.text) for column, cell in pairs)
 
 
-def _cells(rank: int, record: RunRecord) -> tuple[str, ...]:
-    identity = record.identity
-    return (
-        str(rank),
-        _escaped(identity.model),
-        _escaped(identity.family),
-        str(identity.examples),
-        _percent(record.clean),
-        _percent(record.robust),
-        record.verdict or "",
-        f"{record.parameters:,}",
-        f"{record.forwards + record.backwards:,}",
-        _escaped(record.run_id),
-    )
-
-
-def _line(cells: tuple[str, ...]) -> str:
+def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _percent(accuracy: Accuracy | None) -> str:
-    if accuracy is None:
-        return ""
-    return f"{100 * accuracy.value:.1f} [{100 * accuracy.ci_low:.1f}, {100 * accuracy.ci_high:.1f}]"
-
-
 def _escaped(text: str) -> str:
-    """Escapes everything Markdown or HTML could take for markup, and folds line breaks."""
+    """Escapes everything Markdown or HTML could take for markup, and folds spaces."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -1,0 +1,162 @@
+"""Compares two runs example by example, where they answer the same question."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from robustbench_kd.analysis.leaderboard import title
+from robustbench_kd.analysis.paired import Change, change
+from robustbench_kd.analysis.runs import Run
+from robustbench_kd.core.errors import NotComparableError
+from robustbench_kd.core.records import ExampleRow, Identity
+from robustbench_kd.core.statistics import holm
+from robustbench_kd.core.text import printable
+
+T = TypeVar("T")
+
+# Two runs are comparable where all of these agree, which is where their protocol hashes do.
+_PROTOCOL = (
+    *("dataset", "examples", "data_fingerprint", "norm", "eps"),
+    *("suite", "attacks", "engine", "mode", "precision"),
+)
+_MADE = ("seed", "batch_size", "device")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How run `b` differs from run `a`.
+
+    `stages` are the accuracies on clean images, after each attack but the last, and after all of them. `classes` are
+    those of which an example differs after all of them, most lost first, their p-values adjusted for all classes (Holm).
+    """
+
+    a: Run
+    b: Run
+    stages: tuple[Change, ...]
+    classes: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What both were asked; printable."""
+        return title(self.a.identity)
+
+    @property
+    def robust(self) -> Change:
+        """The change under all attacks."""
+        return self.stages[-1]
+
+
+def compare(a: Run, b: Run) -> Comparison:
+    """Compares two runs on the same examples; raises `NotComparableError` that says what is not the same."""
+    reasons = obstacles(a, b)
+    if reasons:
+        raise NotComparableError(
+            f"'{a.folder}' and '{b.folder}' are not comparable: {'; '.join(reasons)}. Evaluate both with the same "
+            "--dataset, --examples, --threat, --suite and --engine"
+        )
+    stages = (clean_change(a, b), *_after_attacks(a, b), robust_change(a, b))
+    return Comparison(a, b, stages, _classes(a, b), notes([a, b]))
+
+
+def obstacles(a: Run, b: Run) -> list[str]:
+    """Returns in which respects two runs answer different questions; empty where they can be compared."""
+    found = _differences(a.identity, b.identity, _PROTOCOL)
+    if not found and _each(a, lambda row: row.label) != _each(b, lambda row: row.label):
+        return ["the same data, but other indices or labels in examples.csv"]
+    return found
+
+
+def clean_change(a: Run, b: Run) -> Change:
+    """Returns the change on clean images."""
+    return change("clean", _each(a, lambda row: row.clean_correct), _each(b, lambda row: row.clean_correct))
+
+
+def robust_change(a: Run, b: Run) -> Change:
+    """Returns the change under all attacks."""
+    return change("robust", _each(a, lambda row: row.robust), _each(b, lambda row: row.robust))
+
+
+def notes(runs: Iterable[Run]) -> tuple[str, ...]:
+    """Returns what a reader should know of runs beside their numbers; printable."""
+    found = []
+    for run in runs:
+        if run.randomized:
+            found.append(f"{run.folder}: randomized; an image counts as robust where its most frequent answer is right")
+        if run.record.verdict in ("suspicious", "unreliable"):
+            found.append(f"{run.folder}: the robust accuracy is {run.record.verdict}; its findings say why")
+    return tuple(dict.fromkeys(printable(note) for note in found))
+
+
+def provenance(a: Run, b: Run) -> list[str]:
+    """Returns in which respects two comparable runs were made differently; printable."""
+    old, new = a.identity.versions, b.identity.versions
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    versions = [_against(name, old.get(name, "none"), new.get(name, "none")) for name in changed]
+    return [*_differences(a.identity, b.identity, _MADE), *versions]
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Returns a comparison as JSON has it, with the ids of all lost and gained examples."""
+    runs = {"a": comparison.a, "b": comparison.b}
+    return {
+        **{name: {"folder": str(run.folder), "model": run.model} for name, run in runs.items()},
+        "protocol_hash": comparison.a.identity.protocol_hash(),
+        "stages": [change_json(found) for found in comparison.stages],
+        "classes": [change_json(found) for found in comparison.classes],
+        "notes": list(comparison.notes),
+    }
+
+
+def change_json(found: Change) -> dict[str, Any]:
+    """Returns a change as JSON has it."""
+    fields = ("name", "mark", "n", "before", "after", "difference", "ci_low", "ci_high", "p", "lost", "gained")
+    return {field: getattr(found, field) for field in fields}
+
+
+def _after_attacks(a: Run, b: Run) -> list[Change]:
+    """Returns the changes after each attack but the last; none where attacks differ, or have no say of their own."""
+    names, others = ([stage.stage for stage in run.record.stages if stage.stage != "clean"] for run in (a, b))
+    if names != others or a.randomized or b.randomized:
+        return []
+    return [_after(a, b, names[:count]) for count in range(1, len(names))]
+
+
+def _after(a: Run, b: Run, attacks: list[str]) -> Change:
+    broken = {"clean", *attacks}
+    left = [_each(run, lambda row: row.broken_by not in broken) for run in (a, b)]
+    return change(printable(f"after {attacks[-1]}"), *left)
+
+
+def _classes(a: Run, b: Run) -> tuple[Change, ...]:
+    labels = sorted(set(_each(a, lambda row: row.label).values()))
+    found = [_of_class(a, b, label) for label in labels]
+    adjusted = holm([one.p for one in found])
+    tested = [replace(one, p=p) for one, p in zip(found, adjusted, strict=True) if one.lost or one.gained]
+    return tuple(sorted(tested, key=lambda one: one.difference))
+
+
+def _of_class(a: Run, b: Run, label: int) -> Change:
+    robust = [{i: row.robust for i, row in run.examples.items() if row.label == label} for run in (a, b)]
+    return change(f"class {label}", *robust)
+
+
+def _each(run: Run, value: Callable[[ExampleRow], T]) -> dict[int, T]:
+    return {index: value(row) for index, row in run.examples.items()}
+
+
+def _differences(a: Identity, b: Identity, fields: Iterable[str]) -> list[str]:
+    differing = [field for field in fields if getattr(a, field) != getattr(b, field)]
+    shown = ["eps_text" if field == "eps" else field for field in differing]
+    return [
+        _against(field.removesuffix("_text").replace("_", " "), getattr(a, field), getattr(b, field)) for field in shown
+    ]
+
+
+def _against(name: str, old: object, new: object) -> str:
+    return printable(f"{name} {_shown(old)} against {_shown(new)}")
+
+
+def _shown(value: object) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,73 @@
+"""Which images were lost and gained since a baseline, model by model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustbench_kd.analysis.compare import obstacles, robust_change
+from robustbench_kd.analysis.leaderboard import read_records, title
+from robustbench_kd.analysis.paired import Change, p_text, points
+from robustbench_kd.analysis.runs import read_run
+from robustbench_kd.core.errors import RkdError
+from robustbench_kd.core.records import RunRecord
+
+_MOST = 30
+
+
+@dataclass(frozen=True)
+class Flip:
+    """The change of one model; `lost` and `gained` are ids of images as text, the first of them where there are many."""
+
+    model: str
+    protocol: str
+    change: Change
+    points: str
+    p: str
+    lost: str
+    gained: str
+
+
+@dataclass(frozen=True)
+class Flips:
+    """The changes of all models that the baseline has under the same protocol, and why others are missing."""
+
+    changes: tuple[Flip, ...]
+    left_out: tuple[str, ...]
+
+
+def read_flips(results: Path, baseline: Path) -> Flips:
+    """Compares runs with those of the same model and protocol in a baseline folder; raises `RecordError` without one."""
+    records, _ = read_records(results)
+    before, unread = read_records(baseline)
+    known = {_key(record): folder for folder, record in before.items()}
+    changes: list[Flip] = []
+    left_out = [*unread]
+    for folder, record in records.items():
+        try:
+            changes += _flips(folder, known.get(_key(record)), record, left_out)
+        except RkdError as error:
+            left_out.append(str(error))
+    return Flips(tuple(sorted(changes, key=lambda flip: flip.change.difference)), tuple(left_out))
+
+
+def _flips(folder: Path, before: Path | None, record: RunRecord, left_out: list[str]) -> list[Flip]:
+    identity = record.identity
+    if before is None:
+        left_out.append(f"{identity.model}: the baseline has no run of it on {title(identity)}")
+        return []
+    old, new = read_run(before), read_run(folder)
+    reasons = obstacles(old, new)
+    if reasons:
+        left_out.append(f"{identity.model} is not comparable: {'; '.join(reasons)}")
+        return []
+    change = robust_change(old, new)
+    ids = [_ids(change.lost), _ids(change.gained)]
+    return [Flip(identity.model, title(identity), change, points(change), p_text(change.p), *ids)]
+
+
+def _key(record: RunRecord) -> tuple[str, str]:
+    return record.identity.model, record.protocol_hash
+
+
+def _ids(indices: tuple[int, ...]) -> str:
+    more = f" and {len(indices) - _MOST} more" if len(indices) > _MOST else ""
+    return ", ".join(map(str, indices[:_MOST])) + more

@@ -1,0 +1,104 @@
+"""The change of an accuracy between two runs on the same examples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from robustbench_kd.core.statistics import mcnemar, paired_interval
+
+ALPHA = 0.05
+MOST = 20  # ids and rows that are listed for a person; JSON has all
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one accuracy: `lost` and `gained` are ids of examples, `p` is the test's.
+
+    Fractions of `n` examples; the interval is a 95 % one of the difference.
+    """
+
+    name: str
+    n: int
+    before: float
+    after: float
+    lost: tuple[int, ...]
+    gained: tuple[int, ...]
+    ci_low: float
+    ci_high: float
+    p: float
+
+    @property
+    def difference(self) -> float:
+        """After less before."""
+        return (len(self.gained) - len(self.lost)) / self.n if self.n else 0.0
+
+    @property
+    def mark(self) -> str:
+        """`+` better, `-` worse, `~` not significant at 5 %, `=` not a single example differs."""
+        if not self.lost and not self.gained:
+            return "="
+        if self.p > ALPHA:
+            return "~"
+        return "+" if self.difference > 0 else "-"
+
+
+def change(name: str, before: Mapping[int, bool], after: Mapping[int, bool]) -> Change:
+    """Returns the change of an accuracy from what is correct before and after, of the same ids.
+
+    The p-value is McNemar's exact two-sided one.
+
+    >>> change("robust", {1: True, 2: True}, {1: True, 2: False}).lost
+    (2,)
+    """
+    lost = tuple(index for index in sorted(before) if before[index] and not after[index])
+    gained = tuple(index for index in sorted(before) if after[index] and not before[index])
+    low, high = paired_interval(len(lost), len(gained), len(before))
+    n = max(1, len(before))
+    return Change(
+        name=name,
+        n=len(before),
+        before=sum(before.values()) / n,
+        after=sum(after.values()) / n,
+        lost=lost,
+        gained=gained,
+        ci_low=low,
+        ci_high=high,
+        p=mcnemar(len(lost), len(gained)),
+    )
+
+
+def percent(share: float) -> str:
+    """Returns a fraction in percent.
+
+    >>> percent(0.5)
+    '50.0'
+    """
+    return f"{100 * share:.1f}"
+
+
+def points(change: Change) -> str:
+    """Returns a difference in percentage points, with its interval, such as `-3.0 [-4.1, -1.9]`."""
+    difference, low, high = (_signed(share) for share in (change.difference, change.ci_low, change.ci_high))
+    return f"{difference} [{low}, {high}]"
+
+
+def p_text(p: float) -> str:
+    """Returns a p-value with three decimals.
+
+    >>> p_text(0.0321), p_text(1e-9)
+    ('0.032', '<0.001')
+    """
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def listed(ids: Sequence[int], most: int = MOST) -> str:
+    """Returns ids in a line, of which the rest beyond `most` is only counted.
+
+    >>> listed([1, 2, 3], most=2), listed([])
+    ('1, 2 and 1 more', 'none')
+    """
+    rest = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return ", ".join(map(str, ids[:most])) + rest if ids else "none"
+
+
+def _signed(share: float) -> str:
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # adding zero turns minus zero into plus zero

@@ -1,0 +1,154 @@
+"""The report: one HTML page with tables, figures, findings, and how to repeat every run."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robustbench_kd.analysis.classes import Heat, by_class
+from robustbench_kd.analysis.leaderboard import Board, rank, read_records
+from robustbench_kd.analysis.page import render_page
+from robustbench_kd.analysis.pictures import MOST_ROWS, Picture, Security, costs, losses, security, trade_off
+from robustbench_kd.analysis.repeat import Repetition, repetition
+from robustbench_kd.analysis.table import Table, duration, legend, mode, percent, tabulate
+from robustbench_kd.core.errors import RecordError
+from robustbench_kd.core.examples import read_examples
+from robustbench_kd.core.records import ExampleRow, Finding, RunRecord, Severity
+from robustbench_kd.core.rundir import EXAMPLES
+
+if TYPE_CHECKING:  # comparing loads statistics, which a report without a baseline does not need
+    from robustbench_kd.analysis.flips import Flips
+
+_SEVERITIES = [Severity.RED, Severity.YELLOW, Severity.INFO]
+_VERDICTS = ("consistent", "suspicious", "unreliable")
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A finding, and the models whose runs have it."""
+
+    finding: Finding
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Details:
+    """A run: its stages (name, accuracy, passes, time), what is known about it, and how to repeat it."""
+
+    record: RunRecord
+    mode: str
+    stages: tuple[tuple[str, str, str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+    repetition: Repetition
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything about one board."""
+
+    table: Table
+    trade_off: Picture | None
+    losses: Picture
+    costs: Picture
+    heat: Heat | None
+    remarks: tuple[Remark, ...]
+    details: tuple[Details, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows."""
+
+    sections: tuple[Section, ...]
+    verdicts: tuple[tuple[str, int], ...]
+    curves: tuple[Security, ...]
+    flips: "Flips | None"
+    notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def read_report(results: Path, flips: "Flips | None" = None) -> Report:
+    """Reads everything under a results folder; `flips` is what changed since a baseline.
+
+    What cannot be read is left out, and named. Raises `RecordError` where there is no such folder.
+    """
+    records, unread = read_records(results)
+    boards = rank(records.values())
+    left_out = [*unread]
+    sections = [_section(board, _examples(board, records, left_out)) for board in boards]
+    verdicts: Counter[str | None] = Counter(record.verdict for record in records.values())
+    return Report(
+        sections=tuple(sections),
+        verdicts=tuple((name, verdicts[name]) for name in _VERDICTS if verdicts[name]),
+        curves=tuple(security(records.values())),
+        flips=flips,
+        notes=tuple(legend(boards)),
+        left_out=tuple(left_out),
+    )
+
+
+def render(report: Report) -> str:
+    """Returns the page; names are escaped, whatever they hold."""
+    return render_page("report.html", report=report)
+
+
+def _section(board: Board, examples: Sequence[tuple[str, Sequence[ExampleRow]]]) -> Section:
+    return Section(
+        table=tabulate(board),
+        trade_off=trade_off(board.records),
+        losses=losses(board.records),
+        costs=costs(board.records),
+        heat=by_class(examples),
+        remarks=_remarks(board.records),
+        details=tuple(map(_details, board.records)),
+    )
+
+
+def _examples(
+    board: Board, records: Mapping[Path, RunRecord], left_out: list[str]
+) -> list[tuple[str, Sequence[ExampleRow]]]:
+    """Reads the examples of a board's first runs; adds to `left_out` what cannot be read."""
+    folders = {id(record): folder for folder, record in records.items()}
+    found: list[tuple[str, Sequence[ExampleRow]]] = []
+    for record in board.records[:MOST_ROWS]:
+        try:
+            found.append((record.identity.model, read_examples(folders[id(record)] / EXAMPLES)))
+        except RecordError as error:
+            left_out.append(str(error))
+    return found
+
+
+def _remarks(records: Sequence[RunRecord]) -> tuple[Remark, ...]:
+    """Returns every finding once, the most severe first."""
+    merged: dict[tuple[str, str, str, str], tuple[Finding, list[str]]] = {}
+    for record in records:
+        for finding in record.findings:
+            key = finding.severity, finding.check, finding.message, finding.advice
+            merged.setdefault(key, (finding, []))[1].append(record.identity.model)
+    ordered = sorted(merged.values(), key=lambda pair: _SEVERITIES.index(pair[0].severity))
+    return tuple(Remark(finding, tuple(models)) for finding, models in ordered)
+
+
+def _details(record: RunRecord) -> Details:
+    stages = tuple(
+        (stage.stage, percent(stage.accuracy), f"{stage.forwards + stage.backwards:,}", duration(stage.seconds))
+        for stage in record.stages
+    )
+    return Details(record, mode(record), stages, _facts(record), repetition(record.identity))
+
+
+def _facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
+    identity = record.identity
+    known = {
+        "run": record.run_id,
+        "architecture": identity.architecture,
+        "normalisation": identity.normalisation,
+        "checkpoint": identity.checkpoint_sha256[:16],
+        "code": identity.code_sha256[:16],
+        "data": identity.data_fingerprint[:16],
+        "seed": str(identity.seed),
+        "precision": identity.precision,
+        "versions": ", ".join(f"{name} {version}" for name, version in identity.versions.items()),
+    }
+    return tuple((name.replace("_", " "), text) for name, text in (known | record.environment).items() if text)
