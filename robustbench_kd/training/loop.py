@@ -1,11 +1,12 @@
-"""The training loop: one network, one data set, one threat, one recipe."""
+"""The training loop: one defence, one data set, one threat, one recipe."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn, optim
@@ -13,7 +14,8 @@ from torch import Tensor, nn, optim
 from robustbench_kd.core import plugins
 from robustbench_kd.core.errors import ModelError, UsageError
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors.contracts import Dataset, Images, Labels
+from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
+from robustbench_kd.tensors.defence import Fitted, Key, Randomized
 from robustbench_kd.tensors.geometry import steepest
 from robustbench_kd.tensors.losses import cross_entropy
 from robustbench_kd.training.augmentation import augment
@@ -32,68 +34,75 @@ class Step:
     loss: float
 
 
+class Accuracies(NamedTuple):
+    """Fractions of the validation examples: right as they are, and under PGD.
+
+    A defence that answers by chance is asked once for each image and not attacked, so that `robust` is None.
+    """
+
+    clean: float
+    robust: float | None
+
+
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch: its mean training loss, and accuracies on the validation examples as fractions."""
+    """One finished epoch, its mean training loss, and how the defence does after it."""
 
     epoch: int
     epochs: int
     loss: float
-    clean_accuracy: float
-    robust_accuracy: float
+    validation: Accuracies
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a training: the selected weights, on the CPU, and how every epoch went."""
+    """The outcome of a training: the selected weights, on the CPU, how they do, and how every epoch went.
+
+    The first epoch is 1; without any optimisation the best one is 0 and there is no history.
+    """
 
     best_state: dict[str, Tensor]
     best_epoch: int
-    history: tuple[Epoch, ...]
-
-    @property
-    def best(self) -> Epoch:
-        """Returns the selected epoch with its validation accuracies."""
-        return self.history[self.best_epoch - 1]
+    validation: Accuracies
+    history: tuple[Epoch, ...] = ()
 
 
+Built = TypeVar("Built")
 Observer = Callable[[Step | Epoch], None]
 _BatchLoss = Callable[[Images, Labels], Tensor]
 _REACH = 2.5  # length of all validation steps together, in radii: enough to cross the ball
 
 
-def seeded_build(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Returns a network whose initial weights follow from the seed, whatever the global generators hold."""
+def seeded_build(build: Callable[[], Built], seed: int) -> Built:
+    """Returns what is built; its initial weights follow from the seed, whatever the global generators hold."""
     with _seeded(seed):
         return build()
 
 
 def train(network: nn.Module, dataset: Dataset, threat: Threat, recipe: Recipe, observer: Observer) -> Trained:
-    """Trains a network in place, on its own device, and returns the selected weights.
+    """Trains a defence in place, on its own device, and returns the selected weights.
+
+    One that fits itself to data does so first. Only parameters that want a gradient are optimised.
 
     All randomness follows from `recipe.seed`: on a CPU the same seed and number of threads give the same
     weights, bit for bit, and the global generators stay as they were. `observer` receives a `Step` after each
     step and an `Epoch` after each epoch; what it raises, and an interrupt, passes through. The network is
-    left with the weights of the last epoch. Raises `UsageError` for `l1` and for a validation split that
-    leaves nothing to train on, `ModelError` when the loss is no longer finite.
+    left with the weights of the last epoch. Raises `UsageError` for `l1`, for a validation split that leaves
+    nothing to train on and for epochs without anything to optimise, `ModelError` when the loss is no longer finite.
     """
     steepest(torch.zeros(1, 1), threat.norm)  # refuses a norm that PGD cannot use before any work is done
     generator = torch.Generator().manual_seed(recipe.seed)
     rows, held_out = split(dataset.labels, recipe.validation, generator)
-    validation = dataset.take(held_out)
-    loss = partial(_method(recipe), network, threat=threat, recipe=recipe, generator=generator)
-    run = partial(_steps, network, dataset.take(rows), recipe, loss=loss, generator=generator)
-    optimiser = make_optimiser(network, recipe)
-    history: list[Epoch] = []
+    training, validation = dataset.take(rows), dataset.take(held_out)
+    measure = partial(evaluate, network, validation, threat, recipe)
     with _seeded(recipe.seed):
-        for number in range(1, recipe.epochs + 1):
-            mean = _observed_mean(run(optimiser=optimiser, epoch=number), observer)
-            clean, robust = evaluate(network, validation, threat, recipe)
-            history.append(Epoch(number, recipe.epochs, mean, clean, robust))
-            if _selects_newest(history, recipe):
-                best_epoch, best_state = number, _snapshot(network)
-            observer(history[-1])
-    return Trained(best_state, best_epoch, tuple(history))
+        if isinstance(network, Fitted):
+            network.fit(training.images, training.labels, validation.images, validation.labels)
+        if not recipe.epochs:
+            return Trained(_snapshot(network), 0, measure())
+        loss = partial(_method(recipe), network, threat=threat, recipe=recipe, generator=generator)
+        run = partial(_steps, network, training, recipe, loss=loss, generator=generator)
+        return _optimise(network, recipe, observer, run=run, measure=measure)
 
 
 def split(labels: Labels, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -111,26 +120,47 @@ def split(labels: Labels, size: int, generator: torch.Generator) -> tuple[Tensor
     return by_class[~chosen], by_class[chosen]
 
 
-def evaluate(network: nn.Module, dataset: Dataset, threat: Threat, recipe: Recipe) -> tuple[float, float]:
+def evaluate(network: nn.Module, dataset: Dataset, threat: Threat, recipe: Recipe) -> Accuracies:
     """Returns clean accuracy and accuracy under PGD of `validation_steps` steps from fixed starts."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    steps = recipe.validation_steps
+    steps, chance = recipe.validation_steps, isinstance(network, Randomized)
     ascend = partial(pgd, steps=steps, step_size=_REACH / steps, start="uniform", generator=generator)
     clean = robust = 0
     with mode(network, training=False):
         for rows in _batches(torch.arange(len(dataset)), recipe.batch_size):
             images, labels = _fetch(dataset, rows, network)
-            points = ascend(network, images, partial(cross_entropy, labels=labels), threat)
-            correct = _predict(network, images) == labels
+            key = _key(dataset, rows, recipe.seed, images.device)
+            correct = _predict(network, images, key) == labels
             clean += int(correct.sum())
-            robust += int((correct & (_predict(network, points) == labels)).sum())
-    return clean / len(dataset), robust / len(dataset)
+            if not chance:
+                points = ascend(network, images, partial(cross_entropy, labels=labels), threat)
+                robust += int((correct & (_predict(network, points, key) == labels)).sum())
+    return Accuracies(clean / len(dataset), None if chance else robust / len(dataset))
 
 
 def _method(recipe: Recipe) -> Callable[..., Tensor]:
     component = plugins.find(METHODS, recipe.method, "training method")
     loss: Callable[..., Tensor] = plugins.module(METHODS, component.stem).loss
     return loss
+
+
+def _optimise(
+    network: nn.Module,
+    recipe: Recipe,
+    observer: Observer,
+    *,
+    run: Callable[..., Iterator[Step]],
+    measure: Callable[[], Accuracies],
+) -> Trained:
+    optimiser = make_optimiser(network, recipe)
+    history: list[Epoch] = []
+    for number in range(1, recipe.epochs + 1):
+        mean = _observed_mean(run(optimiser=optimiser, epoch=number), observer)
+        history.append(Epoch(number, recipe.epochs, mean, measure()))
+        if _selects_newest(history, recipe):
+            best = Trained(_snapshot(network), number, history[-1].validation)
+        observer(history[-1])
+    return replace(best, history=tuple(history))
 
 
 def _steps(
@@ -174,7 +204,7 @@ def _observed_mean(steps: Iterator[Step], observer: Observer) -> float:
 
 
 def _selects_newest(history: list[Epoch], recipe: Recipe) -> bool:
-    best = max(history, key=lambda epoch: (epoch.robust_accuracy, epoch.clean_accuracy))
+    best = max(history, key=lambda epoch: (epoch.validation.robust or 0.0, epoch.validation.clean))
     return recipe.selection == "last" or best is history[-1]
 
 
@@ -192,10 +222,15 @@ def _fetch(dataset: Dataset, rows: Tensor, network: nn.Module) -> tuple[Images, 
     return dataset.images[rows].to(device), dataset.labels[rows].to(device)
 
 
+def _key(dataset: Dataset, rows: Tensor, seed: int, device: torch.device) -> Key:
+    ids = torch.tensor(dataset.ids)[rows].to(device)
+    return Key(seed, "validation", ids=ids, draw=torch.zeros_like(ids))
+
+
 @torch.no_grad()
-def _predict(network: nn.Module, images: Images) -> Labels:
-    classes: Labels = network(images).argmax(dim=1)
-    return classes
+def _predict(network: nn.Module, images: Images, key: Key) -> Labels:
+    logits: Logits = network.draw(images, key) if isinstance(network, Randomized) else network(images)
+    return logits.argmax(dim=1)
 
 
 @contextmanager

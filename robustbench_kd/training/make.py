@@ -3,16 +3,16 @@
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from robustbench_kd.checkpoints.architecture import build_network
-from robustbench_kd.checkpoints.card import Architecture, Card, Normalisation, write_card
-from robustbench_kd.checkpoints.convert import write_weights
-from robustbench_kd.checkpoints.target import assemble
+from robustbench_kd.checkpoints.card import Card, is_file_name, write_card
+from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset
-from robustbench_kd.training.loop import Observer, Trained, seeded_build, train
+from robustbench_kd.training.design import Composition, Network, shape_of
+from robustbench_kd.training.loop import Observer, Trained, train
 from robustbench_kd.training.recipe import Recipe
 
 
@@ -22,8 +22,7 @@ class Plan:
 
     name: str
     recipe: Recipe
-    architecture: Architecture
-    normalisation: Normalisation | None
+    design: Network | Composition
     threat: Threat
     threats: tuple[str, ...]
     device: torch.device
@@ -39,27 +38,27 @@ class Made:
 
 
 def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer) -> Made:
-    """Trains by the plan on the training split `data` and writes weights and card into a folder."""
-    channels, height, width = data.images.shape[1:]
-    shape = (channels, height, width)
-    name, arguments = plan.architecture.name, plan.architecture.arguments
-    network = seeded_build(lambda: build_network(name, arguments, classes=data.classes, shape=shape), plan.recipe.seed)
-    model = assemble(network, plan.normalisation).to(plan.device)
+    """Trains by the plan on the training split `data` and writes a card into a folder, with the weights beside it.
+
+    Raises `UsageError` for a name that is no file name, and whatever building and training raise.
+    """
+    if not plan.name or not is_file_name(plan.name):
+        raise UsageError(f"expected a name that can be a file name, got {plan.name!r}")
+    path = folder / f"{plan.name}.toml"
+    model = plan.design.build(data, plan.recipe.seed, path).to(plan.device)
     trained = train(model, data, plan.threat, plan.recipe, observer)
     model.load_state_dict(trained.best_state)
     card = Card(
         name=plan.name,
         classes=data.classes,
-        image_shape=shape,
+        image_shape=shape_of(data),
         dataset=data.name,
         threats=plan.threats,
         licence=plan.licence,
-        architecture=plan.architecture,
-        normalisation=plan.normalisation,
-        weights=write_weights(network, folder, plan.name),
+        weights=plan.design.write(model, path),
         made=_history(plan, data, trained),
+        **plan.design.described(),
     )
-    path = folder / f"{plan.name}.toml"
     write_card(card, path)
     return Made(path, trained)
 
@@ -67,18 +66,22 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
 def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, object]:
     """Returns what a card says of how it was made; validation examples are held out of the training split."""
     return {
-        "method": plan.recipe.method,
+        "method": plan.recipe.method if plan.recipe.epochs else "fit",
         "threat": str(plan.threat),
         "epoch": trained.best_epoch,
         "data_fingerprint": data.fingerprint(),
-        "validation": {
-            "n": plan.recipe.validation,
-            "clean_accuracy": trained.best.clean_accuracy,
-            "pgd_accuracy": trained.best.robust_accuracy,
-        },
+        "validation": {"n": plan.recipe.validation, **_measured(trained)},
         "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
         "versions": {
             "robustbench-kd": importlib.metadata.version("robustbench-kd"),
             "torch": importlib.metadata.version("torch"),
         },
     }
+
+
+def _measured(trained: Trained) -> dict[str, Any]:
+    """Returns the accuracies of the selected weights; those of one draw of each image for a randomized defence."""
+    clean, robust = trained.validation
+    if robust is None:
+        return {"draws": 1, "clean_accuracy": clean}
+    return {"clean_accuracy": clean, "pgd_accuracy": robust}

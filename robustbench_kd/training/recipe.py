@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -24,23 +25,25 @@ METHODS = "training/methods"
 
 
 class Recipe(BaseModel):
-    """How a network is trained; the threat, the data and the architecture are chosen beside it.
+    """How a defence is trained; the threat, the data and what is trained are chosen beside it.
 
-    `schedule` moves the learning rate once per step: `onecycle` rises linearly over the first 30 % of the
+    With 0 `epochs` nothing is optimised: a defence that is composed of parts only fits itself to the data. `schedule` moves the learning rate once per step: `onecycle` rises linearly over the first 30 % of the
     steps and falls linearly to zero, `milestones` multiplies it by `decay` after each epoch of `milestones`.
     `augmentation` pads with black by `padding` pixels and crops at random (`shift`), and also mirrors half of
     the images (`flip_crop`). `validation` examples are held out of the training split; `selection` keeps the
     epoch with the best accuracy on them under PGD of `validation_steps` steps, or the last one. The inner
     attack makes `attack_steps` steps of `step_size` radii, from a `random_start` drawn uniformly from the
     ball or from 0.001 N(0, 1), with batch normalisation in `attack_mode`. `beta` weighs the divergence in
-    TRADES; `gradient_clip` bounds the l2 norm of the gradient.
+    TRADES; `gradient_clip` bounds the l2 norm of the gradient. `noise_shape` is for denoisers: the standard
+    deviation of an image's noise is drawn from a Gamma distribution of that shape around the defence's own,
+    which all images have without it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     summary: str = ""
     method: str
-    epochs: PositiveInt
+    epochs: NonNegativeInt
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -62,6 +65,7 @@ class Recipe(BaseModel):
     random_start: Literal["none", "uniform", "gaussian"] = "uniform"
     attack_mode: Literal["train", "eval"] = "eval"
     beta: NonNegativeFloat = 6.0
+    noise_shape: PositiveInt | None = None
 
 
 def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Recipe:

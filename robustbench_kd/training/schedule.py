@@ -4,14 +4,23 @@ import math
 
 from torch import nn, optim
 
+from robustbench_kd.core.errors import UsageError
 from robustbench_kd.training.recipe import Recipe
 
 _RISE = 0.3
 
 
 def make_optimiser(network: nn.Module, recipe: Recipe) -> optim.Optimizer:
-    """Returns the optimiser of all parameters that want a gradient, with weight decay on every one."""
+    """Returns the optimiser of all parameters that want a gradient, with weight decay on every one.
+
+    Raises `UsageError` where there is none.
+    """
     wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not wanted:
+        kind = type(network).__name__
+        raise UsageError(
+            f"{kind} has nothing to optimise: expected a recipe with epochs = 0 such as 'fit', got {recipe.epochs}"
+        )
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimiser == "adam":
         return optim.Adam(wanted, lr=rate, weight_decay=decay)

@@ -107,7 +107,11 @@ def test_a_recipe_is_read_from_a_file(tmp_path):
         ("nowhere.toml", {}, "recipe 'nowhere.toml' cannot be read: No such file"),
         ("digits-plain", {"epoch": "3"}, "unknown recipe key 'epoch': did you mean 'epochs'?"),
         ("digits-plain", {"method": "pgd-ta"}, "unknown training method 'pgd-ta': did you mean 'pgd-at'?"),
-        ("digits-plain", {"epochs": "0"}, "recipe 'digits-plain': epochs: expected greater than 0, got 0"),
+        (
+            "digits-plain",
+            {"epochs": "-1"},
+            "recipe 'digits-plain': epochs: expected greater than or equal to 0, got -1",
+        ),
         ("digits-plain", {"epochs": '"3"'}, "epochs: expected a valid integer, got '3'"),
         ("digits-plain", {"nesterov": "1"}, "nesterov: expected a valid boolean, got 1"),
         ("digits-plain", {"learning_rate": "nan"}, "learning_rate: expected a finite number, got nan"),
@@ -336,7 +340,7 @@ def test_the_trades_loss_and_its_gradient_are_the_published_formula():
 def test_training_learns_a_separable_problem():
     outcome = train(small(), halves(), LINF, recipe(epochs=8), ignore)
     assert outcome.history[-1].loss < outcome.history[0].loss / 2
-    assert outcome.best.clean_accuracy == 1.0
+    assert outcome.validation.clean == 1.0
 
 
 def test_adversarial_training_relies_on_the_pixel_that_the_attacker_cannot_flip():
@@ -349,7 +353,7 @@ def test_adversarial_training_relies_on_the_pixel_that_the_attacker_cannot_flip(
     accuracies = {}
     for method in ("plain", "pgd-at"):
         setting = recipe(method=method, epochs=10, attack_steps=3, step_size=1.0)
-        accuracies[method] = train(linear([0.0] * 64), data, LINF, setting, ignore).history[-1].robust_accuracy
+        accuracies[method] = train(linear([0.0] * 64), data, LINF, setting, ignore).history[-1].validation.robust
     assert accuracies["plain"] < 0.2
     assert accuracies["pgd-at"] > 0.8
 
@@ -452,7 +456,7 @@ def test_the_robust_selection_keeps_the_epoch_that_resists_best():
             states[event.epoch] = {name: value.clone() for name, value in network.state_dict().items()}
 
     outcome = train(network, halves(), Threat.parse("linf:0.25"), setting, keep)
-    scores = [(epoch.robust_accuracy, epoch.clean_accuracy) for epoch in outcome.history]
+    scores = [(epoch.validation.robust, epoch.validation.clean) for epoch in outcome.history]
     assert outcome.best_epoch == scores.index(max(scores)) + 1 < 6
     assert all(torch.equal(outcome.best_state[name], states[outcome.best_epoch][name]) for name in outcome.best_state)
 
@@ -483,9 +487,95 @@ def test_a_clipped_gradient_bounds_the_step():
     assert float(moved.norm().detach()) == pytest.approx(1e-3, rel=0.01)
 
 
+def test_a_network_without_anything_to_optimise_is_refused():
+    frozen = small().requires_grad_(requires_grad=False)
+    with pytest.raises(UsageError, match="Sequential has nothing to optimise: expected a recipe with epochs = 0"):
+        train(frozen, halves(), LINF, recipe(), ignore)
+
+
+def test_what_is_frozen_stays():
+    network, data = small(), halves()
+    network[0].requires_grad_(requires_grad=False)
+    before, head = network[0].weight.clone(), network[5].weight.clone()
+    train(network, data, LINF, recipe(weight_decay=0.1), ignore)
+    assert torch.equal(network[0].weight, before)
+    assert not torch.equal(network[5].weight, head)
+
+
+def held_out_rows():
+    return split(halves().labels, 20, generator())[1]
+
+
+@pytest.mark.parametrize("method", ["plain", "pgd-at"])
+def test_without_epochs_nothing_is_optimised(method):
+    network, events = small(), []
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    outcome = train(network, halves(), LINF, recipe(method=method, epochs=0), events.append)
+    assert (outcome.best_epoch, outcome.history, events) == (0, (), [])
+    assert all(torch.equal(outcome.best_state[name], before[name]) for name in before)
+    assert outcome.validation == evaluate(network, halves().take(held_out_rows()), LINF, recipe())
+
+
+class Attentive(nn.Module):
+    """Remembers what it was fitted to, and in which mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.heard = nn.Linear(16, 2), []
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+    def fit(self, *data):
+        self.heard.append([value.clone() for value in data])
+        with torch.no_grad():
+            self.head.weight.fill_(torch.rand(()))
+
+
+def test_a_defence_fits_itself_once_to_the_rows_of_the_split():
+    network, data = Attentive(), halves()
+    train(network, data, LINF, recipe(epochs=2), ignore)
+    rows, held_out = split(data.labels, 20, generator())
+    (heard,) = network.heard
+    expected = [data.images[rows], data.labels[rows], data.images[held_out], data.labels[held_out]]
+    assert all(torch.equal(*pair) for pair in zip(heard, expected, strict=True))
+
+
+def test_fitting_draws_by_the_seed_alone():
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(train(Attentive(), halves(), LINF, recipe(epochs=0), ignore).best_state["head.weight"])
+    assert torch.equal(*states)
+
+
+class Coin(nn.Module):
+    """Answers by the key alone: class 1 for ids below a bound."""
+
+    def __init__(self, bound):
+        super().__init__()
+        self.bound, self.keys = bound, []
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def draw(self, images, key):
+        self.keys.append(key)
+        return nn.functional.one_hot((key.ids < self.bound).long(), 2).float()
+
+
+def test_a_randomized_defence_is_asked_once_for_each_image_and_not_attacked():
+    labels = torch.tensor([1] * 6 + [0] * 4)
+    data = Dataset("ten", torch.rand(10, 1, 2, 2), labels, tuple(range(100, 110)), 2)
+    coin = Coin(103)
+    found = evaluate(coin, data, LINF, recipe(batch_size=4, seed=5))
+    assert found == (0.7, None)
+    assert [key.ids.tolist() for key in coin.keys] == [[100, 101, 102, 103], [104, 105, 106], [107, 108, 109]]
+    assert {(key.seed, key.stream) for key in coin.keys} == {(5, "validation")}
+    assert not any(key.draw.any() for key in coin.keys)
+
+
 def test_adam_trains_too():
     outcome = train(small(), halves(), LINF, recipe(optimiser="adam", learning_rate=0.01, epochs=8), ignore)
-    assert outcome.best.clean_accuracy == 1.0
+    assert outcome.validation.clean == 1.0
 
 
 def test_nesterov_without_momentum_is_plain_descent():
