@@ -7,21 +7,24 @@ exact expectation over members.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_kd.core.errors import UsageError
+from robustbench_kd.defences._arc import Arc
 from robustbench_kd.defences._arguments import require_choice, require_deterministic, require_number
 from robustbench_kd.defences._defence import Defence, Sampled
 from robustbench_kd.defences._surfaces import Alone
 from robustbench_kd.tensors.contracts import Images, Logits
-from robustbench_kd.tensors.defence import Key, Surface, Surfaced
+from robustbench_kd.tensors.defence import Adversary, Key, Surface, Surfaced
 
 Rule: TypeAlias = Callable[[Tensor, Tensor], Logits]
 
 _TOLERANCE = 1e-6
+_STRAIGHT = "straight-through"
 
 
 class RandomizedEnsemble(Sampled):
@@ -54,6 +57,14 @@ class RandomizedEnsemble(Sampled):
             for found, shares in _common(self.parts, self.weights)
         ]
         return _cheapest_first([*common, *_each(self.parts), _stacked(everyone, self.weights, "expected")])
+
+    def attacks(self) -> dict[str, Callable[..., Adversary]]:
+        """Returns ARC, and ARC with the gradients of a surface in place of the members' own where all declare it."""
+        declared = [_declared(member) for member in self.parts]
+        if not all(_STRAIGHT in known for known in declared):
+            return {"arc": Arc}
+        stand_ins = [known[_STRAIGHT].answer for known in declared]
+        return {"arc": Arc, f"arc-{_STRAIGHT}": partial(Arc, stand_ins=stand_ins)}
 
     def _chosen(self, key: Key) -> Tensor:
         """Returns which member answers each row, int64 `(n,)`."""
