@@ -1,0 +1,198 @@
+"""What trust checks are given: a sample to probe a defence on, and the facts of a finished run.
+
+A check is one file of `trust/`. It offers functions of up to three names, each of which returns findings:
+
+- `probe(sample: Probe)` spends a few dozen passes on each image; `rkd check` runs no others.
+- `search(trials: Trials)` looks at short attacks (`tensors/trials.py`), which run once for all checks.
+- `judge(facts: Facts)` reads what a finished run left behind, without a pass.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from robustbench_kd.core.threat import Norm, Threat
+from robustbench_kd.tensors import keyed_random
+from robustbench_kd.tensors.attack import per_row
+from robustbench_kd.tensors.contracts import Images, Labels, Logits
+from robustbench_kd.tensors.geometry import project, steepest
+from robustbench_kd.tensors.hyperplane import length
+from robustbench_kd.tensors.losses import margin
+from robustbench_kd.tensors.oracle import is_out_of_memory
+
+Ask = Callable[[Images, Tensor], Logits]
+Loss = Callable[[Logits, Labels], Tensor]
+
+WHOLE = ("defence", "expected")  # surfaces that are the defence itself
+
+
+class NoGradientError(Exception):
+    """The gradient of a defence cannot be computed; the text says why."""
+
+
+def reversed_margin(logits: Logits, labels: Labels) -> Tensor:
+    """Returns minus the margin: a loss for the attacker to maximise, which never saturates."""
+    return -margin(logits, labels)
+
+
+def differentiated(
+    ask: Callable[[Images], Logits], points: Images, objective: Callable[[Logits], Tensor]
+) -> tuple[Logits, Tensor, Tensor]:
+    """Returns the logits of points, an objective `(n,)` of them, and its gradient at the points.
+
+    Raises `NoGradientError` where the defence fails under autograd, or its answer does not depend on the points by it.
+    """
+    points = points.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = ask(points)
+            values = objective(logits)
+            (gradient,) = torch.autograd.grad(values.sum(), points)
+    except Exception as error:  # a model is a person's own code and can raise anything
+        if is_out_of_memory(error):
+            raise
+        raise NoGradientError(str(error).partition("\n")[0] or type(error).__name__) from error
+    return logits.detach(), values.detach(), gradient
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Probe:
+    """A sample of images that a defence classifies rightly, and how to ask about them.
+
+    Of a randomized defence every question is about one draw for each image, the same in all calls: an attack must succeed
+    with the randomness fixed (Carlini et al. 2019, arXiv 1902.06705), and luck is no finding.
+
+    Args:
+        answer: Maps images `(m, c, h, w)` and the rows of the sample `(m,)` that they stand for to logits, differentiably.
+        images: Clean images `(n, c, h, w)`, classified as `labels` `(n,)` says, with the answers `logits` `(n, classes)`.
+        ids: Example ids, int64 `(n,)`; with the seed they key all randomness.
+        threat: The norm and the radius that set the scale.
+        randomized: Whether the defence says itself that it answers by chance.
+        was_training: Whether it came in training mode.
+        right: Which images of a larger sample it classifies rightly under usual normalisations, `(m,)` by name.
+        normalisation: The name among these of the one that it has.
+    """
+
+    answer: Ask
+    images: Images
+    labels: Labels
+    ids: Tensor
+    logits: Logits
+    threat: Threat
+    seed: int = 0
+    randomized: bool = False
+    was_training: bool = False
+    right: Mapping[str, Tensor] = field(default_factory=dict)
+    normalisation: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """All rows, int64 `(n,)`."""
+        return torch.arange(len(self), device=self.images.device)
+
+    @cached_property
+    def again(self) -> Logits:
+        """What the defence says when it is asked about the clean images a second time."""
+        return self.ask(self.images)
+
+    @cached_property
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """The reversed margin `(n,)` of the clean images and its gradient; raises `NoGradientError`."""
+        return self.slope(self.images)
+
+    def examples(self, rows: Tensor) -> list[int]:
+        """Returns the ids of rows, int64 or bool, in ascending order."""
+        return sorted(self.ids[rows].tolist())
+
+    @torch.no_grad()
+    def ask(self, points: Images, rows: Tensor | None = None) -> Logits:
+        """Returns the logits of points that stand for rows, for all rows if None."""
+        return self.answer(points, self.rows if rows is None else rows)
+
+    def loss(self, points: Images) -> Tensor:
+        """Returns the reversed margin `(n,)` of one point for each row."""
+        return reversed_margin(self.ask(points), self.labels)
+
+    def slope(self, points: Images, loss: Loss = reversed_margin) -> tuple[Tensor, Tensor]:
+        """Returns the loss `(n,)` of one point for each row, and its gradient; raises `NoGradientError`."""
+        _, values, gradient = differentiated(
+            lambda images: self.answer(images, self.rows), points, lambda logits: loss(logits, self.labels)
+        )
+        return values, gradient
+
+    def nearby(self, part: str, share: float, *, turn: int = 0, rows: Tensor | None = None) -> Images:
+        """Returns random points in the box, others for each `part` and `turn`.
+
+        For linf they are uniform in the cube of `share` of the radius; for l2 and l1 they lie on the sphere.
+        """
+        rows = self.rows if rows is None else rows
+        return self._moved(rows, share * self.noise(part, turn, rows))
+
+    def corners(self, part: str, *, turn: int = 0, rows: Tensor | None = None) -> Images:
+        """Returns random corners of the cube for linf, cut off by the box, and points like `nearby` for l2 and l1."""
+        rows = self.rows if rows is None else rows
+        noise = self.noise(part, turn, rows)
+        return self._moved(rows, noise.sign() if self.threat.norm is Norm.LINF else noise)
+
+    def ascent(self, share: float, gradient: Tensor) -> Images:
+        """Returns the points at `share` of the radius along a gradient, in the box."""
+        eps, norm = share * self.threat.eps, self.threat.norm
+        # The steepest step of l1 moves a single pixel, which says little of an image.
+        size = per_row(length(gradient.flatten(1), norm), gradient)
+        unit = gradient / size if norm is Norm.L1 else steepest(gradient, norm)
+        return project(self.images + eps * unit.nan_to_num(), self.images, eps, norm)
+
+    def uniform(self, part: str, turn: int) -> Tensor:
+        """Returns numbers in [-1, 1) for every pixel, others for each `part` and `turn`."""
+        return self._drawn(keyed_random.uniform, part, turn, self.rows) * 2 - 1
+
+    def noise(self, part: str, turn: int, rows: Tensor) -> Tensor:
+        """Returns noise for rows: uniform in [-1, 1) for linf, in a random direction and of length 1 for l2 and l1."""
+        if self.threat.norm is Norm.LINF:
+            return self._drawn(keyed_random.uniform, part, turn, rows) * 2 - 1
+        steps = self._drawn(keyed_random.normal, part, turn, rows)
+        return steps / per_row(length(steps.flatten(1), self.threat.norm), steps)
+
+    def _drawn(self, draw: Callable[..., Tensor], part: str, turn: int, rows: Tensor) -> Tensor:
+        like = self.images[rows]
+        found = draw(self.seed, f"trust/{part}", self.ids[rows], torch.zeros_like(rows), turn, like[0].numel())
+        return found.view_as(like).to(like.dtype)
+
+    def _moved(self, rows: Tensor, steps: Tensor) -> Images:
+        return (self.images[rows] + self.threat.eps * steps).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """One stage of a run: which examples it broke, and how.
+
+    `guided` says whether it follows gradients, `surface` on what it searched, `adaptive` whether it came after the standard
+    attacks. `refused` counts points that the search took for adversarial and the defence did not.
+    """
+
+    name: str
+    broken: frozenset[int]
+    guided: bool
+    surface: str = WHOLE[0]
+    adaptive: bool = False
+    refused: int = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a finished run on `examples` images knows.
+
+    `stages` are its attacks in order; `margins` those of the broken examples, by id, on the images that broke them;
+    `composite` says whether the defence is more than a plain classifier.
+    """
+
+    examples: int
+    stages: tuple[StageFacts, ...]
+    margins: Mapping[int, float] = field(default_factory=dict)
+    composite: bool = False
