@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format bench checkpoints results clean
+.PHONY: help demo test test-slow lint format bench checkpoints defences results curious trust-table clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -17,8 +17,10 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --editable . --group dev
 	@touch $@
 
-demo: $(READY) ## Evaluate the shipped checkpoints on 100 digits and print the leaderboard
-	$(BIN)/rkd eval checkpoints --threat linf:0.2 --examples 100 --results build/demo
+CLASSIFIERS = checkpoints/digits-plain.toml checkpoints/digits-small.toml checkpoints/digits-teacher.toml
+
+demo: $(READY) ## Evaluate the shipped classifiers on 100 digits and print the leaderboard
+	$(BIN)/rkd eval $(CLASSIFIERS) --threat linf:0.2 --examples 100 --results build/demo
 	$(BIN)/rkd leaderboard build/demo
 
 test: $(READY) ## Run the tests that take seconds
@@ -46,9 +48,31 @@ checkpoints: $(READY) ## Train the shipped checkpoints again
 	$(TRAIN) digits-pgd-at --name digits-teacher --arch-arg width=32
 	$(TRAIN) digits-trades --name digits-small --arch-arg width=6
 
+# Defences around these, at a radius where the plain network falls. The front ends 0 to 4 are not trained at all.
+DEFEND = OMP_NUM_THREADS=1 $(BIN)/rkd train --threat linf:0.15 --device cpu
+PLAIN = --part checkpoints/digits-plain.toml
+FRONT = --family frontend --arch-arg depth=33 --arch-arg width=16
+MEMBER = --part checkpoints/digits-front-
+defences: $(READY) ## Make the shipped defences again
+	for seed in 0 1 2 3 4; do \
+		$(DEFEND) fit --name digits-front-$$seed $(FRONT) $(PLAIN) --arch-arg amplitude=0.05 --set seed=$$seed; \
+	done
+	$(DEFEND) digits-frontend --name digits-frontend-plain $(FRONT) $(PLAIN)
+	$(DEFEND) digits-frontend --name digits-frontend-robust $(FRONT) --part checkpoints/digits-teacher.toml
+	$(DEFEND) fit --name digits-ensemble-3 --family ensemble $(MEMBER)0.toml $(MEMBER)1.toml $(MEMBER)2.toml
+	$(DEFEND) fit --name digits-ensemble-5 --family ensemble $(MEMBER)0.toml $(MEMBER)1.toml $(MEMBER)2.toml $(MEMBER)3.toml $(MEMBER)4.toml
+	$(DEFEND) fit --name digits-cache --family cache $(PLAIN) --arch-arg items=500
+	$(DEFEND) digits-denoiser --name digits-denoiser --family denoiser $(PLAIN)
+	$(DEFEND) fit --name digits-detector --family detector $(PLAIN) \
+		--arch-arg 'criteria=["noise", "targeted"]' --arch-arg sigma=0.1 --arch-arg lr_t=0.015 --arch-arg radius=0.3 --arch-arg steps_t=20
+	$(DEFEND) fit --name digits-smoothed --family smoothed $(PLAIN)
+
 results: $(READY) ## Evaluate the shipped checkpoints on all test digits and write results/
-	$(BIN)/rkd eval checkpoints --device cpu --results results
+	$(BIN)/rkd eval $(CLASSIFIERS) --device cpu --results results
 	$(BIN)/rkd leaderboard results
+
+curious: $(READY) ## Repeat the curious case on real networks (RKD_TEST_DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/curious.py
 
 clean: ## Remove everything that was made here except checkpoints and results
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,6 +4,7 @@ Every function without a leading underscore that returns a module is a factory: 
 """
 
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import Any
 

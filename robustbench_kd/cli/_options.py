@@ -36,6 +36,13 @@ data: Callable[[Command], Command] = together(
                  help="Where torchvision's data sets lie."),
     click.option("--download", is_flag=True, help="Fetch a torchvision data set that is not there."),
 )  # fmt: skip
+levers: Callable[[Command], Command] = together(
+    click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16"]), default="fp32", show_default=True,
+                 help="Of the search; verdicts are always judged in fp32."),
+    click.option("--fold", is_flag=True, help="Search with batch norm folded into convolutions."),
+    click.option("--channels-last", is_flag=True, help="Search with channels innermost in memory."),
+    click.option("--compile", is_flag=True, help="Search with a compiled model, on a GPU as CUDA graphs."),
+)  # fmt: skip
 architecture: Callable[[Command], Command] = together(
     click.option("--arch", default="", help="Architecture ('rkd list'), module:factory or file.py:factory."),
     click.option("--arch-arg", multiple=True, metavar="KEY=VALUE", help="Argument of the architecture; repeatable."),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from robustbench_kd.cli import _console
-from robustbench_kd.core.records import Accuracy, RunRecord
+from robustbench_kd.core.records import Accuracy, Detection, RunRecord
 from robustbench_kd.engine.evaluate import Outcome
 from robustbench_kd.engine.progress import Observer, Progress
 
@@ -108,4 +108,17 @@ def _notes(record: RunRecord) -> list[str]:
     if drawn:
         basis = f"all {drawn.draws} members" if drawn.exact else f"{drawn.draws} fresh draws of each image"
         notes.append(f"{record.identity.model}: accuracies are expected ones, by {basis}")
+    if record.detection:
+        notes.append(f"{record.identity.model}: {_rejection(record.detection)}")
     return notes
+
+
+def _rejection(found: Detection) -> str:
+    clean, attacked, left = (
+        f"{100 * one.value:.1f} %" for one in (found.clean_rejected, found.attacked_rejected, found.robust_accepted)
+    )
+    said = f"rejects {clean} of clean and {attacked} of attacked images, {left} are right and accepted under attack"
+    oblivious, joint = found.oblivious.successes.tpr_5, found.joint.successes.tpr_5
+    if oblivious is None or joint is None:
+        return said
+    return f"{said}; TPR at FPR 5 %: {100 * oblivious.value:.1f} % oblivious, {100 * joint.value:.1f} % joint"

@@ -70,7 +70,8 @@ Curve = list[Threat]
     show_default=True,
     help="native is our own engine, autoattack runs the AutoAttack package.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, help="Images per batch.")
+@click.option("--batch-size", default="auto", show_default=True, help="Images per batch, or auto: found by trial.")
+@_options.levers
 @_options.seed
 @_options.device
 @_options.results
@@ -152,6 +153,7 @@ def _evaluate(  # what is evaluated, then how
     """Yields the outcome of each threat; `opened` gives a data set by name, read once for all targets."""
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _adaptive, _console, _devices
+    from robustbench_kd.engine.levers import Levers
     from robustbench_kd.engine.request import Request
 
     device = _devices.choose(options["device"])
@@ -169,8 +171,9 @@ def _evaluate(  # what is evaluated, then how
         suite=suite,
         device=device,
         seed=options["seed"],
-        batch_size=options["batch_size"],
+        batch_size=_batch_size(options),
         engine=options["engine"],
+        levers=Levers(**{name: options[name] for name in ("precision", "fold", "channels_last", "compile")}),
         extra=_adaptive.added(surrogates, options["attacks"], classes=data.classes, shape=shape, device=device),
     )
     for curve in curves:
@@ -192,6 +195,16 @@ def _curve(request: "Request", curve: Curve, options: dict[str, Any]) -> Iterato
         smaller = None if outcome.record.robust_draws else outcome.folder
         _runs.announce(outcome)
         yield outcome
+
+
+def _batch_size(options: dict[str, Any]) -> int:
+    """Reads --batch-size; 0 stands for auto, and the package's usual 250 where its verdicts depend on it."""
+    text = options["batch_size"]
+    if text == "auto":
+        return 0 if options["engine"] == "native" else 250
+    if not text.isdecimal() or int(text) == 0:
+        raise UsageError(f"expected --batch-size as a positive number or auto, got '{text}'")
+    return int(text)
 
 
 def _dataset(named: str, options: dict[str, Any]) -> "Dataset":

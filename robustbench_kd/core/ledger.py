@@ -22,8 +22,9 @@ class Decision(Frozen):
     """What one stage found out about one example; `distance` is None where every answer is right.
 
     `margin` is the true class's logit less the largest other one, on the image that decided. `wrong` is the share of a
-    randomized defence's answers that err, None where it is plain from `broken`. `image` holds what decided, as
-    `engine/images.py` writes it, where it is asked for again later.
+    randomized defence's answers that err, None where it is plain from `broken`, `rejected` the share of those that reject,
+    None where the defence never does. `image` holds what decided, as `engine/images.py` writes it, where it is asked for
+    again later.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Decision(Frozen):
     forwards: int | None = None
     backwards: int | None = None
     wrong: float | None = None
+    rejected: float | None = None
     image: str = ""
 
     @property

@@ -66,8 +66,53 @@ class Draws(Frozen):
     majority: Accuracy
 
 
+class Caught(Frozen):
+    """How well the scores of a detector tell `n` images under attack from clean ones that the classifier gets right.
+
+    `auc` is the chance that the score of an attacked image is above that of a clean one, ties counting half. `tpr_5` and
+    `tpr_10` are the shares of attacked images above the lowest threshold that rejects at most 5 or 10 % of the clean ones.
+    All are None where one of the two sets is empty.
+    """
+
+    n: int
+    auc: float | None = None
+    tpr_5: Accuracy | None = None
+    tpr_10: Accuracy | None = None
+
+
+class Roc(Frozen):
+    """A detector against one attacker: `clean` images, `attempts` on them, and those `successes` that fool the classifier."""
+
+    clean: int
+    attempts: Caught
+    successes: Caught
+
+
+class Detection(Frozen):
+    """What a defence that may reject does to clean and to attacked images, and what its scores are worth.
+
+    `clean_rejected` is the false positive rate, `clean_rejected_right` that of the images which the classifier gets right.
+    Under attack there are three fates: wrong, rejected, and right and accepted. `robust_handled` lacks what is wrong,
+    `robust_accepted` also what is rejected; an attacker chooses an image for each, and may choose the clean one.
+    `attacked_rejected` is the share of rejected ones among the images most often wrong, of equal ones the most often
+    rejected. `oblivious` attacks the classifier alone, `joint` the detector too.
+    """
+
+    clean_rejected: Accuracy
+    clean_rejected_right: Accuracy | None
+    robust_handled: Accuracy
+    attacked_rejected: Accuracy
+    robust_accepted: Accuracy
+    oblivious: Roc
+    joint: Roc
+
+
 class Identity(Frozen):
-    """Everything that can change a verdict; `carried` is the run id of a smaller radius whose broken examples are kept."""
+    """Everything that can change a verdict.
+
+    `adaptive` are the stages that follow `attacks`: which ones depends on the defence, so that runs of different defences
+    are ranked together all the same. `carried` is the run id of a smaller radius whose broken examples stay broken.
+    """
 
     model: Name
     family: Name
@@ -83,6 +128,7 @@ class Identity(Frozen):
     eps_text: str
     suite: str
     attacks: list[str]
+    adaptive: list[str] = Field(default_factory=list)
     engine: str
     mode: str = "exact"
     seed: int
@@ -91,6 +137,11 @@ class Identity(Frozen):
     precision: str = "fp32"
     carried: str = ""
     versions: dict[str, str]
+
+    @property
+    def stages(self) -> list[str]:
+        """Returns the names of all attacks in their order."""
+        return [*self.attacks, *self.adaptive]
 
     def run_id(self) -> str:
         """Returns the name of the run's folder: 16 hexadecimal digits of the hash of all fields."""
@@ -131,7 +182,7 @@ class RunRecord(Frozen):
     """`run.json`: one evaluation of one defence under one threat with one suite.
 
     `robust` is what all attacks together left, of a randomized defence the expected accuracy; `standard` is what was left
-    before adaptive attacks followed; `missed` bounds, with 95 % confidence, what a fast run could have missed.
+    before adaptive attacks followed; `detection` is for defences that may reject; `missed` bounds, with 95 % confidence, what a fast run could have missed.
     """
 
     schema_version: Literal[1] = 1
@@ -144,6 +195,7 @@ class RunRecord(Frozen):
     standard: Accuracy | None = None
     clean_draws: Draws | None = None
     robust_draws: Draws | None = None
+    detection: Detection | None = None
     missed: float | None = None
     stages: list[Stage] = Field(default_factory=list)
     forwards: int = 0

@@ -1,7 +1,7 @@
 """One evaluation from a loaded defence to its record: resumes, runs the engine, writes everything down."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -11,15 +11,17 @@ from robustbench_kd.core.ledger import Ledger
 from robustbench_kd.core.records import Finding, RunRecord, Severity
 from robustbench_kd.core.rundir import LEDGER, run_folder, stored_record, write_interrupted, write_record
 from robustbench_kd.core.suites import for_classes
-from robustbench_kd.engine import native, preflight, reference, scoring
+from robustbench_kd.engine import detection, native, preflight, reference, scoring
 from robustbench_kd.engine.batches import one_must_fit
 from robustbench_kd.engine.identity import environment, identify
 from robustbench_kd.engine.job import Job
+from robustbench_kd.engine.levers import Levers, searched
 from robustbench_kd.engine.plan import plan
 from robustbench_kd.engine.progress import Observer, Tracker, nobody
 from robustbench_kd.engine.request import Request
 from robustbench_kd.engine.summary import Summary, draw_rows, example_rows, summarise
-from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.engine.tuning import batch_size
+from robustbench_kd.tensors.contracts import Classifier, Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 
 ENGINES = {"autoattack": reference.entries, "native": native.entries}
@@ -54,7 +56,8 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
             )
             classes = _probe(oracle, request.data)
         suite, changes = for_classes(request.suite, classes)
-        steps = plan(suite, oracle, request.threat, request.extra)
+        request, ask, notes = _faster(request, oracle)
+        steps = plan(suite, oracle, request.threat, request.extra, ask=ask)
         identity = identify(request, suite, steps)
         folder = run_folder(results, identity.model, identity.run_id())
         with Ledger(folder / LEDGER) as ledger:
@@ -66,7 +69,7 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
                 ledger.clear()
             where, size = environment(request.device), request.subject.parameters
             summary = Summary(identity, request.data, steps, size, where, oracle)
-            findings = [*_said(oracle), *_changed(changes)]
+            findings = [*_said(oracle), *_changed(changes), *notes]
             job_for = partial(
                 Job,
                 oracle=oracle,
@@ -77,9 +80,25 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
                 seed=request.seed,
                 batch_size=request.batch_size,
                 tracker=tracker,
+                levers=request.levers,
             )
             record = _run(lambda: _decide(request, oracle, job_for, ledger), ledger, summary, folder, findings)
             return Outcome(record, folder, stored=False)
+
+
+def _faster(request: Request, oracle: Oracle) -> tuple[Request, Classifier, list[Finding]]:
+    """Returns the request with its batch size, what the search asks, and which levers did not suit the model."""
+    images, device = request.data.images, request.device
+    size = request.batch_size or batch_size(oracle, images[:256], device, most=len(images))
+    request = replace(request, batch_size=size)
+    if oracle.randomized or request.levers == Levers():
+        return request, oracle.model, []
+    ask = searched(oracle.model, device, request.levers, size=size, probe=images[:4])
+    return request, ask, [_note(note) for note in ask.notes]
+
+
+def _note(text: str) -> Finding:
+    return Finding(check="lever-left-out", severity=Severity.INFO, message=text)
 
 
 def _run(
@@ -102,7 +121,8 @@ def _decide(request: Request, oracle: Oracle, job_for: Callable[..., Job], ledge
     job = job_for(logits=logits)
     first = preflight.entries(job, ledger.entries, clean, request.smaller)
     attacks = ENGINES[request.engine](job, ledger.entries)
-    for entry in chain(first, attacks, scoring.entries(job, ledger.entries)):
+    last = scoring.entries(job, ledger.entries), detection.entries(job, ledger.entries)
+    for entry in chain(first, attacks, *last):
         ledger.append(entry)
 
 

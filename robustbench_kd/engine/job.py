@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from robustbench_kd.core.ledger import Decision, Entry, decided
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Threat
+from robustbench_kd.engine.levers import Levers
 from robustbench_kd.engine.plan import Step
 from robustbench_kd.engine.progress import Progress, Tracker
 from robustbench_kd.tensors.contracts import Dataset, Logits
@@ -28,6 +29,7 @@ class Job:
     seed: int
     batch_size: int
     tracker: Tracker
+    levers: Levers = Levers()
 
     @property
     def classes(self) -> int:

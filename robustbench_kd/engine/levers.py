@@ -3,34 +3,29 @@
 A lever can only make an attack weaker, never a verdict wrong: success is judged by the unmodified model in fp32 with TF32
 off. Each lever is a request. One that does not suit a model is left out, and a note says why.
 
-bf16 needs no scaled loss: it has the exponents of fp32, so what underflows in fp16 does not underflow in it, and logits come
-back as float32, so that softmax and losses keep their precision.
+bf16 needs no scaled loss: it has the exponents of fp32, so what underflows in fp16 does not underflow in it. But 8 bits are
+too few for logits, since an attack compares losses that differ by less: the layers that give them compute in fp32.
 """
 
 import copy
-from collections import Counter
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from itertools import pairwise
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from robustbench_kd.core.errors import unknown_name
+from robustbench_kd.engine.folding import fold, replace_part
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
 from robustbench_kd.tensors.oracle import freeze, is_out_of_memory
 
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 Wrapper: TypeAlias = Callable[[Classifier], Classifier]
 
-_FOLDABLE: dict[type, tuple[type, ...]] = {
-    nn.BatchNorm1d: (nn.Conv1d, nn.Linear),
-    nn.BatchNorm2d: (nn.Conv2d,),
-    nn.BatchNorm3d: (nn.Conv3d,),
-}
 _CLOSE = 1e-3  # of the largest logit: what rearranged fp32 arithmetic may change
 _ROUGH = 0.5  # of the largest logit: where rounding changes more, the answers say nothing about the model
 
@@ -87,14 +82,15 @@ def searched(model: nn.Module, device: torch.device, levers: Levers, *, size: in
         model: The true model, deterministic.
         device: Where it is.
         levers: What to try. TF32 is no property of a model: see `reduced`.
-        size: Rows of a compiled batch; smaller ones are filled up, larger ones divided.
+        size: Rows of a compiled batch; what is smaller is filled up from half of it on, what is larger divided.
         probe: A few images `(n, c, h, w)`. A lever under which the model fails on them, or answers differently, is left out.
     """
     draft, notes = _Draft(model), []
     if levers.precision == "tf32" and device.type != "cuda":
         notes.append("tf32 needs a CUDA device: the search runs in fp32")
-    for name, change, tolerance in _changes(levers, device):
-        draft, note = _tried(draft, name, change, probe.to(device), tolerance)
+    probe = probe.to(device)
+    for name, change, tolerance in _changes(levers, device, probe):
+        draft, note = _tried(draft, name, change, probe, tolerance)
         notes += [note] if note else []
     if not levers.compile:
         return Searched(draft.ask, notes)
@@ -139,12 +135,12 @@ class _Draft:
 Change: TypeAlias = Callable[[_Draft], _Draft]
 
 
-def _changes(levers: Levers, device: torch.device) -> list[tuple[str, Change, float]]:
+def _changes(levers: Levers, device: torch.device, probe: Images) -> list[tuple[str, Change, float]]:
     """Returns the wanted changes in order: name, change, and by how much it may move the logits."""
     changes: dict[str, tuple[bool, Change, float]] = {
         "fold": (levers.fold, _folded, _CLOSE),
         "channels-last": (levers.channels_last, _laid_out, _CLOSE),
-        "bf16": (levers.precision == "bf16", partial(_rounded, kind=device.type), _ROUGH),
+        "bf16": (levers.precision == "bf16", partial(_rounded, kind=device.type, probe=probe), _ROUGH),
     }
     return [(name, change, tolerance) for name, (wanted, change, tolerance) in changes.items() if wanted]
 
@@ -179,12 +175,9 @@ def _require_agreement(ask: Classifier, true: Classifier, images: Images, tolera
 
 def _folded(draft: _Draft) -> _Draft:
     """Returns the draft with batch normalisation folded into the layers before it, in a copy."""
-    pairs = _pairs(copy.deepcopy(draft.module))  # tracing may leave its stand-ins in the module
     module = _copied(draft.module)
-    norms = sum(type(part) in _FOLDABLE for part in module.modules())
-    for layer, norm in pairs:
-        _fold(module, layer, norm)
-    note = "" if len(pairs) == norms else f"fold: {norms - len(pairs)} of {norms} batch normalisations remain"
+    remaining, norms = fold(module)
+    note = f"fold: {remaining} of {norms} batch normalisations remain" if remaining else ""
     return replace(draft, module=module, note=note)
 
 
@@ -192,62 +185,6 @@ def _copied(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module)
     freeze(copied)
     return copied
-
-
-def _pairs(module: nn.Module, prefix: str = "") -> list[tuple[str, str]]:
-    """Returns the names of each layer and the normalisation that it can take in.
-
-    What cannot be traced as a whole is taken apart; then only neighbours in a sequence are known to belong together.
-    """
-    try:
-        graph = fx.Tracer().trace(module)
-    except Exception:  # noqa: BLE001  # tracing runs a person's own code on stand-ins: anything can be raised
-        inner = [pair for name, child in module.named_children() for pair in _pairs(child, f"{prefix}{name}.")]
-        return [*_neighbours(module, prefix), *inner]
-    return _following(module, graph, prefix)
-
-
-def _neighbours(module: nn.Module, prefix: str) -> list[tuple[str, str]]:
-    children = list(module.named_children()) if type(module) is nn.Sequential else []
-    return [(prefix + name, prefix + after) for (name, layer), (after, norm) in pairwise(children) if _fit(layer, norm)]
-
-
-def _following(module: nn.Module, graph: fx.Graph, prefix: str) -> list[tuple[str, str]]:
-    """Returns the pairs of a traced module in which both are called once, and nothing else sees what is between them."""
-    parts = dict(module.named_modules())
-    calls = {node: str(node.target) for node in graph.nodes if node.op == "call_module"}
-    often = Counter(calls.values())
-    found = []
-    for node, norm in calls.items():
-        source = node.args[0] if node.args else None
-        layer = calls.get(source) if isinstance(source, fx.Node) and len(source.users) == 1 else None
-        if layer and often[layer] == often[norm] == 1 and _fit(parts[layer], parts[norm]):
-            found.append((prefix + layer, prefix + norm))
-    return found
-
-
-def _fit(layer: nn.Module, norm: nn.Module) -> bool:
-    fixed = not norm.training and getattr(norm, "running_mean", None) is not None
-    return fixed and type(layer) in _FOLDABLE.get(type(norm), ())
-
-
-def _fold(module: nn.Module, layer_name: str, norm_name: str) -> None:
-    """Makes a normalisation part of a layer; computed in float64, so that only the last rounding is felt."""
-    layer: Any = module.get_submodule(layer_name)
-    norm: Any = module.get_submodule(norm_name)
-    weight, mean, variance = (_exact(value) for value in (layer.weight, norm.running_mean, norm.running_var))
-    scale = (variance + norm.eps).rsqrt() * (1 if norm.weight is None else _exact(norm.weight))
-    shift = -mean if layer.bias is None else _exact(layer.bias) - mean
-    bias = shift * scale + (0 if norm.bias is None else _exact(norm.bias))
-    like = layer.weight
-    layer.weight = nn.Parameter((weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(like), requires_grad=False)
-    layer.bias = nn.Parameter(bias.to(like), requires_grad=False)
-    owner, _, name = norm_name.rpartition(".")
-    setattr(module.get_submodule(owner), name, nn.Identity())
-
-
-def _exact(value: Tensor) -> Tensor:
-    return value.detach().cpu().double()  # some devices have no float64
 
 
 def _laid_out(draft: _Draft) -> _Draft:
@@ -266,24 +203,46 @@ def _channels_last(inner: Classifier) -> Classifier:
     return ask
 
 
-def _rounded(draft: _Draft, kind: str) -> _Draft:
-    """Returns the draft under autocast to bf16."""
+def _rounded(draft: _Draft, kind: str, probe: Images) -> _Draft:
+    """Returns the draft under autocast to bf16, in a copy whose layers that give logits compute in fp32."""
+    with torch.no_grad():
+        classes = draft.ask(probe).shape[1]
+    module = _copied(draft.module)
+    heads = [
+        name for name, part in module.named_modules() if isinstance(part, nn.Linear) and part.out_features == classes
+    ]
+    for name in heads:
+        replace_part(module, name, _Full(module.get_submodule(name), kind))
+    return replace(draft, module=module, wrappers=(*draft.wrappers, partial(_autocast, kind=kind)), note="")
 
-    def wrap(inner: Classifier) -> Classifier:
-        def ask(images: Images) -> Logits:
-            with torch.autocast(kind, torch.bfloat16):
-                logits = inner(images)
-            return logits.float()
 
-        return ask
+def _autocast(inner: Classifier, kind: str) -> Classifier:
+    def ask(images: Images) -> Logits:
+        with torch.autocast(kind, torch.bfloat16):
+            logits = inner(images)
+        return logits.float()
 
-    return replace(draft, wrappers=(*draft.wrappers, wrap), note="")
+    return ask
+
+
+class _Full(nn.Module):
+    """A layer that computes in fp32 within an autocast."""
+
+    def __init__(self, layer: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind = layer, kind
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(self.kind, enabled=False):
+            output: Tensor = self.layer(features.float())
+        return output
 
 
 class _Compiled:
     """Asks the compiled module in batches of one size, so that one graph serves all, or the plain one where that fails.
 
-    There are two graphs, with and without gradient; each is compiled at the first call that needs it, and compared there.
+    A batch that would be less than half full is asked as it is. There are two graphs, with and without gradient; each is
+    compiled at the first call that needs it, and compared there.
     """
 
     def __init__(self, draft: _Draft, size: int, mode: str, tolerance: float, notes: list[str]) -> None:
@@ -291,25 +250,30 @@ class _Compiled:
         self._asks: dict[bool, Classifier] = {}
 
     def __call__(self, images: Images) -> Logits:
+        return torch.cat([self._piece(piece) for piece in torch.split(images, self._size)])
+
+    def _piece(self, images: Images) -> Logits:
+        if 2 * len(images) < self._size:
+            return self._draft.ask(images)
         steep = torch.is_grad_enabled() and images.requires_grad
         if steep not in self._asks:
-            self._asks[steep] = self._best(images[: self._size].detach().requires_grad_(steep))
+            self._asks[steep] = self._best(images.detach().requires_grad_(steep))
         return self._asks[steep](images)
 
     def _best(self, images: Images) -> Classifier:
         """Returns the compiled form if it works on these images, else the plain one."""
         try:
-            fast = self._draft.around(torch.compile(self._draft.module, dynamic=False, mode=self._mode))
-            ask = partial(_in_batches, fast, self._size)
-            _require_agreement(ask, self._draft.ask, images, self._tolerance)
+            with warnings.catch_warnings(action="ignore"):  # a compiler's advice is not for those who evaluate
+                return self._compiled(images)
         except Exception as error:  # noqa: BLE001  # a compiler and its backends raise errors of every kind
             self._notes.append(_left_out("compile", error))
             return self._draft.ask
+
+    def _compiled(self, images: Images) -> Classifier:
+        fast = self._draft.around(torch.compile(self._draft.module, dynamic=False, mode=self._mode))
+        ask = partial(_filled, fast, self._size)
+        _require_agreement(ask, self._draft.ask, images, self._tolerance)
         return ask
-
-
-def _in_batches(ask: Classifier, size: int, images: Images) -> Logits:
-    return torch.cat([_filled(ask, size, piece) for piece in torch.split(images, size)])
 
 
 def _filled(ask: Classifier, size: int, images: Images) -> Logits:

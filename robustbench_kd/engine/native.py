@@ -15,6 +15,7 @@ from robustbench_kd.engine import external, sample
 from robustbench_kd.engine.batches import halved, halving
 from robustbench_kd.engine.images import unpacked
 from robustbench_kd.engine.job import Job, pending, progress, worst
+from robustbench_kd.engine.levers import reduced
 from robustbench_kd.engine.plan import Step
 from robustbench_kd.engine.queue import Queue
 from robustbench_kd.engine.search import Search, Spent
@@ -94,6 +95,7 @@ def _search(job: Job, step: Step, spent: Spent) -> Search:
         passes=surface.passes,
         spent=spent,
         abstains=job.oracle.abstains,
+        within=partial(reduced, job.levers, job.oracle.device),
         on_pass=lambda: job.tracker.tick(_passes(job, spent)),
     )
 

@@ -50,9 +50,11 @@ class Step:
         return int(self.surface.passes * self.attack.jobs(norm, classes) * (len(schedule) + sum(schedule)))
 
 
-def plan(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra | None = None) -> tuple[Step, ...]:
-    """Returns the stages of a suite against a defence."""
-    defence = surfaces.own(oracle, suite.draws if oracle.randomized else 1)
+def plan(
+    suite: Suite, oracle: Oracle, threat: Threat, extra: Extra | None = None, *, ask: Classifier | None = None
+) -> tuple[Step, ...]:
+    """Returns the stages of a suite against a defence, which the standard ones `ask` in a faster form where there is one."""
+    defence = surfaces.own(oracle, suite.draws if oracle.randomized else 1, ask)
     standard = [Step(name, build(name, suite, threat.norm), defence, share=suite.share(name)) for name in suite.attacks]
     if suite.adaptive is None:
         return tuple(standard)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from robustbench_kd.engine import autoattack
 from robustbench_kd.engine.batches import in_batches
 from robustbench_kd.engine.job import CLEAN, SMALLER, Job
 from robustbench_kd.engine.scoring import DRAWS, SCORE
-from robustbench_kd.engine.verify import decisions, judged
+from robustbench_kd.engine.verify import decisions, judged, rejecting
 from robustbench_kd.tensors.attack import per_row
 from robustbench_kd.tensors.contracts import Dataset, Logits
 from robustbench_kd.tensors.defence import spared
@@ -38,6 +39,7 @@ def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -
         answers = oracle.answers(batch.images, torch.tensor(batch.ids), stream=SCORE, draws=DRAWS)
         weights = oracle.weights(len(answers))
         judgement = judged(answers, weights, batch.images, batch, threat)
+        judgement = replace(judgement, rejected=rejecting(oracle, answers))
         known = spared(answers, batch.labels) if oracle.abstains else answers
         found.append((per_row(weights, known) * known).sum(dim=0).float())
         cost, seconds = oracle.forwards - forwards, time.perf_counter() - start

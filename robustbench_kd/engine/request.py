@@ -8,6 +8,7 @@ import torch
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Threat
+from robustbench_kd.engine.levers import Levers
 from robustbench_kd.engine.plan import Extra
 from robustbench_kd.tensors.contracts import Dataset
 
@@ -16,7 +17,7 @@ from robustbench_kd.tensors.contracts import Dataset
 class Request:
     """A defence, data, a threat and a suite, and the engine that is to run it.
 
-    `smaller` is the folder of a finished run at a smaller radius of the same norm: what it broke is broken here, too.
+    A batch size of 0 is chosen by trial. `levers` make the search faster; verdicts are judged without them. `smaller` is the folder of a finished run at a smaller radius of the same norm: what it broke is broken here, too.
     """
 
     subject: Subject
@@ -26,6 +27,7 @@ class Request:
     device: torch.device
     seed: int = 0
     batch_size: int = 250
+    levers: Levers = Levers()
     engine: str = "native"
     extra: Extra = field(default_factory=Extra)
     smaller: Path | None = None

@@ -5,6 +5,7 @@ Searching keeps the image that looked worst on its draws, which flatters the att
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from robustbench_kd.core.ledger import Entry, decided
 from robustbench_kd.engine.batches import in_batches
 from robustbench_kd.engine.images import unpacked
 from robustbench_kd.engine.job import Job, worst
-from robustbench_kd.engine.verify import decisions, judged
+from robustbench_kd.engine.verify import decisions, judged, rejecting
 from robustbench_kd.tensors.defence import spared
 
 SCORE = SCORE_STREAM = "score"  # the stage, and the stream of its draws
@@ -34,6 +35,7 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
         answers = job.oracle.answers(points, torch.tensor(true.ids), stream=SCORE_STREAM, draws=DRAWS)
         known = spared(answers, true.labels) if job.oracle.abstains else answers
         judgement = judged(known, job.oracle.weights(len(known)), points, true, job.threat)
+        judgement = replace(judgement, rejected=rejecting(job.oracle, answers))
         cost, seconds = job.oracle.forwards - forwards, time.perf_counter() - start
         return Entry(stage=SCORE, decisions=decisions(true.ids, judgement), forwards=cost, seconds=seconds)
 

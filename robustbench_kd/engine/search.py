@@ -5,6 +5,7 @@ Whatever happens here can only make an attack weaker, never a verdict wrong: suc
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,7 @@ class Search:
         passes: Passes of a network that one image costs.
         spent: Is added to; a run has one for all its searches.
         abstains: Whether the last logit rejects the image, which counts as right.
+        within: Gives the context that passes run in.
         on_pass: Runs after each pass, for progress only.
     """
 
@@ -66,6 +68,7 @@ class Search:
         passes: int = 1,
         spent: Spent | None = None,
         abstains: bool = False,
+        within: Callable[[], AbstractContextManager[None]] = nullcontext,
         on_pass: Callable[[], None] = lambda: None,
     ) -> None:
         self.spent = spent or Spent()
@@ -73,6 +76,7 @@ class Search:
         self._answer = answer
         self._passes = passes
         self._abstains = abstains
+        self._within = within
         self._on_pass = on_pass
 
     def evaluate(self, points: Images, key: Key, wanted: NDArray[np.bool_], state: Any, attack: Any) -> Reply:
@@ -90,7 +94,7 @@ class Search:
 
     def _forward(self, points: Images, key: Key, state: Any) -> Tensor:
         start = time.perf_counter()
-        with torch.no_grad():
+        with torch.no_grad(), self._within():
             answers = self._asked(points, key, state)
         self._count(start, len(points), 0)
         return answers
@@ -98,7 +102,7 @@ class Search:
     def _differentiate(self, points: Images, key: Key, state: Any, attack: Any) -> tuple[Tensor, Tensor, Tensor]:
         start = time.perf_counter()
         points = points.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), self._within():
             answers = self._asked(points, key, state)
             values = self._values(answers, state, attack)
             gradient = _gradient(values, points)

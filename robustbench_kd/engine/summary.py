@@ -21,6 +21,7 @@ from robustbench_kd.core.records import (
     verdict,
 )
 from robustbench_kd.core.statistics import interval
+from robustbench_kd.engine import detection
 from robustbench_kd.engine.autoattack import square_gain
 from robustbench_kd.engine.job import CLEAN, SMALLER
 from robustbench_kd.engine.plan import Step
@@ -79,8 +80,11 @@ def summarise(about: Summary, ledger: list[Entry], findings: list[Finding], *, c
         parameters=about.parameters,
         environment=about.environment,
     )
-    added = {"missed": _missed(about, known), **_drawn(about, ledger, stages)}
-    return record.model_copy(update=added) if complete else record
+    if not complete:
+        return record
+    fates = {example: (fate.clean, fate.worst) for example, fate in _fates(about, ledger).items()}
+    detected = {"detection": detection.report(ledger, fates)}
+    return record.model_copy(update={"missed": _missed(about, known), **_drawn(about, ledger, stages), **detected})
 
 
 def example_rows(about: Summary, ledger: list[Entry]) -> list[ExampleRow]:
@@ -105,7 +109,7 @@ def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
     carried = [SMALLER] if any(entry.stage == SMALLER for entry in ledger) else []
     lost: dict[int, float] = dict.fromkeys(about.data.ids, 0.0)
     stages: list[Stage] = []
-    for name in (CLEAN, *carried, *about.identity.attacks):
+    for name in (CLEAN, *carried, *about.identity.stages):
         found = decided(ledger, name)
         if name != SMALLER and not {example for example, share in lost.items() if share < 1} <= found.keys():
             return stages  # its accuracy is not known yet, nor is any later one
@@ -165,7 +169,7 @@ def _fates(about: Summary, ledger: list[Entry]) -> dict[int, _Fate]:
         example: _Fate(clean[example], clean[example], CLEAN if clean[example].broken else "")
         for example in about.data.ids
     }
-    for stage in (SMALLER, *about.identity.attacks):
+    for stage in (SMALLER, *about.identity.stages):
         for example, decision in decided(ledger, stage).items():
             before = fates[example]
             if (decision.broken, decision.share) > (before.worst.broken, before.worst.share):
@@ -196,7 +200,7 @@ def _mean(values: Iterable[float]) -> Accuracy:
 def _costs(about: Summary, ledger: list[Entry]) -> dict[int, tuple[int, int]]:
     """Returns the forwards and backwards that attacks spent on each example, where the engine counted them."""
     costs: dict[int, tuple[int, int]] = {}
-    for stage in about.identity.attacks:
+    for stage in about.identity.stages:
         for example, decision in decided(ledger, stage).items():
             if decision.forwards is not None and decision.backwards is not None:
                 forwards, backwards = costs.get(example, (0, 0))

@@ -20,18 +20,16 @@ _GROUPS = 16  # groups of pixels that are moved together for a gradient from que
 _STEP = 0.5  # by which they are moved, in radii
 
 
-def own(oracle: Oracle, draws: int) -> Surface:
-    """Returns the defence itself; of a randomized one every step sees `draws` fresh draws."""
+def own(oracle: Oracle, draws: int, ask: Classifier | None = None) -> Surface:
+    """Returns the defence itself; of a randomized one every step sees `draws` fresh draws.
+
+    Of a deterministic one a search may `ask` a faster form; success is judged by the defence all the same.
+    """
     model = oracle.model
     if not isinstance(model, Randomized):
-        asked = searched(oracle)
+        asked = ask or model
         return Surface(name=OWN, answer=lambda images, _key: asked(images), faithful=True)
     return Surface(name=OWN, answer=drawn(model, draws), passes=draws, faithful=True)
-
-
-def searched(oracle: Oracle) -> Classifier:
-    """Returns the model that a search asks in place of a deterministic defence; success is judged by the oracle itself."""
-    return oracle.model
 
 
 def drawn(model: Randomized, draws: int) -> Answer:
@@ -52,8 +50,12 @@ def adaptive(oracle: Oracle, eps: float) -> list[Surface]:
     declared = list(oracle.model.surfaces()) if isinstance(oracle.model, Surfaced) else []
     mean = next((surface for surface in declared if surface.name == EXPECTED), None)
     if mean is None:
-        mean = _members(oracle.model) if isinstance(oracle.model, Mixture) else own(oracle, _COPIES)
+        # Whether to reject may take many steps inside: one draw is dear, and the declared surfaces stand for it.
+        draws = 1 if oracle.abstains else _COPIES
+        mean = _members(oracle.model) if isinstance(oracle.model, Mixture) else own(oracle, draws)
         declared.append(mean)
+    if oracle.abstains:
+        return declared
     return [*declared, smoothed(mean, eps), queried(mean, eps)]
 
 

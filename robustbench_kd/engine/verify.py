@@ -5,7 +5,7 @@ a stream that no search uses. An image breaks its example where all answers are 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class Judgement:
     """Per candidate, all `(n,)` on the CPU: is it broken, what does the defence say, how far, by which margin.
 
     `wrong` is the weight of the answers that err, 0 or 1 for a deterministic defence; the prediction is the most frequent
-    one and the margin the mean one. `outside` marks candidates that left the ball or the box; they never count.
+    one and the margin the mean one. `rejected` is the weight of the answers that reject, None of a defence that never does;
+    whether they err is for the caller to say. `outside` marks candidates that left the ball or the box; they never count.
     """
 
     broken: Tensor
@@ -36,6 +37,7 @@ class Judgement:
     distance: Tensor
     margin: Tensor
     outside: Tensor
+    rejected: Tensor | None = None
 
 
 def judge(oracle: Oracle, candidates: Images, true: Dataset, threat: Threat) -> Judgement:
@@ -47,8 +49,16 @@ def judge(oracle: Oracle, candidates: Images, true: Dataset, threat: Threat) -> 
     candidates = candidates.detach().float().cpu()
     seen = candidates.nan_to_num().clamp(0, 1)
     answers = oracle.answers(seen, torch.tensor(true.ids), stream="judge", draws=DRAWS)
-    answers = spared(answers, true.labels) if oracle.abstains else answers
-    return judged(answers, oracle.weights(len(answers)), candidates, true, threat)
+    known = spared(answers, true.labels) if oracle.abstains else answers
+    judgement = judged(known, oracle.weights(len(known)), candidates, true, threat)
+    return replace(judgement, rejected=rejecting(oracle, answers))
+
+
+def rejecting(oracle: Oracle, answers: Tensor) -> Tensor | None:
+    """Returns the weight `(n,)` of the answers `(k, n, classes + 1)` that reject, None where the defence never does."""
+    if not oracle.abstains:
+        return None
+    return oracle.weights(len(answers)) @ (answers.argmax(dim=2) == answers.shape[2] - 1).double()
 
 
 def judged(answers: Tensor, weights: Tensor, candidates: Images, true: Dataset, threat: Threat) -> Judgement:
@@ -69,6 +79,7 @@ def judged(answers: Tensor, weights: Tensor, candidates: Images, true: Dataset, 
 
 def decisions(ids: Iterable[int], judgement: Judgement) -> list[Decision]:
     """Returns what the ledger keeps of a judgement; `wrong` only where `broken` does not say it."""
+    unknown = [None] * len(judgement.wrong)
     rows = zip(
         ids,
         judgement.broken.tolist(),
@@ -76,6 +87,7 @@ def decisions(ids: Iterable[int], judgement: Judgement) -> list[Decision]:
         judgement.margin.tolist(),
         judgement.distance.tolist(),
         judgement.wrong.tolist(),
+        unknown if judgement.rejected is None else judgement.rejected.tolist(),
         strict=True,
     )
     return [
@@ -86,8 +98,9 @@ def decisions(ids: Iterable[int], judgement: Judgement) -> list[Decision]:
             margin=margin,
             distance=far if wrong or broken else None,
             wrong=None if wrong == broken else wrong,
+            rejected=rejected,
         )
-        for index, broken, prediction, margin, far, wrong in rows
+        for index, broken, prediction, margin, far, wrong, rejected in rows
     ]
 
 

@@ -222,7 +222,7 @@ def test_one_name_for_several_models(refused, weights, tmp_path):
 
 @pytest.mark.parametrize("suite", ["apgd-ce", "fab-t"])
 def test_a_model_without_gradients(rkd, factories, digits_net, suite):
-    told = rkd("eval", f"{factories}:detached", *digits_net[1:], "--suite", suite)
+    told = rkd("eval", f"{factories}:detached", *digits_net[1:], "--suite", suite, "--engine", "autoattack")
     assert f"{suite} cannot attack the model" in told.error(2)
 
 

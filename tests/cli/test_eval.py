@@ -163,7 +163,9 @@ def test_what_is_done_is_reported_even_if_the_next_checkpoint_fails(rkd, factori
 
 
 def test_every_threat_that_is_done_is_reported_even_if_the_next_fails(rkd, factories, tmp_path):
-    told = rkd("eval", f"{factories}:exhausted", *options(tmp_path, threat="linf:0.1,0.2"), "--json")
+    told = rkd(
+        "eval", f"{factories}:exhausted", *options(tmp_path, threat="linf:0.1,0.2"), "--json", "--engine", "autoattack"
+    )
     assert "out of memory" in told.error(4)
     assert [record["identity"]["eps_text"] for record in json.loads(told.stdout)] == ["0.1"]
 

@@ -15,7 +15,7 @@ from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine import surfaces
+from robustbench_kd.engine import evaluate as evaluation
 from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.plan import Step, build
 from robustbench_kd.engine.queue import Queue
@@ -44,6 +44,11 @@ def request(data: Dataset, *, threat="linf:0.2", suite=SUITE, target=CHECKPOINTS
 def passes(name, suite):
     """The passes that one survivor of ten classes costs."""
     return Step(name, build(name, suite, Norm.LINF), Surface(name="", answer=None)).passes(Norm.LINF, 10)
+
+
+def asking(model):
+    """Lets the search ask something else in place of the model."""
+    return lambda request, oracle: (request, model(oracle), [])
 
 
 def verdicts(outcome):
@@ -116,7 +121,7 @@ def test_nearly_all_rows_that_are_computed_are_live(digits, tmp_path):
 
 def test_what_the_search_alone_believes_is_no_success(digits, tmp_path, monkeypatch):
     """A search that sees every image as broken is refused each time, and the run ends with the clean accuracy."""
-    monkeypatch.setattr(surfaces, "searched", lambda oracle: lambda images: -oracle.model(images))
+    monkeypatch.setattr(evaluation, "_faster", asking(lambda oracle: lambda images: -oracle.model(images)))
     square = replace(parse_suite("square"), budgets={"budget": {"square": {"queries": 3}}})
     record = evaluate(request(digits, threat="linf:1/2550", suite=square), tmp_path).record
     assert record.robust == record.clean
@@ -132,7 +137,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_changes_no_verdict(digits, expe
 
         return model
 
-    monkeypatch.setattr(surfaces, "searched", crowded)
+    monkeypatch.setattr(evaluation, "_faster", asking(crowded))
     outcome = evaluate(request(digits), tmp_path)
     assert verdicts(outcome) == expected
     assert "halved to 9" in " ".join(finding.message for finding in outcome.record.findings)
@@ -143,7 +148,7 @@ def test_where_not_even_one_image_fits_the_run_stops_and_can_be_resumed(digits, 
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(surfaces, "searched", lambda _oracle: full)
+        patch.setattr(evaluation, "_faster", asking(lambda _oracle: full))
         with pytest.raises(IncompleteError, match="one image"):
             evaluate(request(digits), tmp_path)
     assert verdicts(evaluate(request(digits), tmp_path)) == expected

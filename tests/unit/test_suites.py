@@ -113,7 +113,9 @@ def test_an_adaptive_suite_follows_another_one():
     assert parse_suite("apgd-ce,square + adaptive").attacks == ("apgd-ce", "square")
 
 
-@pytest.mark.parametrize("text", ["standard+quick", "adaptive+standard", "adaptive+adaptive", "standard+adaptive+adaptive"])
+@pytest.mark.parametrize(
+    "text", ["standard+quick", "adaptive+standard", "adaptive+adaptive", "standard+adaptive+adaptive"]
+)
 def test_only_the_adaptive_suite_can_follow(text):
     with pytest.raises(UsageError, match="such as standard\\+adaptive"):
         parse_suite(text)

@@ -1,0 +1,90 @@
+"""Folds batch normalisation into the convolution or linear layer before it.
+
+In evaluation mode both are linear, so that one layer can say what two said (Jacob et al. 2018, arXiv 1712.05877,
+section 3.2).
+"""
+
+import copy
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+_FOLDABLE: dict[type, tuple[type, ...]] = {
+    nn.BatchNorm1d: (nn.Conv1d, nn.Linear),
+    nn.BatchNorm2d: (nn.Conv2d,),
+    nn.BatchNorm3d: (nn.Conv3d,),
+}
+
+
+def fold(module: nn.Module) -> tuple[int, int]:
+    """Folds what it can, in place; returns how many batch normalisations remain, and how many there were.
+
+    The module must be in evaluation mode. Its answers should be compared: code that uses the weights of a layer otherwise
+    than by calling it is not noticed.
+    """
+    pairs = _pairs(copy.deepcopy(module))  # tracing may leave its stand-ins in what it traces
+    norms = sum(type(part) in _FOLDABLE for part in module.modules())
+    for layer, norm in pairs:
+        _merge(module.get_submodule(layer), module.get_submodule(norm))
+        replace_part(module, norm, nn.Identity())
+    return norms - len(pairs), norms
+
+
+def replace_part(module: nn.Module, name: str, part: nn.Module) -> None:
+    """Puts another part in the place of one, which is named as in `named_modules`."""
+    owner, _, last = name.rpartition(".")
+    setattr(module.get_submodule(owner), last, part)
+
+
+def _pairs(module: nn.Module, prefix: str = "") -> list[tuple[str, str]]:
+    """Returns the names of each layer and the normalisation that it can take in.
+
+    What cannot be traced as a whole is taken apart; then only neighbours in a sequence are known to belong together.
+    """
+    try:
+        graph = fx.Tracer().trace(module)
+    except Exception:  # noqa: BLE001  # tracing runs a person's own code on stand-ins: anything can be raised
+        inner = [pair for name, child in module.named_children() for pair in _pairs(child, f"{prefix}{name}.")]
+        return [*_neighbours(module, prefix), *inner]
+    return _following(module, graph, prefix)
+
+
+def _neighbours(module: nn.Module, prefix: str) -> list[tuple[str, str]]:
+    children = list(module.named_children()) if type(module) is nn.Sequential else []
+    return [(prefix + name, prefix + after) for (name, layer), (after, norm) in pairwise(children) if _fit(layer, norm)]
+
+
+def _following(module: nn.Module, graph: fx.Graph, prefix: str) -> list[tuple[str, str]]:
+    """Returns the pairs of a traced module in which both are called once, and nothing else sees what is between them."""
+    parts = dict(module.named_modules())
+    calls = {node: str(node.target) for node in graph.nodes if node.op == "call_module"}
+    often = Counter(calls.values())
+    found = []
+    for node, norm in calls.items():
+        source = node.args[0] if node.args else None
+        layer = calls.get(source) if isinstance(source, fx.Node) and len(source.users) == 1 else None
+        if layer and often[layer] == often[norm] == 1 and _fit(parts[layer], parts[norm]):
+            found.append((prefix + layer, prefix + norm))
+    return found
+
+
+def _fit(layer: nn.Module, norm: nn.Module) -> bool:
+    fixed = not norm.training and getattr(norm, "running_mean", None) is not None
+    return fixed and type(layer) in _FOLDABLE.get(type(norm), ())
+
+
+def _merge(layer: Any, norm: Any) -> None:
+    """Makes a normalisation part of a layer; computed in float64, so that only the last rounding is felt."""
+    weight, mean, variance = (_exact(value) for value in (layer.weight, norm.running_mean, norm.running_var))
+    scale = (variance + norm.eps).rsqrt() * (1 if norm.weight is None else _exact(norm.weight))
+    shift = -mean if layer.bias is None else _exact(layer.bias) - mean
+    bias = shift * scale + (0 if norm.bias is None else _exact(norm.bias))
+    like = layer.weight
+    layer.weight = nn.Parameter((weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(like), requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(like), requires_grad=False)
+
+
+def _exact(value: Tensor) -> Tensor:
+    return value.detach().cpu().double()  # some devices have no float64
