@@ -1,4 +1,4 @@
-"""Cost of an evaluation by both engines, in turn, in one process: seconds and passes, and verdicts that differ.
+"""Cost of an evaluation by the package, our engine and its fast mode, in turn, in one process; verdicts that differ.
 
 Run it by `make bench`. On shared or noisy machines only the ratios mean something. Real networks are measured too where
 `RKD_TEST_DATA` names their folder. Writes build/bench.csv.
@@ -6,6 +6,7 @@ Run it by `make bench`. On shared or noisy machines only the ratios mean somethi
 
 import csv
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from robustbench_kd.engine.evaluate import Outcome, evaluate
 from robustbench_kd.engine.request import Request
 
 ROOT = Path(__file__).parent.parent
-ENGINES = ("autoattack", "native")
+# What is measured: the engine and the suite. The first is what the others are held against.
+WAYS = {"autoattack": ("autoattack", "standard"), "native": ("native", "standard"), "fast": ("native", "fast")}
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,21 @@ def cases() -> list[Case]:
     return [
         *digits,
         Case("resnet2b", f"{models}/resnet2b.pth", images, "linf:2/255", 100, f"{code}:resnet2b"),
+        Case("cifar_cnn_a_adv", f"{models}/cifar_cnn_a_adv.model", images, "linf:2/255", 100, f"{code}:cnn_a"),
         Case("resnet20", f"{models}/resnet20-12fca82f.th", images, "linf:8/255", 100, f"{code}:resnet20"),
+        Case("resnet20", f"{models}/resnet20-12fca82f.th", images, "linf:2/255", 100, f"{code}:resnet20"),
     ]
 
 
-def measure(case: Case, engine: str, results: Path) -> tuple[Outcome, float, float]:
+def measure(case: Case, way: str, results: Path) -> tuple[Outcome, float, float]:
     (target,) = describe(case.target, Choices(architecture=case.architecture))
     data = open_dataset(case.dataset, limit=case.examples)
     channels, height, width = data.images.shape[1:]
     subject = load(target, classes=data.classes, shape=(channels, height, width))
-    threat, suite = Threat.parse(case.threat), parse_suite("standard")
+    engine, suite = WAYS[way]
+    threat, chosen = Threat.parse(case.threat), parse_suite(suite)
     wall, cpu = time.perf_counter(), time.process_time()
-    outcome = evaluate(Request(subject, data, threat, suite, torch.device("cpu"), engine=engine), results)
+    outcome = evaluate(Request(subject, data, threat, chosen, torch.device("cpu"), engine=engine), results)
     return outcome, time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -73,42 +78,51 @@ def robust(outcome: Outcome) -> list[str]:
 
 def rows(case: Case) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        measured = {engine: measure(case, engine, Path(folder)) for engine in ENGINES}
-        verdicts = {engine: robust(outcome) for engine, (outcome, _, _) in measured.items()}
-    differing = sum(one != other for one, other in zip(*verdicts.values(), strict=True))
+        measured = {way: measure(case, way, Path(folder)) for way in WAYS}
+        verdicts = {way: robust(outcome) for way, (outcome, _, _) in measured.items()}
     table = []
-    for engine, (outcome, wall, cpu) in measured.items():
-        shared = {"case": case.name, "threat": case.threat, "n": case.examples, "engine": engine}
-        total = {"stage": "total", "accuracy": outcome.record.robust.value, "seconds": wall, "cpu_seconds": cpu}
-        passes = {"forwards": outcome.record.forwards, "backwards": outcome.record.backwards}
-        table.append({**shared, **total, **passes, "differing": differing})
-        for stage in outcome.record.stages:
-            cost = {"seconds": stage.seconds, "forwards": stage.forwards, "backwards": stage.backwards}
-            table.append({**shared, "stage": stage.stage, "accuracy": stage.accuracy.value, **cost})
+    for way, (outcome, wall, cpu) in measured.items():
+        differing = sum(one != other for one, other in zip(verdicts["autoattack"], verdicts[way], strict=True))
+        shared = {"case": case.name, "threat": case.threat, "n": case.examples, "way": way}
+        record = outcome.record
+        for stage in (*record.stages, None):
+            cost = stage or record
+            passes = {"forwards": cost.forwards, "backwards": cost.backwards}
+            if stage:
+                known = {"stage": stage.stage, "accuracy": stage.accuracy.value, "seconds": stage.seconds}
+            else:
+                known = {"stage": "total", "accuracy": record.robust.value, "seconds": wall, "cpu_seconds": cpu}
+                known |= {"differing": differing, "missed": record.missed}
+            table.append({**shared, **known, **passes})
     return table
 
 
 def show(table: list[dict[str, Any]]) -> None:
-    reference, native = ({row["stage"]: row for row in table if row["engine"] == engine} for engine in ENGINES)
+    """Prints every stage of the package beside that of our engine, and the totals of each way."""
+    ways = {way: {row["stage"]: row for row in table if row["way"] == way} for way in WAYS}
+    reference = ways["autoattack"]
     print(f"\n{table[0]['case']} {table[0]['threat']}, {table[0]['n']} examples")
-    print(f"{'stage':10}{'accuracy':>20}{'seconds':>20}{'ratio':>8}{'passes':>24}{'ratio':>8}")
-    for stage, one in reference.items():
-        other = native[stage]
-        spent = [row["forwards"] + row["backwards"] for row in (one, other)]
-        accuracies, seconds = (
-            f"{one['accuracy']:.3f} {other['accuracy']:.3f}",
-            f"{one['seconds']:.2f} {other['seconds']:.2f}",
-        )
-        ratios = one["seconds"] / max(other["seconds"], 1e-9), spent[0] / max(spent[1], 1)
-        print(f"{stage:10}{accuracies:>20}{seconds:>20}{ratios[0]:8.2f}{spent[0]:>12,}{spent[1]:>12,}{ratios[1]:8.2f}")
-    total, ours = reference["total"], native["total"]
-    print(f"CPU time {total['cpu_seconds'] / ours['cpu_seconds']:.2f} : 1, {total['differing']} verdicts differ")
+    print(f"{'way':12}{'stage':10}{'accuracy':>10}{'seconds':>10}{'ratio':>8}{'passes':>12}{'ratio':>8}")
+    for way, stages in ways.items():
+        for name, row in stages.items():
+            if way == "fast" and name != "total":
+                continue
+            other = reference.get(name, row)
+            passes, theirs = (one["forwards"] + one["backwards"] for one in (row, other))
+            faster, fewer = other["seconds"] / max(row["seconds"], 1e-9), theirs / max(passes, 1)
+            costs = f"{row['seconds']:>10.2f}{faster:>8.2f}{passes:>12,}{fewer:>8.2f}"
+            print(f"{way:12}{name:10}{row['accuracy']:>10.3f}{costs}")
+        total = stages["total"]
+        cpu = reference["total"]["cpu_seconds"] / total["cpu_seconds"]
+        missed = "" if total["missed"] is None else f", could have missed {100 * total['missed']:.1f} points"
+        print(f"{'':12}CPU time {cpu:.2f} : 1, {total['differing']} verdicts differ{missed}")
 
 
 def main() -> None:
     torch.set_num_threads(1)
     found = []
-    for case in cases():
+    chosen = sys.argv[1:]
+    for case in [case for case in cases() if not chosen or case.name in chosen]:
         table = rows(case)
         show(table)
         found += table
@@ -118,7 +132,7 @@ def main() -> None:
         writer = csv.DictWriter(file, dict.fromkeys(key for row in found for key in row))
         writer.writeheader()
         writer.writerows(found)
-    print(f"\n{path.relative_to(ROOT)} written; columns: {', '.join(ENGINES)}")
+    print(f"\n{path.relative_to(ROOT)} written; ways: {', '.join(WAYS)}")
 
 
 if __name__ == "__main__":

@@ -197,6 +197,7 @@ def request(model, data, *, threat="linf:0.05", suite="apgd-ce", **options):
         notes=(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
+    options = {"probes": False} | options
     return Request(subject, data, Threat.parse(threat), parse_suite(suite), torch.device("cpu"), **options)
 
 

@@ -16,6 +16,7 @@ from robustbench_kd.core.threat import Threat, parse_curve
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Target
     from robustbench_kd.engine.evaluate import Outcome
+    from robustbench_kd.engine.levers import Levers
     from robustbench_kd.engine.request import Request
     from robustbench_kd.tensors.contracts import Dataset
 
@@ -75,6 +76,7 @@ Curve = list[Threat]
 @_options.seed
 @_options.device
 @_options.results
+@click.option("--no-probes", is_flag=True, help="Do not check the model before the attacks.")
 @click.option("--fresh", is_flag=True, help="Ignore stored and unfinished results of the same question.")
 @click.option("--strict", is_flag=True, help="Exit 3 if a number is unreliable.")
 @click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
@@ -117,6 +119,8 @@ def _suite(options: dict[str, Any]) -> Suite:
     suite = parse_suite(options["suite"])
     if (options["surrogates"] or options["attacks"]) and not suite.adaptive:
         raise UsageError(f"--surrogate and --adaptive need an adaptive suite: use --suite {suite.name}+adaptive")
+    if options["engine"] == "autoattack" and _levers(options).label != "fp32":
+        raise UsageError("--precision, --fold, --channels-last and --compile speed up --engine native only")
     if options["mode"] == "fast":
         if suite.name != "standard":
             raise UsageError(f"--mode fast is a short form of --suite standard, got --suite {suite.name}")
@@ -153,7 +157,6 @@ def _evaluate(  # what is evaluated, then how
     """Yields the outcome of each threat; `opened` gives a data set by name, read once for all targets."""
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _adaptive, _console, _devices
-    from robustbench_kd.engine.levers import Levers
     from robustbench_kd.engine.request import Request
 
     device = _devices.choose(options["device"])
@@ -173,7 +176,8 @@ def _evaluate(  # what is evaluated, then how
         seed=options["seed"],
         batch_size=_batch_size(options),
         engine=options["engine"],
-        levers=Levers(**{name: options[name] for name in ("precision", "fold", "channels_last", "compile")}),
+        levers=_levers(options),
+        probes=not options["no_probes"],
         extra=_adaptive.added(surrogates, options["attacks"], classes=data.classes, shape=shape, device=device),
     )
     for curve in curves:
@@ -195,6 +199,12 @@ def _curve(request: "Request", curve: Curve, options: dict[str, Any]) -> Iterato
         smaller = None if outcome.record.robust_draws else outcome.folder
         _runs.announce(outcome)
         yield outcome
+
+
+def _levers(options: dict[str, Any]) -> "Levers":
+    from robustbench_kd.engine.levers import Levers
+
+    return Levers(**{name: options[name] for name in ("precision", "fold", "channels_last", "compile")})
 
 
 def _batch_size(options: dict[str, Any]) -> int:

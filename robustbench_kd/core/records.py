@@ -95,7 +95,7 @@ class Detection(Frozen):
     Under attack there are three fates: wrong, rejected, and right and accepted. `robust_handled` lacks what is wrong,
     `robust_accepted` also what is rejected; an attacker chooses an image for each, and may choose the clean one.
     `attacked_rejected` is the share of rejected ones among the images most often wrong, of equal ones the most often
-    rejected. `oblivious` attacks the classifier alone, `joint` the detector too.
+    rejected. The attacker of `oblivious` knows the classifier only, the one of `joint` the detector too.
     """
 
     clean_rejected: Accuracy

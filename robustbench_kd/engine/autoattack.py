@@ -23,7 +23,6 @@ from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 
 _NORMS = {Norm.LINF: "Linf", Norm.L2: "L2", Norm.L1: "L1"}
 _TARGETS = 9
-_SQUARE_GAIN = 0.002
 SETTINGS = ("standard", "plus", "rand")
 _QUIET: dict[str, dict[str, bool]] = {"autoattack": {"verbose": False}, "pyautoattack": {}}
 
@@ -58,26 +57,6 @@ def passes(attack: str, suite: Suite, norm: Norm, classes: int) -> int:
         "fab-t": targets * 303 + 2,
         "square": 5004,
     }[attack]
-
-
-def square_gain(accuracies: dict[str, float]) -> list[Finding]:
-    """Returns the package's last flag: Square lowered the accuracy of the other attacks by over 0.2 points."""
-    others = [value for stage, value in accuracies.items() if stage != "square"]
-    if "square" not in accuracies or len(others) < 2:
-        return []
-    gain = min(others) - accuracies["square"]
-    if gain <= _SQUARE_GAIN:
-        return []
-    return [
-        Finding(
-            check="square-beats-white-box",
-            severity=Severity.YELLOW,
-            message=f"Square lowered the robust accuracy by {gain:.1%} after the gradient attacks",
-            advice="gradients may mislead: run more queries and an adaptive attack",
-            value=gain,
-            threshold=_SQUARE_GAIN,
-        )
-    ]
 
 
 def perturb(

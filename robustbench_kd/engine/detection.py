@@ -4,8 +4,11 @@ A robust accuracy alone would reward a defence that rejects a lot, so clean and 
 The score of an image is how far the logit for "rejected" is above all others, the mean over draws where chance decides.
 It is compared on clean images that the classifier gets right, rejected or not, and on the same images under attack: by one
 that knows the classifier only, and by one that knows the detector too. Adversarial images are those that fool the classifier,
-rejected or not, as in Hu et al. 2019 (arXiv 1910.07629); that only the second attack tells what a detector is worth is shown
-by Tramer et al. 2020 (arXiv 2002.08347) and Pintor et al. 2022 (arXiv 2106.09947).
+rejected or not, as in Hu et al. 2019 (arXiv 1910.07629); that only the second attacker tells what a detector is worth is
+shown by Tramer et al. 2020 (arXiv 2002.08347) and Pintor et al. 2022 (arXiv 2106.09947).
+
+All images of an example meet the same draws, those of the final scores. An attacker chooses among them by these draws, too,
+which flatters him where they differ little; by nothing where the draws alone decide.
 """
 
 import time
@@ -25,15 +28,14 @@ from robustbench_kd.core.statistics import interval
 from robustbench_kd.engine import surfaces
 from robustbench_kd.engine.batches import in_batches
 from robustbench_kd.engine.job import Job
+from robustbench_kd.engine.scoring import DRAWS, SCORE_STREAM
 from robustbench_kd.engine.search import Reply, Search, Spent
-from robustbench_kd.engine.verify import DRAWS
 from robustbench_kd.tensors.attack import Rows, per_row
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
 from robustbench_kd.tensors.defence import Key, Surface, spared
 from robustbench_kd.tensors.geometry import inside
 
 CLEAN, OBLIVIOUS, JOINT = "detection-clean", "detection-oblivious", "detection-joint"
-_STREAM = "detection"  # of the draws that give the scores; no search uses it
 _DECLARED = {OBLIVIOUS: "classifier", JOINT: "joint"}
 _ATTACK = Apgd(loss="margin", restarts=1, steps=50)
 
@@ -58,12 +60,15 @@ def report(ledger: list[Entry], fates: Mapping[int, tuple[Decision, Decision]]) 
     scores = decided(ledger, CLEAN)
     if not scores:
         return None
-    attacks = {stage: decided(ledger, stage) for stage in (OBLIVIOUS, JOINT)}
+    oblivious, joint = decided(ledger, OBLIVIOUS), decided(ledger, JOINT)
     met = {
-        example: _outcomes(*fate, [found[example] for found in attacks.values() if example in found])
+        example: _outcomes(*fate, [found[example] for found in (oblivious, joint) if example in found])
         for example, fate in fates.items()
     }
     right = [example for example, score in scores.items() if not score.broken]
+    clean_scores = [scores[example].margin for example in right]
+    # Who knows the detector may still attack the classifier alone, and show it what it scores lower.
+    knowing = [min(oblivious[example], joint[example], key=_suspicion) for example in right]
     rejected = {example: clean.rejected or 0.0 for example, (clean, _) in fates.items()}
     return Detection(
         clean_rejected=_mean(rejected.values()),
@@ -71,8 +76,8 @@ def report(ledger: list[Entry], fates: Mapping[int, tuple[Decision, Decision]]) 
         robust_handled=_mean(1 - max(wrong for wrong, _ in some) for some in met.values()),
         attacked_rejected=_mean(max(some)[1] for some in met.values()),
         robust_accepted=_mean(1 - min(1, max(sum(one) for one in some)) for some in met.values()),
-        oblivious=_roc([scores[example].margin for example in right], attacks[OBLIVIOUS].values()),
-        joint=_roc([scores[example].margin for example in right], attacks[JOINT].values()),
+        oblivious=_roc(clean_scores, oblivious.values()),
+        joint=_roc(clean_scores, knowing),
     )
 
 
@@ -124,7 +129,7 @@ def _measured(job: Job, stage: str, rows: list[int]) -> Entry:
 
 def _decisions(job: Job, true: Dataset, points: Images) -> list[Decision]:
     oracle = job.oracle
-    answers = oracle.answers(points, torch.tensor(true.ids), stream=_STREAM, draws=DRAWS).double()
+    answers = oracle.answers(points, torch.tensor(true.ids), stream=SCORE_STREAM, draws=DRAWS).double()
     weights, said, last = oracle.weights(len(answers)), answers.argmax(dim=2), answers.shape[2] - 1
     score = weights @ (answers[..., -1] - answers[..., :-1].amax(dim=2))
     prediction = (per_row(weights, answers) * answers).sum(dim=0)[:, :-1].argmax(dim=1)
@@ -187,6 +192,11 @@ def _outcomes(clean: Decision, worst: Decision, attacked: Iterable[Decision]) ->
     others = [*attacked] if worst is clean else [worst, *attacked]
     # On a clean image to reject is to err.
     return [(max(0.0, clean.share - refused), refused), *((one.share, one.rejected or 0.0) for one in others)]
+
+
+def _suspicion(decision: Decision) -> tuple[bool, float]:
+    """Returns what an attacker wants as low as possible: to fool the classifier first, then a low score."""
+    return not decision.broken, decision.margin
 
 
 def _roc(clean: list[float], attacked: Iterable[Decision]) -> Roc:

@@ -10,7 +10,7 @@ from robustbench_kd.core.errors import IncompleteError, ModelError, unknown_name
 from robustbench_kd.core.ledger import Ledger
 from robustbench_kd.core.records import Finding, RunRecord, Severity
 from robustbench_kd.core.rundir import LEDGER, run_folder, stored_record, write_interrupted, write_record
-from robustbench_kd.core.suites import for_classes
+from robustbench_kd.core.suites import Suite, for_classes
 from robustbench_kd.engine import detection, native, preflight, reference, scoring
 from robustbench_kd.engine.batches import one_must_fit
 from robustbench_kd.engine.identity import environment, identify
@@ -25,6 +25,7 @@ from robustbench_kd.tensors.contracts import Classifier, Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 
 ENGINES = {"autoattack": reference.entries, "native": native.entries}
+CHECKS = {"autoattack": preflight.package_checks, "native": preflight.probes}
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,11 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
         raise unknown_name("engine", request.engine, ENGINES)
     with full_precision():
         tracker = Tracker(observer)
-        with one_must_fit():
-            oracle = Oracle(
-                request.subject.model,
-                request.device,
-                lambda: tracker.tick(oracle.forwards + oracle.backwards),
-                seed=request.seed,
-            )
-            classes = _probe(oracle, request.data)
+        oracle = _oracle(request, tracker)
+        classes = _probe(oracle, request.data)
+        request = replace(request, levers=Levers()) if oracle.randomized else request
         suite, changes = for_classes(request.suite, classes)
-        request, ask, notes = _faster(request, oracle)
-        steps = plan(suite, oracle, request.threat, request.extra, ask=ask)
+        steps = plan(suite, oracle, request.threat, request.extra)
         identity = identify(request, suite, steps)
         folder = run_folder(results, identity.model, identity.run_id())
         with Ledger(folder / LEDGER) as ledger:
@@ -69,36 +64,20 @@ def evaluate(request: Request, results: Path, *, observer: Observer = nobody, fr
                 ledger.clear()
             where, size = environment(request.device), request.subject.parameters
             summary = Summary(identity, request.data, steps, size, where, oracle)
-            findings = [*_said(oracle), *_changed(changes), *notes]
-            job_for = partial(
-                Job,
-                oracle=oracle,
-                data=request.data,
-                threat=request.threat,
-                suite=suite,
-                steps=steps,
-                seed=request.seed,
-                batch_size=request.batch_size,
-                tracker=tracker,
-                levers=request.levers,
-            )
-            record = _run(lambda: _decide(request, oracle, job_for, ledger), ledger, summary, folder, findings)
-            return Outcome(record, folder, stored=False)
+            findings = [*_said(oracle), *_changed(changes)]
+            decide = partial(_decide, request, suite, oracle, tracker, ledger=ledger, findings=findings)
+            return Outcome(_run(decide, ledger, summary, folder, findings), folder, stored=False)
 
 
-def _faster(request: Request, oracle: Oracle) -> tuple[Request, Classifier, list[Finding]]:
-    """Returns the request with its batch size, what the search asks, and which levers did not suit the model."""
-    images, device = request.data.images, request.device
-    size = request.batch_size or batch_size(oracle, images[:256], device, most=len(images))
-    request = replace(request, batch_size=size)
-    if oracle.randomized or request.levers == Levers():
-        return request, oracle.model, []
-    ask = searched(oracle.model, device, request.levers, size=size, probe=images[:4])
-    return request, ask, [_note(note) for note in ask.notes]
-
-
-def _note(text: str) -> Finding:
-    return Finding(check="lever-left-out", severity=Severity.INFO, message=text)
+def _oracle(request: Request, tracker: Tracker) -> Oracle:
+    with one_must_fit():
+        oracle = Oracle(
+            request.subject.model,
+            request.device,
+            lambda: tracker.tick(oracle.forwards + oracle.backwards),
+            seed=request.seed,
+        )
+    return oracle
 
 
 def _run(
@@ -116,19 +95,53 @@ def _run(
     return record
 
 
-def _decide(request: Request, oracle: Oracle, job_for: Callable[..., Job], ledger: Ledger) -> None:
-    logits, clean = preflight.clean_pass(oracle, request.data, request.threat, request.batch_size)
-    job = job_for(logits=logits)
-    first = preflight.entries(job, ledger.entries, clean, request.smaller)
+def _decide(
+    request: Request, suite: Suite, oracle: Oracle, tracker: Tracker, *, ledger: Ledger, findings: list[Finding]
+) -> None:
+    """Runs everything into the ledger; `findings` grow by the levers that did not suit the model."""
+    size, ask = _faster(request, oracle)
+    logits, clean = preflight.clean_pass(oracle, request.data, request.threat, size)
+    job = Job(
+        oracle=oracle,
+        data=request.data,
+        threat=request.threat,
+        suite=suite,
+        steps=plan(suite, oracle, request.threat, request.extra, ask=ask),
+        logits=logits,
+        seed=request.seed,
+        batch_size=size,
+        tracker=tracker,
+        levers=request.levers,
+    )
+    checks = CHECKS[request.engine] if request.probes else None
+    first = preflight.entries(job, ledger.entries, clean, request.smaller, checks)
     attacks = ENGINES[request.engine](job, ledger.entries)
     last = scoring.entries(job, ledger.entries), detection.entries(job, ledger.entries)
     for entry in chain(first, attacks, *last):
         ledger.append(entry)
+    findings += [_left_out(note) for note in getattr(ask, "notes", ())]  # some show only at the first pass
+
+
+def _faster(request: Request, oracle: Oracle) -> tuple[int, Classifier]:
+    """Returns the batch size, and what the search asks in the model's place."""
+    images, device, size = request.data.images, request.device, request.batch_size
+    probe, plain = images[:4], request.levers == Levers()
+    with one_must_fit():
+        if size == 0:
+            eager = replace(request.levers, compile=False)
+            tried = oracle if plain else searched(oracle.model, device, eager, size=0, probe=probe)
+            size = batch_size(tried, images[:256], device, most=len(images))
+        return size, oracle.model if plain else searched(oracle.model, device, request.levers, size=size, probe=probe)
+
+
+def _left_out(note: str) -> Finding:
+    return Finding(check="lever-left-out", severity=Severity.INFO, message=note)
 
 
 def _probe(oracle: Oracle, data: Dataset) -> int:
     """Returns the number of classes the model tells apart, from one image; raises `ModelError` if labels exceed it."""
-    classes = oracle.logits(data.images[:1]).shape[1] - oracle.abstains
+    with one_must_fit():
+        classes = oracle.logits(data.images[:1]).shape[1] - oracle.abstains
     highest = int(data.labels.max())
     if highest >= classes:
         raise ModelError(

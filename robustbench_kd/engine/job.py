@@ -1,7 +1,7 @@
 """What every engine is given, and what it can tell about where it stands."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from robustbench_kd.core.ledger import Decision, Entry, decided
 from robustbench_kd.core.suites import Suite
@@ -29,7 +29,7 @@ class Job:
     seed: int
     batch_size: int
     tracker: Tracker
-    levers: Levers = Levers()
+    levers: Levers = field(default_factory=Levers)
 
     @property
     def classes(self) -> int:

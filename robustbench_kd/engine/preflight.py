@@ -1,7 +1,7 @@
-"""What every engine does first: the clean pass, and the package's own checks of the model."""
+"""What every engine does first: the clean pass, and checks of the model."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine import autoattack
 from robustbench_kd.engine.batches import in_batches
+from robustbench_kd.engine.checkup import PROBES, Scope, checkup
 from robustbench_kd.engine.job import CLEAN, SMALLER, Job
 from robustbench_kd.engine.scoring import DRAWS, SCORE
 from robustbench_kd.engine.verify import decisions, judged, rejecting
@@ -21,7 +22,7 @@ from robustbench_kd.tensors.contracts import Dataset, Logits
 from robustbench_kd.tensors.defence import spared
 from robustbench_kd.tensors.oracle import Oracle
 
-CHECKS = "checks"
+PACKAGE = "checks"
 
 
 def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -> tuple[Logits, list[Entry]]:
@@ -49,8 +50,10 @@ def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -
     return torch.cat(found), entries
 
 
-def entries(job: Job, ledger: list[Entry], clean: list[Entry], smaller: Path | None) -> Iterator[Entry]:
-    """Yields what the clean pass, a smaller radius and the package's checks say, unless the ledger holds it already.
+def entries(
+    job: Job, ledger: list[Entry], clean: list[Entry], smaller: Path | None, checks: Callable[[Job], Entry] | None
+) -> Iterator[Entry]:
+    """Yields what the clean pass, a smaller radius and the checks of the model say, unless the ledger holds it already.
 
     Raises `RecordError` where the folder of the smaller radius cannot be read.
     """
@@ -58,8 +61,20 @@ def entries(job: Job, ledger: list[Entry], clean: list[Entry], smaller: Path | N
         yield from clean
     if smaller and not any(entry.stage == SMALLER for entry in ledger):
         yield Entry(stage=SMALLER, decisions=_carried(smaller))
-    if not any(entry.stage == CHECKS for entry in ledger):
-        yield next(in_batches(list(range(len(job.data))), job.batch_size, lambda rows: _check(job, rows)))
+    if checks and not any(entry.stage in {PACKAGE, PROBES} for entry in ledger):
+        yield checks(job)
+
+
+def probes(job: Job) -> Entry:
+    """Returns what the checks of `trust/` find on images that are classified rightly; adaptive stages attack parts anyway."""
+    right = torch.nonzero(job.logits.argmax(dim=1) == job.data.labels).flatten().tolist()
+    scope = Scope(seed=job.seed, parts=job.suite.adaptive is None)
+    return checkup(job.oracle, job.data, right, job.threat, scope)
+
+
+def package_checks(job: Job) -> Entry:
+    """Returns what the package's own checks find on the first batch."""
+    return next(in_batches(list(range(len(job.data))), job.batch_size, lambda rows: _check(job, rows)))
 
 
 def _carried(folder: Path) -> list[Decision]:
@@ -82,4 +97,4 @@ def _check(job: Job, rows: list[int]) -> Entry:
     randomized = job.suite.settings == "rand"
     findings = autoattack.check(job.oracle, first.images, first.labels, randomized=randomized)
     cost = job.oracle.forwards - forwards
-    return Entry(stage=CHECKS, forwards=cost, seconds=time.perf_counter() - start, findings=findings)
+    return Entry(stage=PACKAGE, forwards=cost, seconds=time.perf_counter() - start, findings=findings)

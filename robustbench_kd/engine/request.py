@@ -17,7 +17,9 @@ from robustbench_kd.tensors.contracts import Dataset
 class Request:
     """A defence, data, a threat and a suite, and the engine that is to run it.
 
-    A batch size of 0 is chosen by trial. `levers` make the search faster; verdicts are judged without them. `smaller` is the folder of a finished run at a smaller radius of the same norm: what it broke is broken here, too.
+    A batch size of 0 is chosen by trial. `levers` make the search faster; verdicts are judged without them. `probes` says
+    whether the model is checked first. `smaller` is the folder of a finished run at a smaller radius of the same norm: what
+    it broke is broken here, too.
     """
 
     subject: Subject
@@ -27,7 +29,8 @@ class Request:
     device: torch.device
     seed: int = 0
     batch_size: int = 250
-    levers: Levers = Levers()
+    levers: Levers = field(default_factory=Levers)
     engine: str = "native"
     extra: Extra = field(default_factory=Extra)
     smaller: Path | None = None
+    probes: bool = True

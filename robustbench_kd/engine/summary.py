@@ -21,14 +21,17 @@ from robustbench_kd.core.records import (
     verdict,
 )
 from robustbench_kd.core.statistics import interval
+from robustbench_kd.core.threat import Norm
 from robustbench_kd.engine import detection
-from robustbench_kd.engine.autoattack import square_gain
+from robustbench_kd.engine.checkup import facts_of, judge
 from robustbench_kd.engine.job import CLEAN, SMALLER
 from robustbench_kd.engine.plan import Step
 from robustbench_kd.engine.sample import SAMPLED
 from robustbench_kd.engine.scoring import DRAWS, SCORE
 from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.tensors.defence import Surfaced
 from robustbench_kd.tensors.oracle import Oracle
+from robustbench_kd.tensors.probe import Facts
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def summarise(about: Summary, ledger: list[Entry], findings: list[Finding], *, c
     stages = _stages(about, ledger)
     known = [*findings, *(finding for entry in ledger for finding in entry.findings)]
     if complete:
-        known += square_gain({stage.stage: stage.accuracy.value for stage in stages})
+        known += judge(_facts(about, ledger))
     known = _merged(known)
     record = RunRecord(
         run_id=about.identity.run_id(),
@@ -127,6 +130,12 @@ def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
             )
         )
     return stages
+
+
+def _facts(about: Summary, ledger: list[Entry]) -> Facts:
+    model, norm = about.oracle.model, Norm(about.identity.norm)
+    composite = about.identity.family != "classifier" or isinstance(model, Surfaced) or about.oracle.randomized
+    return facts_of(about.steps, ledger, examples=len(about.data), norm=norm, composite=composite)
 
 
 def _missed(about: Summary, findings: Sequence[Finding]) -> float | None:

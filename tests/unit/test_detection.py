@@ -1,6 +1,7 @@
 """Defences that may reject, on images of few pixels where every number is known."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,6 @@ from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surface
 from robustbench_kd.tensors.losses import margin
 
-EPS = 0.1
 scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)
 
 
@@ -54,6 +54,17 @@ class Detached(Wary):
             return Wary.forward(self, images)
 
         return [Surface(name=name, answer=whole) for name in ("classifier", "joint")]
+
+
+class Misled(Wary):
+    """Declares a joint surface that leads an attack astray."""
+
+    def __init__(self, excess, astray):
+        super().__init__(excess)
+        self.astray = astray
+
+    def surfaces(self):
+        return [Surface(name="joint", answer=partial(self.astray, self))]
 
 
 class Rounded(nn.Module):
@@ -122,8 +133,8 @@ def pixels(first, second=0.5):
     return Dataset("pixels", images, torch.ones(len(first), dtype=torch.long), tuple(range(len(first))), 2)
 
 
-def run(model, data, folder, **options):
-    asked = request(model, data, threat=f"linf:{EPS}", **options)
+def run(model, data, folder, threat="linf:0.1", **options):
+    asked = request(model, data, threat=threat, **options)
     short = replace(asked.suite, budgets={"budget": {"apgd-ce": {"steps": 10}}})
     return evaluate(replace(asked, suite=short), folder).record
 
@@ -197,7 +208,29 @@ def test_what_only_the_oblivious_attacker_trips_over_is_worth_little(avoidable, 
     assert found.oblivious.successes.auc > 0.8
     assert found.joint.successes.auc < 0.2
     assert found.oblivious.successes.tpr_5.value > 0.5 > found.joint.successes.tpr_5.value
-    assert found.robust_handled.value == 0
+    assert values(found, "robust_handled", "attacked_rejected") == [0, 0]
+
+
+def test_who_knows_the_detector_shows_it_the_image_with_the_lower_score(avoidable, tmp_path):
+    """His own attack goes astray here: it spoils the second pixel all the more."""
+
+    def astray(defence, images, _key):
+        logits = defence.network(images)
+        return torch.cat([logits, logits.amax(dim=1, keepdim=True) + 1 - images[:, 0, :, 1]], dim=1)
+
+    found = run(Misled(spoilt, astray), avoidable[1], tmp_path).detection
+    assert found.joint.successes.n == 40
+    assert found.joint.successes.auc <= found.oblivious.successes.auc < 0.99
+
+
+def test_who_knows_the_detector_shows_it_an_image_that_fools_the_classifier(tmp_path):
+    """His own attack goes astray here: it leads away from the boundary, to the lowest score."""
+
+    def astray(defence, images, _key):
+        return torch.cat([-defence.network(images), images.new_full((len(images), 1), -9.0)], dim=1)
+
+    found = run(Misled(near, astray), pixels([0.58] * 4), tmp_path).detection
+    assert found.joint.successes.n == 4
 
 
 def test_declared_surfaces_stand_in_for_a_defence_without_gradients(avoidable, tmp_path):
@@ -240,7 +273,15 @@ def test_rejecting_by_chance_is_told_by_draws_and_tells_no_attack(tmp_path):
     data = pixels(torch.linspace(0.56, 0.8, 30))
     found = run(Moody(), data, tmp_path).detection
     assert found.clean_rejected.value == pytest.approx(0.3, abs=5 * (0.21 / 3000) ** 0.5)
-    assert found.oblivious.successes.auc == pytest.approx(0.5, abs=0.05)
+    assert found.oblivious.attempts.auc == pytest.approx(0.5, abs=0.02)
+    assert found.oblivious.successes.auc == pytest.approx(0.5, abs=0.3)
+    assert found.attacked_rejected == found.clean_rejected
+
+
+def test_an_attacker_gains_nothing_from_choosing_where_the_draws_alone_decide(tmp_path):
+    found = run(Moody(), pixels([0.7, 0.8]), tmp_path).detection
+    assert found.robust_handled.value == 1
+    assert found.robust_accepted.value == pytest.approx(1 - found.clean_rejected.value)
 
 
 def test_the_batch_size_changes_nothing(tmp_path):
@@ -278,20 +319,24 @@ def test_the_record_round_trips(perfect):
     assert RunRecord.model_validate_json(perfect.model_dump_json()) == perfect
 
 
-def test_the_noise_detector_is_worth_less_against_one_who_knows_it(tmp_path):
+def test_noise_gives_images_away_that_have_only_just_crossed_the_boundary(tmp_path):
     generator = torch.Generator().manual_seed(0)
     part = Linear(torch.randn(5, 64, generator=generator), torch.zeros(5)).requires_grad_(False)
     images = torch.rand(400, 1, 8, 8, generator=generator)
     labels = part(images).argmax(dim=1)
     defence = assemble([part], criteria=["noise"], sigma=0.1, fpr=0.1)
-    clear = margin(part(images), labels) > 1.5
+    clear = margin(part(images), labels) > 2
     images, labels = images[clear], labels[clear]
     defence.fit(images, labels, images[60:], labels[60:])
     data = Dataset("random", images[:60], labels[:60], tuple(range(60)), 5)
-    found = run(defence, data, tmp_path).detection
+    record = run(defence, data, tmp_path, threat="linf:0.05")
+    found = record.detection
+    assert record.clean.value == pytest.approx(1 - found.clean_rejected.value)
     assert 0.02 < found.clean_rejected.value < 0.25
     assert found.oblivious.successes.n > 20
+    assert found.oblivious.successes.auc > 0.95
     assert found.joint.successes.auc <= found.oblivious.successes.auc
+    assert found.robust_accepted.value < 0.3 < record.robust.value
 
 
 def test_scores_that_tie_count_half():

@@ -38,7 +38,7 @@ def request(data: Dataset, *, threat="linf:0.2", suite=SUITE, target=CHECKPOINTS
     (described,) = describe(str(target), Choices(**options.pop("choices", {})))
     subject = load(described, classes=data.classes, shape=tuple(data.images.shape[1:]))
     device = torch.device("cpu")
-    return Request(subject, data, Threat.parse(threat), suite, device, engine="native", **options)
+    return Request(subject, data, Threat.parse(threat), suite, device, probes=False, **options)
 
 
 def passes(name, suite):
@@ -48,7 +48,7 @@ def passes(name, suite):
 
 def asking(model):
     """Lets the search ask something else in place of the model."""
-    return lambda request, oracle: (request, model(oracle), [])
+    return lambda request, oracle: (request.batch_size, model(oracle))
 
 
 def verdicts(outcome):

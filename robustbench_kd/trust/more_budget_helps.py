@@ -1,0 +1,28 @@
+"""More steps or another restart still break more images."""
+
+import torch
+
+from robustbench_kd.core.records import Finding
+from robustbench_kd.tensors.trials import Trials
+from robustbench_kd.trust._grade import Limits, of_sample
+
+_LIMITS = Limits(
+    yellow=0.05, red=0.2
+)  # honest networks lose up to 3 % by more steps and 9 % by a restart, masked 22 to 38 %
+
+
+def search(trials: Trials) -> list[Finding]:
+    """Returns a finding where APGD on the margin goes on breaking images with twice its 50 steps, or from another start.
+
+    Source of the symptom: Carlini et al. 2019 (arXiv 1902.06705): twice the steps must not change the result.
+    """
+    longer, again = trials.prolonged.broken, trials.repeated.broken
+    rows = trials.sample.rows
+    return of_sample(
+        "more-budget-helps",
+        trials.sample,
+        rows[torch.isin(rows, torch.cat([longer, again]))],
+        _LIMITS,
+        message=f"twice the steps break {len(longer)} more, another start {len(again)} more; together they still help",
+        advice="raise steps and restarts until nothing changes (--suite plus), or find out what hinders the gradient",
+    )

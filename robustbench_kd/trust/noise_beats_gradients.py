@@ -1,0 +1,23 @@
+"""Random noise breaks images that gradients do not."""
+
+from robustbench_kd.core.records import Finding
+from robustbench_kd.tensors.trials import Trials
+from robustbench_kd.trust._grade import Limits, of_sample
+
+_LIMITS = Limits(yellow=0.02, red=0.05)  # at most one image of 64 of an honest network, masked ones up to eight
+
+
+def search(trials: Trials) -> list[Finding]:
+    """Returns a finding where 200 random points in the ball break what gradient attacks leave standing.
+
+    Source of the symptom: Athalye et al. 2018 (arXiv 1802.00420), section 3.1; Carlini et al. 2019 (arXiv 1902.06705)
+    ask for far more points where a single image is to be settled.
+    """
+    return of_sample(
+        "noise-beats-gradients",
+        trials.sample,
+        trials.unlucky,
+        _LIMITS,
+        message="200 random points in the ball break what gradient attacks do not",
+        advice="gradients are masked: attack a stand-in, by transfer, or by queries",
+    )

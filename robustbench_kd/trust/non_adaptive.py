@@ -1,0 +1,21 @@
+"""A composed defence was attacked as if it were a plain classifier."""
+
+from robustbench_kd.core.records import Finding, Severity
+from robustbench_kd.tensors.probe import Facts
+
+
+def judge(facts: Facts) -> list[Finding]:
+    """Returns a yellow finding where a defence of parts met no adaptive attack.
+
+    Source: Tramer et al. 2020 (arXiv 2002.08347): such defences fall to attacks that are made for them.
+    """
+    if not facts.composite or any(stage.adaptive for stage in facts.stages):
+        return []
+    return [
+        Finding(
+            check="non-adaptive",
+            severity=Severity.YELLOW,
+            message="no adaptive attack was run on a defence of several parts: the number is an upper bound",
+            advice="run --suite standard+adaptive",
+        )
+    ]

@@ -1,0 +1,73 @@
+"""Two answers to the same images differ, or random numbers are drawn although they do not."""
+
+import torch
+from torch import Tensor
+
+from robustbench_kd.core.records import Finding, Severity
+from robustbench_kd.tensors.contracts import Logits
+from robustbench_kd.tensors.probe import Probe
+from robustbench_kd.trust._logits import changed, difference
+
+_CHECK = "randomness"
+_UNDECLARED = "offer draw(images, key), so that attacks average over draws and fresh draws are scored"
+_KEYED = "take all chance from the key: under the same one, draw(images, key) must give the same answer"
+_LIMIT = 1e-4  # of normalised logits: AutoAttack, `checks.py`; rounding on a GPU stays below 1e-5
+_FEW, _MANY = (
+    3,
+    20,
+)  # further answers, many where random numbers were drawn: a member drawn for a batch may be drawn again
+
+
+def probe(sample: Probe) -> list[Finding]:
+    """Returns a red finding where a defence answers by chance and does not say so, or not by its key alone.
+
+    A yellow one where it changes the global random state and answers alike: a seed that is hidden in it is no secret from
+    an attacker (Carlini et al. 2019, arXiv 1902.06705), and attacks that use the same generator lose their randomness.
+    """
+    again, drew = _watched(sample)
+    for _ in range(_MANY if drew else _FEW):
+        if bool(changed(sample.logits, again, _LIMIT).any()):
+            break
+        again = sample.ask(sample.images)
+    differs = changed(sample.logits, again, _LIMIT)
+    if bool(differs.any()):
+        return [_random(sample, differs, float(difference(sample.logits, again).max()))]
+    return [_hidden(sample)] if drew else []
+
+
+def _random(sample: Probe, differs: Tensor, far: float) -> Finding:
+    return Finding(
+        check=_CHECK,
+        severity=Severity.RED,
+        message=f"two answers to the same image differ on {int(differs.sum())} of {len(sample)} images, normalised logits by "
+        f"up to {far:.2g}",
+        advice=_KEYED if sample.randomized else _UNDECLARED,
+        value=far,
+        threshold=_LIMIT,
+        examples=sample.examples(differs),
+    )
+
+
+def _hidden(sample: Probe) -> Finding:
+    return Finding(
+        check=_CHECK,
+        severity=Severity.YELLOW,
+        message=f"a forward pass changes the global random state, but {len(sample)} images got the same answer each time",
+        advice="give the defence a generator of its own, or offer draw(images, key): a hidden seed protects nothing",
+    )
+
+
+def _watched(sample: Probe) -> tuple[Logits, bool]:
+    """Returns a second answer, and whether giving it changed the global random state."""
+    devices = [sample.images.device] if sample.images.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        torch.rand(1)  # a model that has set a seed before would set the same state again
+        for device in devices:
+            torch.rand(1, device=device)
+        before = _state(devices)
+        answer = sample.ask(sample.images)
+        return answer, not torch.equal(_state(devices), before)
+
+
+def _state(devices: list[torch.device]) -> Tensor:
+    return torch.cat([torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)])
