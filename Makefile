@@ -74,6 +74,9 @@ results: $(READY) ## Evaluate the shipped checkpoints on all test digits and wri
 curious: $(READY) ## Repeat the curious case on real networks (RKD_TEST_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/curious.py
 
+trust-table: $(READY) ## Write the tables of docs/trust.md again (RKD_TEST_DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trust_table.py
+
 clean: ## Remove everything that was made here except checkpoints and results
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

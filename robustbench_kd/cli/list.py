@@ -1,4 +1,4 @@
-"""List architectures, data sets, suites, families, training methods and recipes."""
+"""List architectures, data sets, attacks, suites, families, methods, recipes, checks and formats."""
 
 import tomllib
 
@@ -11,9 +11,13 @@ _KINDS = {
     "architectures": "models",
     "data sets": "datasets",
     "families": "defences",
+    "attacks": "attacks",
     "training methods": "training/methods",
+    "distillation methods": "distill",
+    "trust checks": "trust",
+    "report formats": "analysis/formats",
 }
-_TABLES = {"suites": "suites", "training recipes": "training/recipes"}
+_TABLES = {"suites": "suites", "training recipes": "training/recipes", "distillation recipes": "distill/recipes"}
 
 
 @click.command("list")

@@ -173,7 +173,7 @@ def test_a_radius_that_is_none(refused, factories, eps, said):
         (["--examples", "0"], "expected --examples as a positive number or all, got '0'"),
         (["--examples", "-5"], "expected --examples as a positive number or all, got '-5'"),
         (["--examples", "501"], "expected at least 501 examples for the limit, got 500"),
-        (["--batch-size", "0"], "Invalid value for '--batch-size': 0 is not in the range x>=1."),
+        (["--batch-size", "0"], "expected --batch-size as a positive number or auto, got '0'"),
         (["--treat", "linf:0.1"], "No such option '--treat'"),
         (["--seed", "x"], "Invalid value for '--seed'"),
     ],

@@ -153,7 +153,7 @@ def test_probabilities_are_a_finding_and_no_error(rkd, factories, tmp_path):
     (record,) = json.loads(told.stdout)
     assert record["verdict"] == "suspicious"
     assert "probabilities" in {finding["check"] for finding in record["findings"]}
-    assert "yellow: probabilities: AutoAttack:" in told.stderr
+    assert "yellow: probabilities:" in told.stderr
 
 
 def test_what_is_done_is_reported_even_if_the_next_checkpoint_fails(rkd, factories, tmp_path):

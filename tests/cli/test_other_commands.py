@@ -97,7 +97,7 @@ def test_a_leaderboard_is_printed_and_written_in_two_forms(rkd, digits_net, tmp_
     results = tmp_path / "results"
     told = rkd("leaderboard", results)
     assert told.code == 0
-    assert "digits, 20 examples, linf 0.1, apgd-ce by autoattack" in told.stdout
+    assert "digits, 20 examples, linf 0.1, apgd-ce by native" in told.stdout
     assert "one|two" in told.stdout
     assert "one\\|two" in (results / "leaderboard.md").read_text()
     rows = list(csv.DictReader((results / "leaderboard.csv").read_text().splitlines()))

@@ -8,7 +8,7 @@ import pytest
 from robustbench_kd.core import plugins
 from robustbench_kd.core.errors import UsageError
 
-CODE_KINDS = ["models", "datasets", "defences", "training/methods", "cli"]
+CODE_KINDS = ["models", "datasets", "defences", "attacks", "distill", "trust", "training/methods", "cli"]
 
 
 @pytest.fixture
