@@ -128,6 +128,11 @@ def masked():
     return Quantised(linear()).eval()
 
 
+def noisy_mean():
+    """Recognises a digit by its nearest mean, through noise that it keeps to itself."""
+    return Noisy(nearest_mean(), 0.3).eval()
+
+
 def coin_flip():
     return Noisy(linear(), 0.5).eval()
 

@@ -45,7 +45,9 @@ levers: Callable[[Command], Command] = together(
 )  # fmt: skip
 architecture: Callable[[Command], Command] = together(
     click.option("--arch", default="", help="Architecture ('rkd list'), module:factory or file.py:factory."),
-    click.option("--arch-arg", multiple=True, metavar="KEY=VALUE", help="Argument of the architecture or family; repeatable."),
+    click.option(
+        "--arch-arg", multiple=True, metavar="KEY=VALUE", help="Argument of the architecture or family; repeatable."
+    ),
 )
 
 

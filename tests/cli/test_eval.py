@@ -124,11 +124,11 @@ def test_several_checkpoints_are_evaluated_in_turn(rkd, tmp_path):
 
 
 def test_strict_refuses_an_unreliable_number_after_reporting_it(rkd, factories, tmp_path):
-    arguments = [f"{factories}:coin_flip", *options(tmp_path)]
+    arguments = [f"{factories}:noisy_mean", *options(tmp_path)]
     lenient = rkd("eval", *arguments)
     assert lenient.code == 0
     strict = rkd("eval", *arguments, "--strict", "--json")
-    assert "unreliable under --strict: coin_flip; the findings say why" in strict.error(3)
+    assert "unreliable under --strict: noisy_mean; the findings say why" in strict.error(3)
     assert json.loads(strict.stdout)[0]["verdict"] == "unreliable"
 
 
@@ -164,7 +164,14 @@ def test_what_is_done_is_reported_even_if_the_next_checkpoint_fails(rkd, factori
 
 def test_every_threat_that_is_done_is_reported_even_if_the_next_fails(rkd, factories, tmp_path):
     told = rkd(
-        "eval", f"{factories}:exhausted", *options(tmp_path, threat="linf:0.1,0.2"), "--json", "--engine", "autoattack"
+        "eval",
+        f"{factories}:exhausted",
+        *options(tmp_path, threat="linf:0.1"),
+        "--threat",
+        "linf:0.2",
+        "--json",
+        "--engine",
+        "autoattack",
     )
     assert "out of memory" in told.error(4)
     assert [record["identity"]["eps_text"] for record in json.loads(told.stdout)] == ["0.1"]

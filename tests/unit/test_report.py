@@ -450,7 +450,7 @@ def test_a_repeated_run_asks_the_same_question(name):
         "engine": "native",
         "seed": 7,
         "device": "cuda",
-        "batch_size": 32,
+        "batch_size": "32",
     }
 
 
