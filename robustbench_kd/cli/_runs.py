@@ -107,7 +107,11 @@ def _notes(record: RunRecord) -> list[str]:
     drawn = record.robust_draws
     if drawn:
         basis = f"all {drawn.draws} members" if drawn.exact else f"{drawn.draws} fresh draws of each image"
-        notes.append(f"{record.identity.model}: accuracies are expected ones, by {basis}")
+        how = f"accuracies are expected ones, by {basis}"
+        if record.identity.engine == "autoattack":
+            expected = _console.percent(drawn.mean)
+            how = f"robust % is the package's number, of single draws; {expected} % are expected on its images, by {basis}"
+        notes.append(f"{record.identity.model}: {how}")
     if record.detection:
         notes.append(f"{record.identity.model}: {_rejection(record.detection)}")
     return notes

@@ -16,6 +16,8 @@ def evaluation(test_data, tmp_path):
     """The arguments that repeat the stored evaluation."""
     return [
         "eval",
+        "--engine",
+        "autoattack",
         test_data / "models" / "resnet2b.pth",
         *("--arch", f"{test_data / 'real_models.py'}:resnet2b"),
         *("--dataset", f"npz:{test_data / 'cifar10_test_1000.npz'}"),
