@@ -20,7 +20,7 @@ if not out.is_terminal:
     out = Console(highlight=False, emoji=False, width=_PIPE_WIDTH)
 
 _VERDICT_STYLES = {"consistent": "green", "suspicious": "yellow", "unreliable": "bold red"}
-_SEVERITY_STYLES = {Severity.INFO: "dim", Severity.YELLOW: "yellow", Severity.RED: "bold red"}
+SEVERITY_STYLES = {Severity.INFO: "dim", Severity.YELLOW: "yellow", Severity.RED: "bold red"}
 _PLAIN_SECONDS = 10.0
 
 
@@ -48,7 +48,7 @@ def show_table(table: Table) -> None:
 def say_finding(finding: Finding) -> None:
     """Writes a finding to standard error, in the colour of its severity."""
     advice = f" -> {finding.advice}" if finding.advice else ""
-    say(f"  {finding.severity}: {finding.check}: {finding.message}{advice}", _SEVERITY_STYLES[finding.severity])
+    say(f"  {finding.severity}: {finding.check}: {finding.message}{advice}", SEVERITY_STYLES[finding.severity])
 
 
 def plain(text: str) -> str:

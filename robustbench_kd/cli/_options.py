@@ -3,11 +3,14 @@
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from robustbench_kd.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from robustbench_kd.checkpoints.subject import Choices
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -58,6 +61,20 @@ def parse_assignments(texts: tuple[str, ...], option: str) -> dict[str, Any]:
     {'width': 32, 'name': 'net'}
     """
     return {key: _value(value) for key, value in parse_texts(texts, option).items()}
+
+
+def choices(options: dict[str, Any]) -> "Choices":
+    """Returns what a person said of a checkpoint by the options that loading commands share."""
+    from robustbench_kd.checkpoints.subject import Choices
+
+    return Choices(
+        name=options.get("name", ""),
+        architecture=options["arch"],
+        arguments=parse_assignments(options["arch_arg"], "--arch-arg"),
+        normalisation=options["normalisation"],
+        weights_key=options["weights_key"],
+        trust_code=options["trust_code"],
+    )
 
 
 def parse_texts(texts: tuple[str, ...], option: str) -> dict[str, str]:

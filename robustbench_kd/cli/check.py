@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustbench_kd.cli import _options
-from robustbench_kd.core.records import Severity
 from robustbench_kd.core.threat import Threat
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from robustbench_kd.tensors.contracts import Dataset
 
 _USUAL_THREAT = "linf:8/255"
-_STYLES = {Severity.INFO: "dim", Severity.YELLOW: "yellow", Severity.RED: "bold red"}
 
 
 @click.command("check")
@@ -63,7 +61,7 @@ def command(target: str, **options: Any) -> None:
     from robustbench_kd.engine.inspection import inspect
 
     found = []
-    for described in describe(target, _choices(options)):
+    for described in describe(target, _options.choices(options)):
         data = open_dataset(
             options["dataset"] or (described.card.dataset if described.card else "digits"),
             split="test",
@@ -81,18 +79,6 @@ def command(target: str, **options: Any) -> None:
             _show(found[-1], seen)
     if options["as_json"]:
         _console.write_json(found)
-
-
-def _choices(options: dict[str, Any]) -> Any:
-    from robustbench_kd.checkpoints.subject import Choices
-
-    return Choices(
-        architecture=options["arch"],
-        arguments=_options.parse_assignments(options["arch_arg"], "--arch-arg"),
-        normalisation=options["normalisation"],
-        weights_key=options["weights_key"],
-        trust_code=options["trust_code"],
-    )
 
 
 def _threat(text: str, target: "Target") -> Threat:
@@ -165,7 +151,7 @@ def _show_findings(seen: "Inspection") -> None:
     table = _console.table("", {"severity": "left", "finding": "left", "what was seen": "left", "what to do": "left"})
     for finding in seen.findings:
         cells = finding.severity, finding.check, finding.message, finding.advice
-        table.add_row(*map(_console.plain, cells), style=_STYLES[finding.severity])
+        table.add_row(*map(_console.plain, cells), style=_console.SEVERITY_STYLES[finding.severity])
     _console.show_table(table)
 
 

@@ -66,17 +66,9 @@ def command(old: str, new: Path, **options: Any) -> None:
 
 def _target(old: str, options: dict[str, Any]) -> "Target":
     """Describes the one checkpoint that is to be converted."""
-    from robustbench_kd.checkpoints.subject import Choices
     from robustbench_kd.checkpoints.target import describe
 
-    choices = Choices(
-        architecture=options["arch"],
-        arguments=_options.parse_assignments(options["arch_arg"], "--arch-arg"),
-        normalisation=options["normalisation"],
-        weights_key=options["weights_key"],
-        trust_code=options["trust_code"],
-    )
-    targets = describe(old, choices)
+    targets = describe(old, _options.choices(options))
     if len(targets) != 1:
         raise UsageError(f"expected one checkpoint, '{old}' holds {len(targets)}")
     if targets[0].parts:

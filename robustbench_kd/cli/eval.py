@@ -97,7 +97,11 @@ def command(targets: tuple[str, ...], **options: Any) -> None:
     from robustbench_kd.checkpoints.target import describe
     from robustbench_kd.cli import _runs
 
-    curves, suite, choices = [parse_curve(text) for text in options["threats"]], _suite(options), _choices(options)
+    curves, suite, choices = (
+        [parse_curve(text) for text in options["threats"]],
+        _suite(options),
+        _options.choices(options),
+    )
     described = [target for text in targets for target in describe(text, choices)]
     if options["name"] and len(described) > 1:
         raise UsageError(f"--name names one model, but there are {len(described)}: leave it out")
@@ -126,19 +130,6 @@ def _suite(options: dict[str, Any]) -> Suite:
             raise UsageError(f"--mode fast is a short form of --suite standard, got --suite {suite.name}")
         return replace(parse_suite("fast"), name=suite.name)
     return suite
-
-
-def _choices(options: dict[str, Any]) -> Any:
-    from robustbench_kd.checkpoints.subject import Choices
-
-    return Choices(
-        name=options["name"],
-        architecture=options["arch"],
-        arguments=_options.parse_assignments(options["arch_arg"], "--arch-arg"),
-        normalisation=options["normalisation"],
-        weights_key=options["weights_key"],
-        trust_code=options["trust_code"],
-    )
 
 
 def _card_curves(target: "Target") -> list[Curve]:

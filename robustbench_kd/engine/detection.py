@@ -32,7 +32,7 @@ from robustbench_kd.engine.scoring import DRAWS, SCORE_STREAM
 from robustbench_kd.engine.search import Reply, Search, Spent
 from robustbench_kd.tensors.attack import Rows, per_row
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
-from robustbench_kd.tensors.defence import Key, Surface, spared
+from robustbench_kd.tensors.defence import EXPECTED, OWN, Key, Surface, spared
 from robustbench_kd.tensors.geometry import inside
 
 CLEAN, OBLIVIOUS, JOINT = "detection-clean", "detection-oblivious", "detection-joint"
@@ -157,7 +157,7 @@ class _Aim:
 def _surface(job: Job, stage: str) -> Surface:
     """Returns the surface that the defence declares for an attack, else the defence itself."""
     known = {surface.name: surface for surface in surfaces.adaptive(job.oracle, job.threat.eps)}
-    return next(known[name] for name in (_DECLARED[stage], surfaces.EXPECTED, surfaces.OWN) if name in known)
+    return next(known[name] for name in (_DECLARED[stage], EXPECTED, OWN) if name in known)
 
 
 def _attacked(job: Job, stage: str, true: Dataset, logits: Logits, spent: Spent) -> Images:

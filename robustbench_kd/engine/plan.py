@@ -9,7 +9,7 @@ from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.engine import surfaces
 from robustbench_kd.tensors.contracts import Classifier
-from robustbench_kd.tensors.defence import Adversary, Answer, Armed, Surface
+from robustbench_kd.tensors.defence import EXPECTED, OWN, Adversary, Answer, Armed, Surface
 from robustbench_kd.tensors.oracle import Oracle
 
 _SURROGATE = "surrogate-"
@@ -70,7 +70,7 @@ def build(name: str, suite: Suite, norm: Norm) -> Any:
 def _adaptive(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> list[Step]:
     """Returns each gradient attack on every surface, attacks that search for themselves, and those without gradients."""
     known, norm = surfaces.adaptive(oracle, threat.eps), threat.norm
-    truest = next(surface for surface in known if surface.name in {surfaces.OWN, surfaces.EXPECTED})
+    truest = next(surface for surface in known if surface.name in {OWN, EXPECTED})
     steps = _transfers(suite, extra, truest, norm)
     for surface in known:
         steps += [

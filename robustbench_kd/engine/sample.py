@@ -9,14 +9,15 @@ import math
 import torch
 from scipy.stats import hypergeom
 
-from robustbench_kd.core.ledger import Decision, Entry, decided
+from robustbench_kd.core.ledger import Entry, decided
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.engine.job import Job, standing
+from robustbench_kd.engine.verify import standing_decision
 from robustbench_kd.tensors.keyed_random import uniform
-from robustbench_kd.tensors.losses import margin
 
 SAMPLED = "sampled"
 _DOUBT = 0.05
+_FREE = {"forwards": 0, "backwards": 0}
 
 
 def sampled(job: Job, position: int, ledger: list[Entry]) -> list[int]:
@@ -48,7 +49,11 @@ def spared(job: Job, position: int, ledger: list[Entry]) -> Entry:
         value=most / len(job.data),
         threshold=_DOUBT,
     )
-    return Entry(stage=name, decisions=[_standing(job, row) for row in rows], findings=[finding])
+    return Entry(
+        stage=name,
+        decisions=[standing_decision(job.data, job.logits, row).model_copy(update=_FREE) for row in rows],
+        findings=[finding],
+    )
 
 
 def in_full(job: Job, position: int) -> Entry:
@@ -77,9 +82,3 @@ def missed(n: int, sample: int, stages: int = 1) -> int:
 
 def _stages(job: Job) -> int:
     return sum(step.share < 1 for step in job.steps)
-
-
-def _standing(job: Job, row: int) -> Decision:
-    label = job.data.labels[row : row + 1]
-    gap = float(margin(job.logits[row : row + 1], label))
-    return Decision(index=job.data.ids[row], broken=False, prediction=int(label), margin=gap, forwards=0, backwards=0)

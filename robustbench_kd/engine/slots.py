@@ -22,12 +22,11 @@ from robustbench_kd.engine.images import packed
 from robustbench_kd.engine.plan import Step
 from robustbench_kd.engine.queue import Ints, Queue
 from robustbench_kd.engine.search import Search
-from robustbench_kd.engine.verify import Judgement, decisions, judge
+from robustbench_kd.engine.verify import Judgement, decisions, judge, standing_decision
 from robustbench_kd.tensors.attack import Rows, join, take
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
 from robustbench_kd.tensors.defence import Key
 from robustbench_kd.tensors.geometry import inside
-from robustbench_kd.tensors.losses import margin
 from robustbench_kd.tensors.oracle import Oracle
 
 _TOGETHER = 0.5  # the share of rows that must want what fresh rows want before these join
@@ -224,12 +223,7 @@ class Turnover:
 
     def _standing(self, row: int) -> Decision:
         known = self._worst.get(self._stage.data.ids[row])
-        if known:
-            return self._costed(known, row)
-        label = self._stage.data.labels[row : row + 1]
-        gap = float(margin(self._stage.logits[row : row + 1], label))
-        decision = Decision(index=self._stage.data.ids[row], broken=False, prediction=int(label), margin=gap)
-        return self._costed(decision, row)
+        return self._costed(known or standing_decision(self._stage.data, self._stage.logits, row), row)
 
     def _turned(self, slots: _Slots) -> _Slots | None:
         """Returns the batch with dead rows replaced or taken out, None where nothing is left to do."""

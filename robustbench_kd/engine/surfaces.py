@@ -10,10 +10,9 @@ from torch import Tensor
 
 from robustbench_kd.tensors.attack import per_row
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
-from robustbench_kd.tensors.defence import Answer, Key, Mixture, Randomized, Surface, Surfaced
+from robustbench_kd.tensors.defence import EXPECTED, OWN, Answer, Key, Mixture, Randomized, Surface, Surfaced
 from robustbench_kd.tensors.oracle import Oracle
 
-OWN, EXPECTED = "defence", "expected"  # the defence itself, and all members of an ensemble at once
 _COPIES = 10  # noisy copies whose gradients are averaged
 _NOISE = 0.25  # their noise, in radii
 _GROUPS = 16  # groups of pixels that are moved together for a gradient from queries

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustbench_kd.core.ledger import Decision
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors.contracts import Dataset, Images, Labels
+from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
 from robustbench_kd.tensors.defence import spared
 from robustbench_kd.tensors.geometry import distance, inside
 from robustbench_kd.tensors.losses import margin
@@ -108,3 +108,10 @@ def _most_frequent(predictions: Tensor, weights: Tensor, classes: int) -> Labels
     """Returns the class with the largest weight among predictions `(k, n)`, the lower one of two equal."""
     votes = torch.zeros(predictions.shape[1], classes, dtype=weights.dtype)
     return votes.scatter_add_(1, predictions.T, weights.expand(predictions.shape[1], -1)).argmax(dim=1)
+
+
+def standing_decision(data: Dataset, logits: Logits, row: int) -> Decision:
+    """Returns the decision on a row of the data set that nothing has moved, from its clean logits."""
+    label = data.labels[row : row + 1]
+    gap = float(margin(logits[row : row + 1], label))
+    return Decision(index=data.ids[row], broken=False, prediction=int(label), margin=gap)

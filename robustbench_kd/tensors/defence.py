@@ -66,6 +66,8 @@ class Key:
         return f"{self.stream}/{part}"
 
 
+# Names of surfaces that are the defence itself, and all members of an ensemble or several draws at once.
+OWN, EXPECTED = "defence", "expected"
 Answer = Callable[[Images, Key], Logits]
 
 

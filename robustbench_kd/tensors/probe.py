@@ -18,6 +18,7 @@ from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.attack import per_row
 from robustbench_kd.tensors.contracts import Images, Labels, Logits
+from robustbench_kd.tensors.defence import EXPECTED, OWN
 from robustbench_kd.tensors.geometry import project, steepest
 from robustbench_kd.tensors.hyperplane import length
 from robustbench_kd.tensors.losses import margin
@@ -26,7 +27,7 @@ from robustbench_kd.tensors.oracle import is_out_of_memory
 Ask = Callable[[Images, Tensor], Logits]
 Loss = Callable[[Logits, Labels], Tensor]
 
-WHOLE = ("defence", "expected")  # surfaces that are the defence itself
+WHOLE = (OWN, EXPECTED)  # surfaces that are the defence itself
 
 
 class NoGradientError(Exception):
