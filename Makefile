@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format bench checkpoints defences results curious trust-table clean
+.PHONY: help demo test test-slow lint format bench checkpoints classifiers defences students students-table results regression curious trust-table clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,18 +42,21 @@ bench: $(READY) ## Measure both engines in turn, stage by stage
 	$(BIN)/python benchmarks/stages.py
 
 # One thread: sums in another order would give other weights.
-TRAIN = OMP_NUM_THREADS=1 $(BIN)/rkd train --dataset digits --arch small_cnn --threat linf:0.2 --card-threat linf:0.1,0.2 --device cpu
-checkpoints: $(READY) ## Train the shipped checkpoints again
-	$(TRAIN) digits-plain --name digits-plain --arch-arg width=16
-	$(TRAIN) digits-pgd-at --name digits-teacher --arch-arg width=32
-	$(TRAIN) digits-trades --name digits-small --arch-arg width=6
+checkpoints: classifiers defences students ## Make all shipped checkpoints again
+
+TRAIN = OMP_NUM_THREADS=1 $(BIN)/rkd train --dataset digits --threat linf:0.2 --card-threat linf:0.1,0.2 --device cpu
+classifiers: $(READY) ## Train the shipped classifiers again
+	$(TRAIN) digits-plain --name digits-plain --arch small_cnn --arch-arg width=16
+	$(TRAIN) digits-pgd-at --name digits-teacher --arch small_cnn --arch-arg width=32
+	$(TRAIN) digits-trades --name digits-small --arch small_cnn --arch-arg width=6
+	$(TRAIN) digits-plain --name digits-involution --arch rednet26 --arch-arg width=4
 
 # Defences around these, at a radius where the plain network falls. The front ends 0 to 4 are not trained at all.
 DEFEND = OMP_NUM_THREADS=1 $(BIN)/rkd train --threat linf:0.15 --device cpu
 PLAIN = --part checkpoints/digits-plain.toml
 FRONT = --family frontend --arch-arg depth=33 --arch-arg width=16
 MEMBER = --part checkpoints/digits-front-
-defences: $(READY) ## Make the shipped defences again
+defences: classifiers ## Make the shipped defences again
 	for seed in 0 1 2 3 4; do \
 		$(DEFEND) fit --name digits-front-$$seed $(FRONT) $(PLAIN) --arch-arg amplitude=0.05 --set seed=$$seed; \
 	done
@@ -67,9 +70,39 @@ defences: $(READY) ## Make the shipped defences again
 		--arch-arg 'criteria=["noise", "targeted"]' --arch-arg sigma=0.1 --arch-arg lr_t=0.015 --arch-arg radius=0.3 --arch-arg steps_t=20
 	$(DEFEND) fit --name digits-smoothed --family smoothed $(PLAIN)
 
+# One line for each student: a method, the teachers in the order in which it names them, a network and a seed.
+DISTIL = $(BIN)/rkd distill --dataset digits --device cpu --threat linf:0.2 --card-threat linf:0.1,0.2
+ROBUST = --teacher checkpoints/digits-teacher.toml
+BOTH = $(ROBUST) --teacher checkpoints/digits-plain.toml
+BIASES = --teacher checkpoints/digits-plain.toml --teacher checkpoints/digits-involution.toml
+CNN = --student small_cnn --arch-arg width=8
+VIT = --student vit_tiny --arch-arg width=36 --arch-arg depth=3 --arch-arg distillation_tokens=2
+students: classifiers ## Distil the shipped students again, two at a time
+	@for seed in 0 1 2; do \
+		for method in kd hint crd ard akd iad rslad adaad adaiad saad saad-c crdnd_reconstructed; do \
+			echo $$method --name digits-$$method-$$seed $(ROBUST) $(CNN) --set seed=$$seed; \
+		done; \
+		for method in ard iad rslad adaad; do \
+			echo $$method --with igdm --name digits-$$method-igdm-$$seed $(ROBUST) $(CNN) --set seed=$$seed; \
+		done; \
+		for method in mtard iad2 akd2; do \
+			echo $$method --name digits-$$method-$$seed $(BOTH) $(CNN) --set seed=$$seed; \
+		done; \
+		echo peeraid --name digits-peeraid-$$seed $(CNN) --set seed=$$seed; \
+		echo inductive_bias --name digits-inductive_bias-$$seed $(BIASES) $(VIT) --set seed=$$seed; \
+	done | OMP_NUM_THREADS=1 xargs -P 2 -L 1 $(DISTIL)
+
+STUDENTS = $(filter-out $(wildcard checkpoints/digits-front-*),$(wildcard checkpoints/digits-*-[0-2].toml))
+students-table: $(READY) ## Evaluate the shipped students and compare their methods
+	$(BIN)/rkd eval $(STUDENTS) --threat linf:0.2 --device cpu --results results
+	$(BIN)/python benchmarks/students.py
+
 results: $(READY) ## Evaluate the shipped checkpoints on all test digits and write results/
 	$(BIN)/rkd eval $(CLASSIFIERS) --device cpu --results results
 	$(BIN)/rkd leaderboard results
+
+regression: $(READY) ## Repeat cheap runs of results/ and fail where verdicts changed (DEVICE)
+	$(BIN)/python benchmarks/regression.py $(DEVICE)
 
 curious: $(READY) ## Repeat the curious case on real networks (RKD_TEST_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/curious.py

@@ -22,6 +22,7 @@ from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine.evaluate import Outcome, evaluate
+from robustbench_kd.engine.levers import Levers
 from robustbench_kd.engine.request import Request
 
 ROOT = Path(__file__).parent.parent
@@ -59,15 +60,19 @@ def cases() -> list[Case]:
     ]
 
 
-def measure(case: Case, way: str, results: Path) -> tuple[Outcome, float, float]:
+def measure(
+    case: Case, results: Path, *, engine: str, suite: str = "standard", seed: int = 0
+) -> tuple[Outcome, float, float]:
+    """Evaluates a case; returns the outcome with wall and CPU seconds."""
     (target,) = describe(case.target, Choices(architecture=case.architecture))
     data = open_dataset(case.dataset, limit=case.examples)
     channels, height, width = data.images.shape[1:]
     subject = load(target, classes=data.classes, shape=(channels, height, width))
-    engine, suite = WAYS[way]
     threat, chosen = Threat.parse(case.threat), parse_suite(suite)
     wall, cpu = time.perf_counter(), time.process_time()
-    outcome = evaluate(Request(subject, data, threat, chosen, torch.device("cpu"), engine=engine), results)
+    levers = Levers(fold=engine == "native")  # as the command line has it
+    request = Request(subject, data, threat, chosen, torch.device("cpu"), seed=seed, engine=engine, levers=levers)
+    outcome = evaluate(request, results)
     return outcome, time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -78,7 +83,9 @@ def robust(outcome: Outcome) -> list[str]:
 
 def rows(case: Case) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        measured = {way: measure(case, way, Path(folder)) for way in WAYS}
+        measured = {
+            way: measure(case, Path(folder), engine=engine, suite=suite) for way, (engine, suite) in WAYS.items()
+        }
         verdicts = {way: robust(outcome) for way, (outcome, _, _) in measured.items()}
     table = []
     for way, (outcome, wall, cpu) in measured.items():

@@ -17,7 +17,7 @@ T = TypeVar("T")
 # Two runs are comparable where all of these agree, which is where their protocol hashes do.
 _PROTOCOL = (
     *("dataset", "examples", "data_fingerprint", "norm", "eps"),
-    *("suite", "attacks", "engine", "mode", "precision"),
+    *("suite", "attacks", "engine", "mode", "arithmetic"),
 )
 _MADE = ("seed", "batch_size", "device")
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from robustbench_kd.analysis.compare import obstacles, robust_change
 from robustbench_kd.analysis.leaderboard import read_records, title
 from robustbench_kd.analysis.paired import Change, p_text, points
-from robustbench_kd.analysis.runs import read_run
+from robustbench_kd.analysis.runs import with_examples
 from robustbench_kd.core.errors import RkdError
 from robustbench_kd.core.records import RunRecord
 
 _MOST = 30
+_Stored = tuple[Path, RunRecord]
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,23 @@ def read_flips(results: Path, baseline: Path) -> Flips:
     """Compares runs with those of the same model and protocol in a baseline folder; raises `RecordError` without one."""
     records, _ = read_records(results)
     before, unread = read_records(baseline)
-    known = {_key(record): folder for folder, record in before.items()}
+    known = {_key(record): (folder, record) for folder, record in before.items()}
     changes: list[Flip] = []
     left_out = [*unread]
     for folder, record in records.items():
         try:
-            changes += _flips(folder, known.get(_key(record)), record, left_out)
+            changes += _flips(known.get(_key(record)), (folder, record), left_out)
         except RkdError as error:
             left_out.append(str(error))
     return Flips(tuple(sorted(changes, key=lambda flip: flip.change.difference)), tuple(left_out))
 
 
-def _flips(folder: Path, before: Path | None, record: RunRecord, left_out: list[str]) -> list[Flip]:
-    identity = record.identity
+def _flips(before: _Stored | None, after: _Stored, left_out: list[str]) -> list[Flip]:
+    identity = after[1].identity
     if before is None:
         left_out.append(f"{identity.model}: the baseline has no run of it on {title(identity)}")
         return []
-    old, new = read_run(before), read_run(folder)
+    old, new = with_examples(*before), with_examples(*after)
     reasons = obstacles(old, new)
     if reasons:
         left_out.append(f"{identity.model} is not comparable: {'; '.join(reasons)}")

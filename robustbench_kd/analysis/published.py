@@ -5,7 +5,6 @@ Source: RobustBench/robustbench, `model_info/<data set>/<threat>/<model>.json`. 
 """
 
 import math
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.records import Frozen, Identity, Name
-from robustbench_kd.core.threat import Norm
+from robustbench_kd.core.threat import Norm, ratio
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -96,7 +95,7 @@ def _published(entry: _Entry, file: Path) -> Published:
         architecture=entry.architecture or "",
         dataset=entry.dataset,
         norm=Norm((entry.threat_model or file.parent.name).lower()),
-        eps=float(Fraction(entry.eps)),
+        eps=ratio(str(entry.eps)),
         clean=entry.clean_acc / 100,
         robust=lowest / 100,
         standard=None if entry.external is None else entry.autoattack_acc / 100,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustbench_kd.analysis.classes import Heat, by_class
+from robustbench_kd.analysis.gallery import Gallery, galleries
 from robustbench_kd.analysis.leaderboard import Board, rank, read_records
 from robustbench_kd.analysis.page import render_page
 from robustbench_kd.analysis.pictures import MOST_ROWS, Picture, Security, costs, losses, security, trade_off
@@ -53,6 +54,7 @@ class Section:
     costs: Picture
     heat: Heat | None
     remarks: tuple[Remark, ...]
+    galleries: tuple[Gallery, ...]
     details: tuple[Details, ...]
 
 
@@ -76,7 +78,7 @@ def read_report(results: Path, flips: "Flips | None" = None) -> Report:
     records, unread = read_records(results)
     boards = rank(records.values())
     left_out = [*unread]
-    sections = [_section(board, _examples(board, records, left_out)) for board in boards]
+    sections = [_section(board, _folders(board, records), left_out) for board in boards]
     verdicts: Counter[str | None] = Counter(record.verdict for record in records.values())
     return Report(
         sections=tuple(sections),
@@ -93,27 +95,31 @@ def render(report: Report) -> str:
     return render_page("report.html", report=report)
 
 
-def _section(board: Board, examples: Sequence[tuple[str, Sequence[ExampleRow]]]) -> Section:
+def _section(board: Board, folders: Sequence[tuple[RunRecord, Path]], left_out: list[str]) -> Section:
     return Section(
         table=tabulate(board),
         trade_off=trade_off(board.records),
         losses=losses(board.records),
         costs=costs(board.records),
-        heat=by_class(examples),
+        heat=by_class(_examples(folders, left_out)),
         remarks=_remarks(board.records),
+        galleries=galleries(folders, left_out),
         details=tuple(map(_details, board.records)),
     )
 
 
-def _examples(
-    board: Board, records: Mapping[Path, RunRecord], left_out: list[str]
-) -> list[tuple[str, Sequence[ExampleRow]]]:
-    """Reads the examples of a board's first runs; adds to `left_out` what cannot be read."""
+def _folders(board: Board, records: Mapping[Path, RunRecord]) -> list[tuple[RunRecord, Path]]:
+    """Returns a board's first runs with their folders."""
     folders = {id(record): folder for folder, record in records.items()}
+    return [(record, folders[id(record)]) for record in board.records[:MOST_ROWS]]
+
+
+def _examples(runs: Sequence[tuple[RunRecord, Path]], left_out: list[str]) -> list[tuple[str, Sequence[ExampleRow]]]:
+    """Reads the examples of runs; adds to `left_out` what cannot be read."""
     found: list[tuple[str, Sequence[ExampleRow]]] = []
-    for record in board.records[:MOST_ROWS]:
+    for record, folder in runs:
         try:
-            found.append((record.identity.model, read_examples(folders[id(record)] / EXAMPLES)))
+            found.append((record.identity.model, read_examples(folder / EXAMPLES)))
         except RecordError as error:
             left_out.append(str(error))
     return found

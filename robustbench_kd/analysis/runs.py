@@ -49,6 +49,11 @@ def read_run(folder: Path) -> Run:
     record = read_record(folder / RECORD)
     if record.status != "complete":
         raise IncompleteError(f"'{folder}' is unfinished: run the same 'rkd eval' again to resume it")
+    return with_examples(folder, record)
+
+
+def with_examples(folder: Path, record: RunRecord) -> Run:
+    """Reads the examples of a complete run; raises `RecordError` where they are damaged or contradict the record."""
     run = Run(folder, record, {row.index: row for row in read_examples(folder / EXAMPLES)})
     _check(run)
     return run
@@ -117,13 +122,13 @@ def _check(run: Run) -> None:
         raise RecordError(
             f"'{run.folder / RECORD}' calls itself complete but lacks accuracies; delete it and run again"
         )
-    if len(rows) != record.identity.examples:
-        raise RecordError(f"'{path}': expected {record.identity.examples} examples as in {RECORD}, got {len(rows)}")
+    if len(rows) != record.clean.n:
+        raise RecordError(f"'{path}': expected {record.clean.n} examples as in {RECORD}, got {len(rows)}")
     if run.randomized:
         return
-    stages = {stage.stage for stage in record.stages}
+    known = {"", *(stage.stage for stage in record.stages)}
     for row in rows:
-        if row.broken_by not in stages | {""} or row.robust == bool(row.broken_by):
+        if row.broken_by not in known or row.robust == bool(row.broken_by):
             what = f"{'' if row.robust else 'not '}robust, broken by '{printable(row.broken_by)}'"
             raise RecordError(f"'{path}': example {row.index} is {what}; delete its folder and run again")
     _check_share(run, "clean", record.clean, sum(row.clean_correct for row in rows))

@@ -100,6 +100,8 @@ def mode(record: RunRecord) -> str:
     """Returns what to know about a number that is not exact, and nothing where it is."""
     if record.identity.mode == "exact":
         return ""
+    if record.claim:
+        return printable(record.identity.mode)
     missed = "some" if record.missed is None else f"up to {100 * record.missed:.1f} points"
     return f"{printable(record.identity.mode)}, may miss {missed}"
 
@@ -137,7 +139,7 @@ def _cells(rank: int, record: RunRecord, first: str) -> dict[str, Cell]:
         "#": Cell(str(rank), rank),
         "model": _text(identity.model),
         "family": _text(identity.family),
-        "n": _count(identity.examples),
+        "n": _count(record.claim.evaluated if record.claim else identity.examples),
         "clean %": _accuracy(record.clean),
         first: _accuracy(record.standard or record.robust),
         "all draws %": _accuracy(record.robust_draws.all_correct if record.robust_draws else None),

@@ -52,8 +52,8 @@ class Windows:
 class State:
     """Where each row stands: the best point with its margin, the asked point, and how many points were evaluated.
 
-    `draws` `(n, ahead, size)` are the random numbers of the steps from `first` `(n,)` on; `left` counts, for all rows, the
-    steps until they are drawn again.
+    `draws` `(n, ahead, size)` hold what is drawn for the steps from `first` `(n,)` on: random numbers, for linf made into
+    strokes. `left` counts, for all rows, the steps until more are drawn.
     """
 
     images: Images
@@ -137,10 +137,11 @@ class Square:
         moved = replace(
             state,
             step=state.step + 1,
-            margin=torch.where(better, found, state.margin),
+            margin=torch.fmin(found, state.margin),
             best=_choose(per_row(better, state.best), state.point, state.best),
+            left=state.left - 1,
         )
-        moved = replace(moved, left=moved.left - 1) if moved.left else _stocked(moved, moved.step)
+        moved = moved if state.left else _stocked(moved, moved.step)
         return replace(moved, point=(_recolour if state.threat.norm is Norm.LINF else _transfer)(moved))
 
 
@@ -183,21 +184,27 @@ def _stripes(state: State) -> Images:
     """Returns the images with every column of every channel at one end of the linf ball."""
     _, channels, _, width = state.images.shape
     signs = _signs(_draw(state, channels * width), state.images).view(-1, channels, 1, width)
-    return _shift(state.images, signs, state.threat.eps)
+    return torch.add(state.images, signs, alpha=state.threat.eps).clamp_(0, 1)
+
+
+def _strokes(state: State, draws: Tensor, step: Tensor) -> Tensor:
+    """Returns what steps `(m,)` paint, from their random numbers `(m, 2 + c)`, `(m, h + w + c)`.
+
+    1 for the lines and columns of one window and 0 for others, and for each channel the end of the linf ball.
+    """
+    height, width = state.images.shape[2:]
+    side = state.windows.sides[_level(state, step)]
+    rows, columns = _offsets(draws[:, 0], side, height), _offsets(draws[:, 1], side, width)
+    lines = [_within(offsets, side, state.images) for offsets in (rows, columns)]
+    return torch.cat([*lines, state.threat.eps * _signs(draws[:, 2:], state.images)], dim=1)
 
 
 def _recolour(state: State) -> Images:
     """Returns the best points with one window at the ends of the linf ball, one end for each channel."""
-    height, width = state.images.shape[2:]
-    draws, side = _drawn(state), state.windows.sides[_level(state)]
-    rows, columns = _offsets(draws[:, 0], side, height), _offsets(draws[:, 1], side, width)
-    signs = _signs(draws[:, 2:], state.images)[:, :, None, None]
-    outside = 1 - _window(rows, columns, side, state.images)
-    return _shift(state.images, signs, state.threat.eps).lerp_(state.best, outside)
-
-
-def _shift(images: Images, signs: Tensor, eps: float) -> Images:
-    return torch.add(images, signs, alpha=eps).clamp_(0, 1)
+    channels, height, width = state.images.shape[1:]
+    rows, columns, ends = torch.split(_drawn(state), [height, width, channels], dim=1)
+    painted = (state.images + ends[:, :, None, None]).clamp_(0, 1)
+    return painted.lerp_(state.best, 1 - rows[:, None, :, None] * columns[:, None, None, :])
 
 
 def _grid(state: State) -> Images:
@@ -217,7 +224,7 @@ def _grid(state: State) -> Images:
 def _transfer(state: State) -> Images:
     """Returns the best points with the change of a second window moved to a first one, and all unused radius with it."""
     height, width = state.images.shape[2:]
-    draws, level = _drawn(state), _level(state)
+    draws, level = _drawn(state), _level(state, state.step)
     side = state.windows.sides[level]
     rows, columns = _offsets(draws[:, 0], side, height), _offsets(draws[:, 1], side, width)
     other_rows, other_columns = _offsets(draws[:, 2], side, height), _offsets(draws[:, 3], side, width)
@@ -264,26 +271,27 @@ def _draw(state: State, size: int) -> Tensor:
 
 
 def _stocked(state: State, first: Tensor) -> State:
-    """Returns the state with the random numbers of the steps from `first` on; many at once cost little more than one."""
+    """Returns the state with what the steps from `first` on draw; many at once cost little more than one."""
     ids, job = state.ids.repeat_interleave(_AHEAD), state.job.repeat_interleave(_AHEAD)
     steps = (first[:, None] + torch.arange(_AHEAD, device=first.device)).flatten()
-    size = (2 if state.threat.norm is Norm.LINF else 5) + state.images.shape[1]
-    draws = uniform(state.seed, _STREAM, ids, job, steps, size)
-    return replace(state, draws=draws.view(len(first), _AHEAD, size), first=first, left=_AHEAD - 1)
+    linf = state.threat.norm is Norm.LINF
+    draws = uniform(state.seed, _STREAM, ids, job, steps, (2 if linf else 5) + state.images.shape[1])
+    draws = _strokes(state, draws, steps) if linf else draws
+    return replace(state, draws=draws.view(len(first), _AHEAD, -1), first=first, left=_AHEAD - 1)
 
 
 def _drawn(state: State) -> Tensor:
-    """Returns the random numbers of the current step, `(n, size)`."""
-    rows = torch.arange(len(state.step), device=state.step.device)
-    return state.draws[rows, state.step - state.first]
+    """Returns what is drawn for the current step, `(n, size)`."""
+    ahead = (state.step - state.first)[:, None, None]
+    return state.draws.gather(1, ahead.expand(-1, 1, state.draws.shape[2]))[:, 0]
 
 
 def _signs(draws: Tensor, like: Tensor) -> Tensor:
     return (draws > 0.5).to(like.dtype) * 2 - 1
 
 
-def _level(state: State) -> Tensor:
-    return torch.bucketize(state.step - 1, state.windows.halved_after)
+def _level(state: State, step: Tensor) -> Tensor:
+    return torch.bucketize(step - 1, state.windows.halved_after)
 
 
 def _offsets(draws: Tensor, side: Tensor, size: int) -> Tensor:
@@ -297,8 +305,13 @@ def _offsets(draws: Tensor, side: Tensor, size: int) -> Tensor:
 
 def _window(rows: Tensor, columns: Tensor, side: Tensor, like: Tensor) -> Tensor:
     """Returns 1 inside the windows and 0 outside, `(n, 1, h, w)`."""
-    rows, columns = (((offsets >= 0) & (offsets < side[:, None])).to(like.dtype) for offsets in (rows, columns))
+    rows, columns = (_within(offsets, side, like) for offsets in (rows, columns))
     return rows[:, None, :, None] * columns[:, None, None, :]
+
+
+def _within(offsets: Tensor, side: Tensor, like: Tensor) -> Tensor:
+    """Returns 1 for the lines that a window takes in, 0 for others."""
+    return ((offsets >= 0) & (offsets < side[:, None])).to(like.dtype)
 
 
 def _choose(first: Tensor, one: Images, other: Images) -> Images:

@@ -64,6 +64,21 @@ class Weights(Frozen):
         return sha256
 
 
+class Teacher(Frozen):
+    """A network that the checkpoint was distilled from: its name, the sha256 of its weights, and the name of its card."""
+
+    name: str
+    sha256: str
+    card: str = ""
+
+    @field_validator("card")
+    @classmethod
+    def _beside_the_card(cls, card: str) -> str:
+        if card and not is_file_name(card):
+            raise ValueError(f"expected the name of a card, such as net.toml, got {card!r}")
+        return card
+
+
 class Claim(Frozen):
     """A number that somebody published, with where it stands."""
 
@@ -92,6 +107,7 @@ class Card(Frozen):
     parts: tuple[str, ...] = ()
     arguments: Arguments = Field(default_factory=dict)
     weights: Weights | None = None
+    teachers: tuple[Teacher, ...] = ()
     made: dict[str, Any] = Field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
 
@@ -128,6 +144,7 @@ _SECTIONS: dict[str, type[Frozen]] = {
     "architecture": Architecture,
     "normalisation": Normalisation,
     "weights": Weights,
+    "teachers": Teacher,
     "claims": Claim,
 }
 

@@ -1,4 +1,4 @@
-"""What a person adds to the adaptive attacks: stand-in models and attacks of their own."""
+"""What comes to the adaptive attacks from outside: stand-in models, a student's teachers, attacks of a person's own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from robustbench_kd.checkpoints.architecture import code_digest, find_code, is_factory
 from robustbench_kd.checkpoints.subject import Choices, Target
 from robustbench_kd.checkpoints.target import describe, load
+from robustbench_kd.cli import _console
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.engine.plan import Extra
 from robustbench_kd.tensors.oracle import freeze
@@ -16,6 +17,23 @@ from robustbench_kd.tensors.oracle import freeze
 def described(texts: Sequence[str], *, trust_code: bool) -> list[Target]:
     """Reads `--surrogate` targets; what they are called in the record is told apart by their weights."""
     return [target for text in texts for target in describe(text, Choices(trust_code=trust_code))]
+
+
+def teachers(student: Target, *, trust_code: bool) -> list[Target]:
+    """Describes the teachers whose cards lie beside a student's; says which ones it was distilled from do not."""
+    if student.card is None or student.weights is None:
+        return []
+    found: list[Target] = []
+    for teacher in student.card.teachers:
+        path = student.weights.parent / teacher.card
+        beside = describe(str(path), Choices(trust_code=trust_code)) if path.is_file() else []
+        same = [target for target in beside if target.parts or target.sha256 == teacher.sha256]
+        if not same:
+            _console.say(
+                f"{student.name}: its teacher '{teacher.name}' is not beside its card, and not attacked", "dim"
+            )
+        found += same
+    return found
 
 
 def added(

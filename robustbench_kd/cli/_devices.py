@@ -17,3 +17,9 @@ def choose(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"there is no device '{name}': {torch.cuda.device_count()} CUDA devices are visible")
     return device
+
+
+def share(name: str, number: int) -> str:
+    """Returns the device of a worker, counted from 1: of several GPUs each takes its own unless one of them is named."""
+    count = torch.cuda.device_count()
+    return f"cuda:{(number - 1) % count}" if name in {"auto", "cuda"} and count > 1 else name

@@ -42,7 +42,8 @@ data: Callable[[Command], Command] = together(
 levers: Callable[[Command], Command] = together(
     click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16"]), default="fp32", show_default=True,
                  help="Of the search; verdicts are always judged in fp32."),
-    click.option("--fold", is_flag=True, help="Search with batch norm folded into convolutions."),
+    click.option("--fold/--no-fold", default=True, show_default=True,
+                 help="Search with batch norm folded into convolutions."),
     click.option("--channels-last", is_flag=True, help="Search with channels innermost in memory."),
     click.option("--compile", is_flag=True, help="Search with a compiled model, on a GPU as CUDA graphs."),
 )  # fmt: skip

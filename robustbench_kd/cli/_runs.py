@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from robustbench_kd.cli import _console
-from robustbench_kd.core.records import Accuracy, Detection, RunRecord
+from robustbench_kd.core.records import Accuracy, Claim, Detection, RunRecord
 from robustbench_kd.engine.evaluate import Outcome
 from robustbench_kd.engine.progress import Observer, Progress
 
@@ -26,6 +26,7 @@ def observer(line: _console.Line, label: str) -> Observer:
 def announce(outcome: Outcome) -> None:
     """Says on standard error where a run went and what was found."""
     how = "stored result" if outcome.stored else f"done in {_console.duration(outcome.record.seconds)}"
+    how = f"the earlier result lacked images, {how}" if outcome.again else how
     identity = outcome.record.identity
     _console.say(f"{identity.model} {identity.norm}:{identity.eps_text}: {how}, {outcome.folder}", "dim")
     for finding in outcome.record.findings:
@@ -82,7 +83,7 @@ def _suite(record: RunRecord) -> str:
 _COLUMNS = (
     _Column("model", "left", lambda record: _console.plain(record.identity.model)),
     _Column("threat", "left", lambda record: f"{record.identity.norm}:{record.identity.eps_text}"),
-    _Column("n", "right", lambda record: str(record.identity.examples)),
+    _Column("n", "right", lambda record: str(record.clean.n if record.clean else record.identity.examples)),
     _Column("clean %", "right", lambda record: _console.percent(record.clean)),
     _Column("robust %", "right", _robust),
     _Column("adaptive %", "right", lambda record: _console.percent(record.robust) if record.standard else ""),
@@ -104,6 +105,8 @@ def _notes(record: RunRecord) -> list[str]:
             f"{record.identity.model}: a fast run; its samples could have missed {100 * record.missed:.1f} points "
             "(95 % confidence)"
         )
+    if record.claim:
+        notes.append(f"{record.identity.model}: {_settled(record.claim)}")
     drawn = record.robust_draws
     if drawn:
         basis = f"all {drawn.draws} members" if drawn.exact else f"{drawn.draws} fresh draws of each image"
@@ -115,6 +118,11 @@ def _notes(record: RunRecord) -> list[str]:
     if record.detection:
         notes.append(f"{record.identity.model}: {_rejection(record.detection)}")
     return notes
+
+
+def _settled(claim: Claim) -> str:
+    known = f"known after {claim.evaluated} of {claim.population} examples in random order"
+    return f"{claim.text} {'holds' if claim.holds else 'is refuted'}, {known} (wrong at most {claim.mistakes:.0%} of the time)"
 
 
 def _rejection(found: Detection) -> str:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_kd.cli import _options
+from robustbench_kd.cli import _options, _workers
+from robustbench_kd.core.claim import parse_claim
 from robustbench_kd.core.errors import UnreliableError, UsageError
 from robustbench_kd.core.suites import Suite, parse_suite
 from robustbench_kd.core.threat import Threat, parse_curve
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from robustbench_kd.tensors.contracts import Dataset
 
 Curve = list[Threat]
+Opened = Callable[[str], "Dataset"]
 
 
 @click.command("eval")
@@ -76,7 +78,11 @@ Curve = list[Threat]
 @_options.seed
 @_options.device
 @_options.results
+@_workers.options
 @click.option("--no-probes", is_flag=True, help="Do not check the model before the attacks.")
+@click.option(
+    "--save-adversarial", is_flag=True, help="Keep the images that decide, for 'rkd verify' and 'rkd report'."
+)
 @click.option("--fresh", is_flag=True, help="Ignore stored and unfinished results of the same question.")
 @click.option("--strict", is_flag=True, help="Exit 3 if a number is unreliable.")
 @click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
@@ -93,38 +99,45 @@ def command(targets: tuple[str, ...], **options: Any) -> None:
       rkd eval net.pth --arch resnet18 --dataset cifar10 --threat linf:8/255 --examples 1000
       rkd eval net.pth --arch model.py:make --dataset npz:test.npz --threat linf:2/255
       rkd eval defence.toml --suite standard+adaptive --surrogate student.toml
+      rkd eval net.toml --workers 4
+      rkd eval net.toml --until-decided "robust>=0.45"
     """  # fmt: skip
     from robustbench_kd.checkpoints.target import describe
     from robustbench_kd.cli import _runs
 
     curves, suite, choices = (
         [parse_curve(text) for text in options["threats"]],
-        _suite(options),
+        chosen_suite(options),
         _options.choices(options),
     )
     described = [target for text in targets for target in describe(text, choices)]
     if options["name"] and len(described) > 1:
         raise UsageError(f"--name names one model, but there are {len(described)}: leave it out")
-    opened = cache(lambda named: _dataset(named, options))
+    shard, opened = _workers.own_shard(options), opener(options)
     outcomes: list[Outcome] = []
     try:
         for target in described:
-            outcomes.extend(_evaluate(target, curves or _card_curves(target), suite, options, opened))
+            own = curves or card_curves(target)
+            if shard:
+                _workers.decide(shard, request(target, own[0][0], suite, options, opened), own, options["results"])
+            else:
+                outcomes.extend(_evaluate(target, own, suite, options, opened))
     finally:
         if outcomes:
             _runs.report(outcomes, as_json=options["as_json"])
     unreliable = [found.record.identity.model for found in outcomes if found.record.verdict == "unreliable"]
     if options["strict"] and unreliable:
         raise UnreliableError(f"unreliable under --strict: {', '.join(unreliable)}; the findings say why")
+    _workers.insist(outcomes)
 
 
-def _suite(options: dict[str, Any]) -> Suite:
+def chosen_suite(options: dict[str, Any]) -> Suite:
     """Reads --suite and --mode, and refuses what does not go with them."""
     suite = parse_suite(options["suite"])
     if (options["surrogates"] or options["attacks"]) and not suite.adaptive:
         raise UsageError(f"--surrogate and --adaptive need an adaptive suite: use --suite {suite.name}+adaptive")
     if options["engine"] == "autoattack" and _levers(options).label != "fp32":
-        raise UsageError("--precision, --fold, --channels-last and --compile speed up --engine native only")
+        raise UsageError("--precision, --channels-last and --compile speed up --engine native only")
     if options["mode"] == "fast":
         if suite.name != "standard":
             raise UsageError(f"--mode fast is a short form of --suite standard, got --suite {suite.name}")
@@ -132,7 +145,8 @@ def _suite(options: dict[str, Any]) -> Suite:
     return suite
 
 
-def _card_curves(target: "Target") -> list[Curve]:
+def card_curves(target: "Target") -> list[Curve]:
+    """Returns the threats of a target's card, each by itself; raises `UsageError` where it names none."""
     if target.card is None or not target.card.threats:
         raise UsageError(f"which threat for '{target.name}'? Give --threat NORM:EPS, such as --threat linf:8/255")
     return [[Threat.parse(text)] for text in target.card.threats]
@@ -143,9 +157,23 @@ def _evaluate(  # what is evaluated, then how
     curves: list[Curve],
     suite: Suite,
     options: dict[str, Any],
-    opened: Callable[[str], "Dataset"],
+    opened: Opened,
 ) -> Iterator["Outcome"]:
-    """Yields the outcome of each threat; `opened` gives a data set by name, read once for all targets."""
+    """Yields the outcome of each threat."""
+    asked = request(target, curves[0][0], suite, options, opened)
+    spread = spread_of(target, curves[0][0], suite, options)
+    for curve in curves:
+        yield from outcomes_of(asked, curve, options, spread)
+
+
+def request(  # what is evaluated, then how
+    target: "Target",
+    threat: Threat,
+    suite: Suite,
+    options: dict[str, Any],
+    opened: Opened,
+) -> "Request":
+    """Loads a target and its data, and returns what to evaluate; `opened` is that of `opener`."""
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _adaptive, _console, _devices
     from robustbench_kd.engine.request import Request
@@ -158,25 +186,42 @@ def _evaluate(  # what is evaluated, then how
     for note in subject.notes:
         _console.say(f"{subject.name}: {note}", "dim")
     surrogates = _adaptive.described(options["surrogates"], trust_code=options["trust_code"])
-    request = Request(
+    if suite.adaptive:
+        surrogates += _adaptive.teachers(target, trust_code=options["trust_code"])
+    return Request(
         subject=subject,
         data=data,
-        threat=curves[0][0],
+        threat=threat,
         suite=suite,
         device=device,
         seed=options["seed"],
-        batch_size=_batch_size(options),
+        batch_size=chosen_batch_size(options),
         engine=options["engine"],
         levers=_levers(options),
         probes=not options["no_probes"],
+        saves=options["save_adversarial"],
+        at_least=parse_claim(options["claim"]) if options["claim"] else None,
         extra=_adaptive.added(surrogates, options["attacks"], classes=data.classes, shape=shape, device=device),
     )
-    for curve in curves:
-        yield from _curve(request, curve, options)
 
 
-def _curve(request: "Request", curve: Curve, options: dict[str, Any]) -> Iterator["Outcome"]:
-    """Yields the outcomes of ascending radii; what a smaller one breaks is not attacked again."""
+def spread_of(target: "Target", threat: Threat, suite: Suite, options: dict[str, Any]) -> _workers.Spread | None:
+    """Returns what lets several processes share the examples of a request, None where it is to be one."""
+    return _workers.spread(partial(_loaded, target, threat, suite), options)
+
+
+def _loaded(target: "Target", threat: Threat, suite: Suite, options: dict[str, Any]) -> "Request":
+    """Returns what a worker, in a process of its own, is to evaluate."""
+    return request(target, threat, suite, options, opener(options))
+
+
+def outcomes_of(
+    request: "Request", curve: Curve, options: dict[str, Any], spread: _workers.Spread | None = None
+) -> Iterator["Outcome"]:
+    """Yields the outcomes of ascending radii; what a smaller one breaks is not attacked again.
+
+    `spread` is that of `_workers` where several processes are to share the examples.
+    """
     from robustbench_kd.cli import _console, _runs
     from robustbench_kd.engine.evaluate import evaluate
 
@@ -185,7 +230,8 @@ def _curve(request: "Request", curve: Curve, options: dict[str, Any]) -> Iterato
         with _console.progress() as line:
             observer = _runs.observer(line, f"{request.subject.name} {threat}")
             asked = replace(request, threat=threat, smaller=smaller)
-            outcome = evaluate(asked, options["results"], observer=observer, fresh=options["fresh"])
+            shared = partial(spread, asked, observer) if spread else None
+            outcome = evaluate(asked, options["results"], observer=observer, fresh=options["fresh"], spread=shared)
         # Of a randomized defence an example is hardly ever broken for good.
         smaller = None if outcome.record.robust_draws else outcome.folder
         _runs.announce(outcome)
@@ -195,10 +241,11 @@ def _curve(request: "Request", curve: Curve, options: dict[str, Any]) -> Iterato
 def _levers(options: dict[str, Any]) -> "Levers":
     from robustbench_kd.engine.levers import Levers
 
-    return Levers(**{name: options[name] for name in ("precision", "fold", "channels_last", "compile")})
+    asked = Levers(**{name: options[name] for name in ("precision", "fold", "channels_last", "compile")})
+    return asked if options["engine"] == "native" else replace(asked, fold=False)
 
 
-def _batch_size(options: dict[str, Any]) -> int:
+def chosen_batch_size(options: dict[str, Any]) -> int:
     """Reads --batch-size; 0 stands for auto, and the package's usual 250 where its verdicts depend on it."""
     text = options["batch_size"]
     if text == "auto":
@@ -206,6 +253,11 @@ def _batch_size(options: dict[str, Any]) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise UsageError(f"expected --batch-size as a positive number or auto, got '{text}'")
     return int(text)
+
+
+def opener(options: dict[str, Any]) -> Opened:
+    """Returns what gives a data set by name, read once however often it is asked for."""
+    return cache(lambda named: _dataset(named, options))
 
 
 def _dataset(named: str, options: dict[str, Any]) -> "Dataset":

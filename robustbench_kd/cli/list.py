@@ -16,6 +16,7 @@ _KINDS = {
     "distillation methods": "distill",
     "trust checks": "trust",
     "report formats": "analysis/formats",
+    "trackers": "analysis/trackers",
 }
 _TABLES = {"suites": "suites", "training recipes": "training/recipes", "distillation recipes": "distill/recipes"}
 

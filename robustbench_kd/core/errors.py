@@ -7,6 +7,7 @@
     ├── ModelError           2   a model whose output is not finite logits of the right shape
     ├── RecordError          2   a results folder that cannot be read or written
     ├── RegressionError      1   a gate found that a model became worse
+    ├── VerificationError    1   a stored run that is not what its images say
     ├── UnreliableError      3   a number that `--strict` refuses to accept
     ├── IncompleteError      4   work that stopped early and can be resumed
     └── NotComparableError   4   runs that answer different questions, or lack their counterpart
@@ -46,6 +47,12 @@ class RecordError(RkdError):
 
 class RegressionError(RkdError):
     """A gate found that a model became worse."""
+
+    exit_code = 1
+
+
+class VerificationError(RkdError):
+    """A stored run is not what its images say."""
 
     exit_code = 1
 

@@ -1,19 +1,33 @@
-"""Reads `examples.csv`, whatever it holds."""
+"""Writes `examples.csv`, and reads one back, whatever it holds."""
 
 import csv
-from collections.abc import Iterator
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.records import ExampleRow
 from robustbench_kd.core.text import printable
 
-_FIELDS = ExampleRow.model_fields
-_REQUIRED = [name for name, field in _FIELDS.items() if field.is_required()]
+# Columns are checked as a whole: row by row it would take longer than everything else that a report does.
+_COLUMNS: dict[str, TypeAdapter[Any]] = {
+    name: TypeAdapter(list[kind])  # type: ignore[valid-type]  # known only when it runs
+    for name, kind in ExampleRow.__annotations__.items()
+}
 _ADVICE = "restore the file, or delete its folder and run again"
+
+
+def to_text(rows: Iterable[ExampleRow]) -> str:
+    """Returns an `examples.csv`; None becomes an empty cell, floats keep every digit."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(ExampleRow._fields)
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def read_examples(path: Path) -> list[ExampleRow]:
@@ -23,47 +37,57 @@ def read_examples(path: Path) -> list[ExampleRow]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return list(_rows(file, path))
+            columns, numbers = _columns(file, path)
     except OSError as error:
         raise RecordError(f"cannot read '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecordError(f"'{path}' is no text: {error.reason} at byte {error.start}; {_ADVICE}") from error
+    values = [_checked(name, columns[name], path, numbers) for name in ExampleRow._fields]
+    _check_indices(values[0], path, numbers)
+    return list(map(ExampleRow, *values))
 
 
-def _rows(file: TextIO, path: Path) -> Iterator[ExampleRow]:
-    lines = _lines(file, path)
-    _, header = next(lines, (1, []))
-    missing = [name for name in _REQUIRED if name not in header]
-    if missing:
-        raise _wrong(path, 1, f"the header '{','.join(header)[:40]}' lacks {', '.join(missing)}")
-    seen: set[int] = set()
-    for number, cells in lines:
-        if len(cells) != len(header):
-            raise _wrong(path, number, f"expected {len(header)} cells, got {len(cells)}")
-        row = _row(dict(zip(header, cells, strict=True)), path, number)
-        if row.index in seen:
-            raise _wrong(path, number, f"example {row.index} stands there a second time")
-        seen.add(row.index)
-        yield row
-
-
-def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields the lines that hold anything with their numbers, of which the first is 1."""
+def _columns(file: TextIO, path: Path) -> tuple[dict[str, list[str]], list[int]]:
+    """Returns the cells of each column, and the number of the line that each stands in, of which the first is 1."""
     reader = csv.reader(file, strict=True)
+    cells: list[str] = []
+    numbers: list[int] = []
     try:
-        yield from ((reader.line_num, cells) for cells in reader if cells)
+        header = next(filter(None, reader), [])
+        _check_header(header, path)
+        for line in filter(None, reader):
+            if len(line) != len(header):
+                raise _wrong(path, reader.line_num, f"expected {len(header)} cells, got {len(line)}")
+            cells += line
+            numbers.append(reader.line_num)
     except csv.Error as error:
         raise _wrong(path, reader.line_num, str(error)) from error
+    return {name: cells[place :: len(header)] for place, name in enumerate(header)}, numbers
 
 
-def _row(cells: dict[str, str], path: Path, number: int) -> ExampleRow:
-    known = {name: text if text or name == "broken_by" else None for name, text in cells.items() if name in _FIELDS}
+def _check_header(header: list[str], path: Path) -> None:
+    missing = [name for name in ExampleRow._fields if name not in header]
+    if missing:
+        raise _wrong(path, 1, f"the header '{','.join(header)[:40]}' lacks {', '.join(missing)}")
+
+
+def _checked(name: str, texts: Sequence[str], path: Path, numbers: Sequence[int]) -> list[Any]:
+    known = texts if name == "broken_by" else [text or None for text in texts]
     try:
-        return ExampleRow.model_validate(known)
+        checked: list[Any] = _COLUMNS[name].validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
-        column = str(first["loc"][0])
-        raise _wrong(path, number, f"{column}: {first['msg']}, got '{cells.get(column, '')}'") from error
+        row = int(first["loc"][0])
+        raise _wrong(path, numbers[row], f"{name}: {first['msg']}, got '{texts[row]}'") from error
+    return checked
+
+
+def _check_indices(indices: Sequence[int], path: Path, numbers: Sequence[int]) -> None:
+    if len(set(indices)) == len(indices):
+        return
+    index, _ = Counter(indices).most_common(1)[0]
+    again = indices.index(index, indices.index(index) + 1)
+    raise _wrong(path, numbers[again], f"example {index} stands there a second time")
 
 
 def _wrong(path: Path, line: int, what: str) -> RecordError:

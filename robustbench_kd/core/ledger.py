@@ -2,20 +2,26 @@
 
 One JSON line per batch of decisions, flushed to disk before the next batch starts. A line that a crash tore in half is cut
 off when the ledger is opened again. An advisory lock keeps two processes from writing one run.
+
+A shard has a file of its own beside the run's. Whoever opens a ledger knows what all files say, so that it does not matter
+how the work was divided when it was interrupted.
 """
 
 import fcntl
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from pydantic import Field, ValidationError
 
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.records import Finding, Frozen, Work
+from robustbench_kd.core.shards import Shard, shards
+
+_FINISHED = "finished"  # the mark of a shard that has nothing left to decide
 
 
 class Decision(Frozen):
@@ -57,32 +63,27 @@ class Entry(Frozen):
 
 
 class Ledger:
-    """An open ledger; a context manager that holds the lock of its run.
+    """An open ledger; a context manager that holds the lock of its run, or of one shard of it.
 
-    Raises `RecordError` where the folder cannot be written, the disk is full, or another process holds the run.
+    Shards of one run may be open at the same time, each once; a run as a whole only by itself. `entries` are those of all
+    files. Raises `RecordError` where the folder cannot be written, the disk is full, or another process holds the run.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, shard: Shard | None = None) -> None:
+        self._run = path
+        self._path = path.with_name(shard.of(path.name)) if shard else path
         self.entries: list[Entry] = []
 
     def __enter__(self) -> Self:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+b")
-        except OSError as error:
-            raise RecordError(f"cannot write results to '{self._path.parent}': {error.strerror}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            where, busy = self._path.parent, isinstance(error, BlockingIOError)
-            raise RecordError(
-                f"another process is writing '{where}': wait for it, or stop it"
-                if busy
-                else f"cannot lock '{where}': {error.strerror}; choose another --results"
-            ) from None
-        self.entries = self._replay()
+        with ExitStack() as opened:
+            self._lock = opened.enter_context(self._opened(self._run))
+            self._acquire(self._lock, fcntl.LOCK_EX if self._path == self._run else fcntl.LOCK_SH)
+            self._file = self._lock
+            if self._path != self._run:
+                self._file = opened.enter_context(self._opened(self._path))
+                self._acquire(self._file, fcntl.LOCK_EX)
+            self._read()
+            opened.pop_all()
         return self
 
     def __exit__(
@@ -91,6 +92,7 @@ class Ledger:
         # Closing tries again to write what did not fit on the disk; `append` has told of that already.
         with suppress(OSError):
             self._file.close()
+        self._lock.close()
 
     def append(self, entry: Entry) -> None:
         """Writes one entry and waits until it is on disk."""
@@ -108,28 +110,87 @@ class Ledger:
     def clear(self) -> None:
         """Forgets everything, for a run that starts afresh."""
         self._file.truncate(0)
+        for path in self._others():
+            path.unlink()
         self.entries = []
 
     def remove(self) -> None:
-        """Deletes the file, once `run.json` holds all it said."""
-        self._path.unlink(missing_ok=True)
+        """Deletes the files, once `run.json` holds all they said."""
+        for path in (*self._others(), self._path):
+            path.unlink(missing_ok=True)
 
-    def _replay(self) -> list[Entry]:
-        self._file.seek(0)
-        entries, intact = [], 0
-        for line in self._file:
-            entry = _parse(line)
-            if entry is None:
-                break
-            entries.append(entry)
-            intact += len(line)
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Lets the shards of the run be written meanwhile, and knows afterwards what they hold."""
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            self._acquire(self._lock, fcntl.LOCK_EX)
+            self._read()
+
+    def _opened(self, path: Path) -> BinaryIO:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("a+b")
+        except OSError as error:
+            raise RecordError(f"cannot write results to '{path.parent}': {error.strerror}") from error
+
+    def _acquire(self, file: BinaryIO, kind: int) -> None:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            where, busy = self._path.parent, isinstance(error, BlockingIOError)
+            raise RecordError(
+                f"another process is writing '{where}': wait for it, or stop it"
+                if busy
+                else f"cannot lock '{where}': {error.strerror}; choose another --results"
+            ) from None
+
+    def _others(self) -> list[Path]:
+        """Returns the files of the run beside the one that is written, the run's own first."""
+        known = [self._run, *sorted(self._run.parent.glob(f"{self._run.stem}-*-of-*{self._run.suffix}"))]
+        return [path for path in known if path != self._path]
+
+    def _read(self) -> None:
+        """Learns what all files say, and cuts off what a crash has torn in the one that is written."""
+        own, intact = _intact(self._path)
         self._file.truncate(intact)
-        return entries
+        self.entries = [entry for path in self._others() for entry in _intact(path)[0]] + own
+
+
+def finished(shard: Shard) -> Entry:
+    """Returns the entry that a shard closes its ledger with."""
+    return Entry(stage=f"{_FINISHED} {shard}")
+
+
+def unfinished(entries: Iterable[Entry]) -> tuple[Shard, ...]:
+    """Returns the shards that have not closed their ledgers, none where the shards of one division all have.
+
+    Of several divisions the one that lacks the least counts; the whole of a run that was not divided is a shard, too.
+    """
+    texts = {entry.stage.removeprefix(_FINISHED) for entry in entries if entry.stage.startswith(f"{_FINISHED} ")}
+    done = {Shard.parse(text.strip()) for text in texts}
+    divisions = {shard.count for shard in done} or {1}
+    return min((tuple(sorted(set(shards(count)) - done)) for count in divisions), key=len)
 
 
 def decided(entries: Iterable[Entry], stage: str) -> dict[int, Decision]:
     """Returns the decisions of one stage by example id."""
     return {decision.index: decision for entry in entries if entry.stage == stage for decision in entry.decisions}
+
+
+def _intact(path: Path) -> tuple[list[Entry], int]:
+    """Returns the entries of a file before the first damaged line, and how many bytes they are."""
+    entries, intact = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            entry = _parse(line)
+            if entry is None:
+                break
+            entries.append(entry)
+            intact += len(line)
+    return entries, intact
 
 
 def _parse(line: bytes) -> Entry | None:

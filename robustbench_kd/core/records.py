@@ -7,7 +7,7 @@ hash of the identity, so the same question always leads to the same folder.
 import hashlib
 import json
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -107,6 +107,19 @@ class Detection(Frozen):
     joint: Roc
 
 
+class Claim(Frozen):
+    """Whether the robust accuracy of a `population` of examples reaches a number, known after some of them.
+
+    They were taken in random order, so many as it took to know; the chance of a wrong answer is at most `mistakes`.
+    """
+
+    text: str
+    holds: bool
+    evaluated: int
+    population: int
+    mistakes: float
+
+
 class Identity(Frozen):
     """Everything that can change a verdict.
 
@@ -143,14 +156,19 @@ class Identity(Frozen):
         """Returns the names of all attacks in their order."""
         return [*self.attacks, *self.adaptive]
 
+    @property
+    def arithmetic(self) -> str:
+        """Returns the number format of the search; its `precision` also names what only rearranges the arithmetic."""
+        return self.precision.partition("+")[0]
+
     def run_id(self) -> str:
         """Returns the name of the run's folder: 16 hexadecimal digits of the hash of all fields."""
         return _digest(self.model_dump())
 
     def protocol_hash(self) -> str:
         """Returns the hash of what two runs must share to be ranked together: data, threat, suite and engine."""
-        shared = {"dataset", "data_fingerprint", "norm", "eps", "suite", "attacks", "engine", "mode", "precision"}
-        return _digest(self.model_dump(include=shared))
+        shared = {"dataset", "data_fingerprint", "norm", "eps", "suite", "attacks", "engine", "mode"}
+        return _digest({**self.model_dump(include=shared), "precision": self.arithmetic})
 
 
 class Work(Frozen):
@@ -182,7 +200,8 @@ class RunRecord(Frozen):
     """`run.json`: one evaluation of one defence under one threat with one suite.
 
     `robust` is what all attacks together left, of a randomized defence the expected accuracy; `standard` is what was left
-    before adaptive attacks followed; `detection` is for defences that may reject; `missed` bounds, with 95 % confidence, what a fast run could have missed.
+    before adaptive attacks followed; `detection` is for defences that may reject; `missed` bounds, with 95 % confidence, what a fast run could have missed; `claim` is what a
+    sequential run has settled, whose accuracies are those of the examples it took.
     """
 
     schema_version: Literal[1] = 1
@@ -197,6 +216,7 @@ class RunRecord(Frozen):
     robust_draws: Draws | None = None
     detection: Detection | None = None
     missed: float | None = None
+    claim: Claim | None = None
     stages: list[Stage] = Field(default_factory=list)
     forwards: int = 0
     backwards: int = 0
@@ -207,15 +227,15 @@ class RunRecord(Frozen):
     environment: dict[str, str] = Field(default_factory=dict)
 
 
-class ExampleRow(Frozen):
-    """One line of `examples.csv`.
+class ExampleRow(NamedTuple):  # a page reads them by the hundred thousand
+    """One line of `examples.csv`; it is checked where it is read.
 
     `margin` is the true class's logit less the largest other one, on the adversarial image where there is one and on
     the clean image otherwise. `forwards` and `backwards` are empty where the engine cannot tell them per example. Of a
     randomized defence a prediction is the most frequent one, and `robust` says whether it is right.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody asks of a row
     label: int
     clean_prediction: int
     clean_correct: bool

@@ -11,15 +11,18 @@ from pathlib import Path
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
+from robustbench_kd.core.examples import to_text
 from robustbench_kd.core.records import AttackRow, DrawRow, ExampleRow, Finding, RunRecord, attack_rows
 
-RECORD, EXAMPLES, DRAWS, ATTACKS, FINDINGS, LEDGER = (
+RECORD, EXAMPLES, DRAWS, ATTACKS, FINDINGS, LEDGER, ADVERSARIAL, JOB = (
     "run.json",
     "examples.csv",
     "draws.csv",
     "attacks.csv",
     "findings.json",
     "ledger.jsonl",
+    "adversarial.safetensors",
+    "job.json",
 )
 
 
@@ -30,12 +33,17 @@ def run_folder(results: Path, model: str, run_id: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text file like `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file atomically; raises `RecordError` where the disk is full or the folder not writable."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -57,7 +65,7 @@ def to_csv(rows: Sequence[BaseModel], schema: type[BaseModel]) -> str:
 
 def write_record(folder: Path, record: RunRecord, examples: list[ExampleRow], draws: Sequence[DrawRow] = ()) -> None:
     """Writes all files of a complete run, `run.json` last, so that its presence vouches for the others."""
-    write_text(folder / EXAMPLES, to_csv(examples, ExampleRow))
+    write_text(folder / EXAMPLES, to_text(examples))
     if draws:
         write_text(folder / DRAWS, to_csv(draws, DrawRow))
     write_text(folder / ATTACKS, to_csv(attack_rows(record), AttackRow))

@@ -59,12 +59,26 @@ def parse_threats(texts: list[str]) -> list[Threat]:
     return [threat for text in texts for threat in parse_curve(text)]
 
 
+def ratio(text: str) -> float:
+    """Reads a number or a fraction; raises `ValueError`, `ZeroDivisionError` or `OverflowError` where it is none.
+
+    >>> ratio("8/255")
+    0.03137254901960784
+    """
+    numerator, over, denominator = text.partition("/")
+    rough = float(numerator) / (float(denominator) if over else 1)
+    # A power of ten with a billion digits is refused before they are written out.
+    if not math.isfinite(rough):
+        raise OverflowError(f"expected a finite number, got '{text}'")
+    return float(Fraction(text)) if rough else rough
+
+
 def _radius(text: str, norm: Norm) -> float:
     try:
-        eps = float(Fraction(text))
+        eps = ratio(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UsageError(f"expected eps as a number or fraction such as 0.5 or 8/255, got '{text}'") from None
-    if not math.isfinite(eps) or eps <= 0:
+    if eps <= 0:
         raise UsageError(f"expected eps above 0, got '{text}'")
     if norm is Norm.LINF and eps > 1:
         hint = f": did you mean {text}/255?" if eps <= 255 and "/" not in text else ""

@@ -34,17 +34,19 @@ def open_method(name: str, options: _Given | None = None, additions: Mapping[str
     """
     component, module = _opened(name, "loss", "distillation method")
     chosen = _options(name, module, {**component.arguments, **(options or {})})
-    terms = [_bound(module.loss, chosen)]
+    terms, added = [_bound(module.loss, chosen)], {}
     for addition, given in (additions or {}).items():
         _, part = _opened(addition, "term", "addition")
         _check_host(name, module, chosen, addition)
-        terms.append(_bound(part.term, _options(addition, part, given)))
+        added[addition] = _options(addition, part, given)
+        terms.append(_bound(part.term, added[addition]))
     return Method(
         name=name,
         options=chosen,
         inner=_bound(getattr(module, "inner", _no_attack), chosen),
         loss=partial(_merged, terms),
         prepare=_bound(getattr(module, "prepare", _nothing), chosen),
+        additions=added,
     )
 
 

@@ -6,8 +6,7 @@ from typing import Any
 from pydantic import Field, PositiveFloat, field_validator
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.distill._objectives import labelled
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms
+from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms, labelled
 from robustbench_kd.tensors.losses import cross_entropy
 
 VARIANTS: dict[str, dict[str, Any]] = {"akd": {}, "akd2": {"weights": (0.5, 0.25)}}

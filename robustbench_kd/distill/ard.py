@@ -5,8 +5,7 @@ from functools import partial
 from pydantic import Field, PositiveFloat
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.distill._objectives import labelled
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms
+from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms, labelled
 from robustbench_kd.tensors.losses import cross_entropy
 
 

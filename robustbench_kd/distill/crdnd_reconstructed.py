@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_kd.distill._divergence import Reduction, divergence_from, reduced
-from robustbench_kd.distill._objectives import away_from, labelled
 from robustbench_kd.tensors.contracts import Labels, Logits
 from robustbench_kd.tensors.distillation import (
     PENULTIMATE,
@@ -18,7 +17,9 @@ from robustbench_kd.tensors.distillation import (
     Objective,
     Setup,
     Terms,
+    away_from,
     feature_shape,
+    labelled,
 )
 
 

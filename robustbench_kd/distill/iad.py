@@ -8,8 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from robustbench_kd.distill._divergence import Reduction, divergence, reduced, softened, trust
-from robustbench_kd.distill._objectives import labelled
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms
+from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms, labelled
 from robustbench_kd.tensors.losses import cross_entropy
 
 VARIANTS: dict[str, dict[str, Any]] = {"iad": {}, "iad2": {"form": "II", "begin": 40}}

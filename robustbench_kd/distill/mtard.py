@@ -7,8 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.distill._objectives import labelled
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Progress, Setup, Terms
+from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Progress, Setup, Terms, labelled
 
 
 class Options(MethodOptions):

@@ -6,8 +6,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.distill._objectives import away_from
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Setup, Terms, evaluating
+from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Setup, Terms, away_from, evaluating
 from robustbench_kd.tensors.losses import cross_entropy
 
 

@@ -5,8 +5,7 @@ from functools import partial
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.distill._objectives import away_from
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms
+from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms, away_from
 
 
 class Options(MethodOptions):

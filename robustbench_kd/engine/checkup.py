@@ -6,7 +6,7 @@ finding of its own.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from robustbench_kd.tensors.probe import Facts, NoGradientError, Probe, StageFac
 from robustbench_kd.tensors.trials import Attacking, Trials
 
 PROBES = "probes"
-_SAMPLE = 64
+_SAMPLE, _SCOUTED = 64, 12
 _BRIEF, _THOROUGH = 10, 50  # steps; a robust image costs about 700 passes, 7 % of the standard suite
 
 
@@ -43,6 +43,7 @@ class Scope:
         right: Which images of one sample are classified rightly under usual normalisations, `(m,)` by name.
         normalisation: The name among them of the one in use.
         size: Most images to probe.
+        scout: Whether to leave it at a few images where a short attack breaks all of these: a number near zero misleads nobody.
         on_pass: Is told the number of passes so far after each of them, for progress only.
     """
 
@@ -52,6 +53,7 @@ class Scope:
     right: Mapping[str, Tensor] = field(default_factory=dict)
     normalisation: str = ""
     size: int = _SAMPLE
+    scout: bool = False
     on_pass: Callable[[int], None] = lambda _passes: None
 
 
@@ -81,23 +83,21 @@ def judge(facts: Facts) -> list[Finding]:
     return [finding for check in offered("judge") for finding in check(facts)]
 
 
-def facts_of(steps: Iterable[Step], ledger: list[Entry], *, examples: int, norm: Norm, composite: bool) -> Facts:
+def stage_facts(step: Step, norm: Norm) -> StageFacts:
+    """Returns what is known of a stage before it runs."""
+    guided = step.attack is not None and any(step.attack.schedule(norm))
+    return StageFacts(step.name, frozenset(), guided=guided, surface=step.surface.name, adaptive=step.adaptive)
+
+
+def facts_of(stages: Iterable[StageFacts], ledger: list[Entry], *, examples: int, composite: bool) -> Facts:
     """Returns the facts of a run on so many examples: its stages, with what the ledger says of them."""
-    stages, margins = [], dict[int, float]()
-    for step in steps:
-        broken = {example: one.margin for example, one in decided(ledger, step.name).items() if one.broken}
+    known, margins = [], dict[int, float]()
+    for stage in stages:
+        broken = {example: one.margin for example, one in decided(ledger, stage.name).items() if one.broken}
         margins |= broken
-        stages.append(
-            StageFacts(
-                name=step.name,
-                broken=frozenset(broken),
-                guided=step.attack is not None and any(step.attack.schedule(norm)),
-                surface=step.surface.name,
-                adaptive=step.adaptive,
-                refused=sum(entry.work.disagreements for entry in ledger if entry.stage == step.name and entry.work),
-            )
-        )
-    return Facts(examples, tuple(stages), margins, composite)
+        refused = sum(entry.work.disagreements for entry in ledger if entry.stage == stage.name and entry.work)
+        known.append(replace(stage, broken=frozenset(broken), refused=refused))
+    return Facts(examples, tuple(known), margins, composite)
 
 
 def offered(name: str) -> list[Callable[[Any], list[Finding]]]:
@@ -145,6 +145,8 @@ def trials_of(sample: Probe, oracle: Oracle, *, parts: bool, meter: Meter) -> Tr
 
 
 def _findings(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope, meter: Meter) -> list[Finding]:
+    if scope.scout and (found := _scouted(oracle, data, threat, scope, meter)):
+        return found
     sample = probe_of(oracle, data, threat, scope, meter) if len(data) else None
     if not sample or not len(sample):
         message = "no image is classified rightly, so nothing could be probed"
@@ -153,6 +155,21 @@ def _findings(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope, meter
     if scope.searches:
         found += _said(offered("search"), trials_of(sample, oracle, parts=scope.parts, meter=meter))
     return found
+
+
+def _scouted(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope, meter: Meter) -> list[Finding]:
+    """Returns that a short attack breaks all of a few images, where it does; of one draw that would say little."""
+    if oracle.randomized or len(data) < _SCOUTED:
+        return []
+    spread = torch.arange(_SCOUTED) * len(data) // _SCOUTED
+    sample = probe_of(oracle, data.take(spread), threat, scope, meter)
+    try:
+        fallen = not len(trials_of(sample, oracle, parts=False, meter=meter).scouted.standing)
+    except NoGradientError:
+        return []
+    message = f"all of {_SCOUTED} images fall within {_BRIEF} steps of PGD: there is no robustness to doubt"
+    advice = "'rkd check' looks at the model itself"
+    return [Finding(check="falls-at-once", severity=Severity.INFO, message=message, advice=advice)] if fallen else []
 
 
 def _said(checks: Iterable[Callable[[Any], list[Finding]]], about: Probe | Trials) -> list[Finding]:

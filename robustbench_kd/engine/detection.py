@@ -57,9 +57,10 @@ def report(ledger: list[Entry], fates: Mapping[int, tuple[Decision, Decision]]) 
 
     `fates` are the decisions on the clean and on the worst image of each example; they may be one and the same.
     """
-    scores = decided(ledger, CLEAN)
-    if not scores:
+    known = decided(ledger, CLEAN)
+    if not known:
         return None
+    scores = {example: known[example] for example in fates}  # in one order, however the work was divided
     oblivious, joint = decided(ledger, OBLIVIOUS), decided(ledger, JOINT)
     met = {
         example: _outcomes(*fate, [found[example] for found in (oblivious, joint) if example in found])

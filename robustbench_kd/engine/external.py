@@ -1,7 +1,7 @@
 """Attacks that call the defence themselves: a family's own, and those that a person brings.
 
 They get the survivors batch by batch and give candidates back; every one is judged here, on the defence itself. Passes are
-counted where the defence is called as a whole.
+counted where the defence is called, or a member of an ensemble; what an attack asks in its place is not.
 """
 
 import time
@@ -18,9 +18,10 @@ from robustbench_kd.engine.batches import in_batches
 from robustbench_kd.engine.images import packed
 from robustbench_kd.engine.job import Job, pending, worst
 from robustbench_kd.engine.plan import Step
+from robustbench_kd.engine.search import Spent
 from robustbench_kd.engine.verify import decisions, judge
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels
-from robustbench_kd.tensors.defence import Adversary
+from robustbench_kd.tensors.defence import Adversary, Mixture
 from robustbench_kd.tensors.oracle import is_out_of_memory
 
 
@@ -40,15 +41,20 @@ def entries(
 def _attack(job: Job, step: Step, adversary: Adversary, rows: list[int], known: dict[int, Decision]) -> Entry:
     start, forwards = time.perf_counter(), job.oracle.forwards
     batch = job.data.take(torch.tensor(rows))
-    with _counted(job.oracle.model) as calls:
+    with _counted(job.oracle.model) as spent:
         candidates = _perturb(step.name, adversary, batch, job.oracle.device)
     judgement = judge(job.oracle, candidates, batch, job.threat)
     found = [
-        _worse(known.get(decision.index), decision, "" if job.oracle.exact else packed(image))
+        _worse(known.get(decision.index), decision, image if job.packs else None)
         for decision, image in zip(decisions(batch.ids, judgement), candidates, strict=True)
     ]
-    cost = job.oracle.forwards - forwards + sum(calls)
-    return Entry(stage=step.name, decisions=found, forwards=cost, seconds=time.perf_counter() - start)
+    return Entry(
+        stage=step.name,
+        decisions=found,
+        forwards=job.oracle.forwards - forwards + spent.forwards,
+        backwards=spent.backwards,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _nothing(images: Images, labels: Labels) -> Images:  # noqa: ARG001  # stands where an attack stood
@@ -59,11 +65,11 @@ def _skipped(name: str, error: UsageError) -> Finding:
     return Finding(check="attack-skipped", severity=Severity.INFO, message=f"{name} did not run: {error}")
 
 
-def _worse(before: Decision | None, found: Decision, image: str) -> Decision:
-    """Returns the decision that more answers get wrong."""
+def _worse(before: Decision | None, found: Decision, image: Tensor | None) -> Decision:
+    """Returns the decision that more answers get wrong, a new one with its image if there is one."""
     if before is not None and before.share >= found.share:
         return before
-    return found.model_copy(update={"image": image})
+    return found if image is None or not found.share else found.model_copy(update={"image": packed(image)})
 
 
 def _perturb(name: str, adversary: Adversary, batch: Dataset, device: torch.device) -> Images:
@@ -82,11 +88,22 @@ def _perturb(name: str, adversary: Adversary, batch: Dataset, device: torch.devi
 
 
 @contextmanager
-def _counted(model: nn.Module) -> Iterator[list[int]]:
-    """Collects the batch sizes of all calls of a model."""
-    calls: list[int] = []
-    handle = model.register_forward_pre_hook(lambda _module, given: calls.append(len(given[0])))
+def _counted(model: nn.Module) -> Iterator[Spent]:
+    """Counts the passes of all calls of a model, of an ensemble those of its members."""
+    spent = Spent()
+
+    def called(_module: nn.Module, _given: object, logits: Tensor) -> None:
+        spent.forwards += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(returned)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def returned(gradient: Tensor) -> None:
+        spent.backwards += len(gradient)
+
+    counted = model.members() if isinstance(model, Mixture) else [model]
+    handles = [one.register_forward_hook(called) for one in counted]
     try:
-        yield calls
+        yield spent
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

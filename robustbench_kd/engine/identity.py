@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from robustbench_kd.core.claim import claim_text
 from robustbench_kd.core.records import Identity
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.engine import autoattack
@@ -38,7 +39,7 @@ def identify(request: Request, suite: Suite, steps: tuple[Step, ...]) -> Identit
         adaptive=[step.name for step in steps if step.adaptive],
         engine=request.engine,
         precision=request.levers.label,
-        mode=suite.mode,
+        mode=suite.mode if request.at_least is None else f"until {claim_text(request.at_least)}",
         carried=request.smaller.name if request.smaller else "",
         seed=request.seed,
         batch_size=0 if request.engine == "native" else request.batch_size,  # native verdicts do not depend on it

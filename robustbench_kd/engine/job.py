@@ -30,6 +30,15 @@ class Job:
     batch_size: int
     tracker: Tracker
     levers: Levers = field(default_factory=Levers)
+    saves: bool = False
+
+    @property
+    def packs(self) -> bool:
+        """Returns whether decisions hold their images: where they are asked for, and where they are scored again.
+
+        What is drawn cannot be told exactly, so its image is scored on draws that no search has seen.
+        """
+        return self.saves or not self.oracle.exact
 
     @property
     def classes(self) -> int:
@@ -75,15 +84,15 @@ def pending(job: Job, position: int, ledger: list[Entry]) -> list[int]:
 
 def progress(job: Job, position: int, costs: list[int], ledger: list[Entry], passes: int) -> Progress:
     """Returns where the attack at `position` stands; `costs` are the passes of one survivor, attack by attack."""
-    done = decided(ledger, job.steps[position].name)
-    total = len(standing(job, position, ledger))
-    robust = total - sum(decision.broken for decision in done.values())
+    done, alive = decided(ledger, job.steps[position].name), standing(job, position, ledger)
+    known = [done[example].broken for example in alive if example in done]
+    robust = len(alive) - sum(known)
     return Progress(
         stage=job.steps[position].name,
-        decided=len(done),
-        total=total,
+        decided=len(known),
+        total=len(alive),
         robust=robust,
         examples=len(job.data),
         passes=passes,
-        passes_left=costs[position] * (total - len(done)) + sum(costs[position + 1 :]) * robust,
+        passes_left=costs[position] * (len(alive) - len(known)) + sum(costs[position + 1 :]) * robust,
     )

@@ -77,6 +77,7 @@ def _attack(  # the first four say what is attacked
         search=_search(job, step, spent),
         worst=worst(job, position, ledger),
         starts=_starts(job, step, ledger),
+        packs=job.packs or step.keeps,
     )
     turnover = Turnover(stage, Queue(waiting, step.attack.jobs(job.threat.norm, job.classes)))
     clock = _Clock(job, spent, turnover)

@@ -1,7 +1,7 @@
 """What every engine does first: the clean pass, and checks of the model."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +9,16 @@ import torch
 
 from robustbench_kd.core.examples import read_examples
 from robustbench_kd.core.ledger import Decision, Entry, decided
-from robustbench_kd.core.rundir import EXAMPLES
+from robustbench_kd.core.rundir import ADVERSARIAL, EXAMPLES
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine import autoattack
 from robustbench_kd.engine.batches import in_batches
 from robustbench_kd.engine.checkup import PROBES, Scope, checkup
+from robustbench_kd.engine.images import packed
 from robustbench_kd.engine.job import CLEAN, SMALLER, Job
 from robustbench_kd.engine.scoring import DRAWS, SCORE
 from robustbench_kd.engine.verify import decisions, judged, rejecting
+from robustbench_kd.tensors import stored_images
 from robustbench_kd.tensors.attack import per_row
 from robustbench_kd.tensors.contracts import Dataset, Logits
 from robustbench_kd.tensors.defence import spared
@@ -55,12 +57,13 @@ def entries(
 ) -> Iterator[Entry]:
     """Yields what the clean pass, a smaller radius and the checks of the model say, unless the ledger holds it already.
 
-    Raises `RecordError` where the folder of the smaller radius cannot be read.
+    Raises `RecordError` where the folder of the smaller radius cannot be read, or lacks images that are asked for.
     """
-    if len(decided(ledger, CLEAN)) < len(job.data):
+    if not decided(ledger, CLEAN).keys() >= set(job.data.ids):
         yield from clean
     if smaller and not any(entry.stage == SMALLER for entry in ledger):
-        yield Entry(stage=SMALLER, decisions=_carried(smaller))
+        images = _images(smaller) if job.saves else {}
+        yield Entry(stage=SMALLER, decisions=_carried(smaller, images))
     if checks and not any(entry.stage in {PACKAGE, PROBES} for entry in ledger):
         yield checks(job)
 
@@ -68,7 +71,7 @@ def entries(
 def probes(job: Job) -> Entry:
     """Returns what the checks of `trust/` find on images that are classified rightly; adaptive stages attack parts anyway."""
     right = torch.nonzero(job.logits.argmax(dim=1) == job.data.labels).flatten().tolist()
-    scope = Scope(seed=job.seed, parts=job.suite.adaptive is None)
+    scope = Scope(seed=job.seed, parts=job.suite.adaptive is None, scout=True)
     return checkup(job.oracle, job.data, right, job.threat, scope)
 
 
@@ -77,7 +80,14 @@ def package_checks(job: Job) -> Entry:
     return next(in_batches(list(range(len(job.data))), job.batch_size, lambda rows: _check(job, rows)))
 
 
-def _carried(folder: Path) -> list[Decision]:
+def _images(folder: Path) -> dict[int, str]:
+    """Returns the images that a run has stored, by example id."""
+    stored = stored_images.read(folder / ADVERSARIAL)
+    pairs = zip(stored.ids.tolist(), torch.from_numpy(stored.images), strict=True)
+    return {example: packed(image) for example, image in pairs}
+
+
+def _carried(folder: Path, images: Mapping[int, str]) -> list[Decision]:
     return [
         Decision(
             index=row.index,
@@ -85,6 +95,7 @@ def _carried(folder: Path) -> list[Decision]:
             prediction=row.adversarial_prediction,
             margin=row.margin,
             distance=row.distance,
+            image=images.get(row.index, ""),
         )
         for row in read_examples(folder / EXAMPLES)
         if not row.robust and row.adversarial_prediction is not None

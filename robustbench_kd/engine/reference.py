@@ -22,7 +22,6 @@ from robustbench_kd.engine.images import packed
 from robustbench_kd.engine.job import Job, pending, progress
 from robustbench_kd.engine.verify import Judgement, decisions, judge
 from robustbench_kd.tensors.contracts import Dataset, Images
-from robustbench_kd.tensors.oracle import Oracle
 
 
 def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
@@ -61,7 +60,7 @@ def _attack(job: Job, attack: str, rows: list[int]) -> Entry:
     judgement = judge(job.oracle, candidates, batch, job.threat)
     return Entry(
         stage=attack,
-        decisions=_decisions(job.oracle, judgement, candidates, batch),
+        decisions=_decisions(job, judgement, candidates, batch),
         forwards=job.oracle.forwards - forwards,
         backwards=job.oracle.backwards - backwards,
         seconds=time.perf_counter() - start,
@@ -69,14 +68,17 @@ def _attack(job: Job, attack: str, rows: list[int]) -> Entry:
     )
 
 
-def _decisions(oracle: Oracle, judgement: Judgement, candidates: Images, batch: Dataset) -> list[Decision]:
-    if not oracle.randomized:
-        return decisions(batch.ids, judgement)
-    one_draw = oracle.logits(candidates).argmax(dim=1) != batch.labels
-    found = decisions(batch.ids, replace(judgement, broken=one_draw & ~judgement.outside))
-    if oracle.exact:
+def _decisions(job: Job, judgement: Judgement, candidates: Images, batch: Dataset) -> list[Decision]:
+    if job.oracle.randomized:
+        one_draw = job.oracle.logits(candidates).argmax(dim=1) != batch.labels
+        judgement = replace(judgement, broken=one_draw & ~judgement.outside)
+    found = decisions(batch.ids, judgement)
+    if not job.packs:
         return found
-    return [one.model_copy(update={"image": packed(image)}) for one, image in zip(found, candidates, strict=True)]
+    return [
+        one.model_copy(update={"image": packed(image)}) if one.broken or one.share else one
+        for one, image in zip(found, candidates, strict=True)
+    ]
 
 
 def _left_the_ball(ids: Iterable[int], judgement: Judgement, attack: str) -> list[Finding]:

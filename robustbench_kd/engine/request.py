@@ -19,7 +19,8 @@ class Request:
 
     A batch size of 0 is chosen by trial. `levers` make the search faster; verdicts are judged without them. `probes` says
     whether the model is checked first. `smaller` is the folder of a finished run at a smaller radius of the same norm: what
-    it broke is broken here, too.
+    it broke is broken here, too. `saves` asks for the images that decide; it changes no verdict and no run id.
+    With `at_least`, only so many examples are evaluated as it takes to know whether the robust accuracy of all reaches it.
     """
 
     subject: Subject
@@ -34,3 +35,5 @@ class Request:
     extra: Extra = field(default_factory=Extra)
     smaller: Path | None = None
     probes: bool = True
+    at_least: float | None = None
+    saves: bool = False

@@ -37,6 +37,10 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
         judgement = judged(known, job.oracle.weights(len(known)), points, true, job.threat)
         judgement = replace(judgement, rejected=rejecting(job.oracle, answers))
         cost, seconds = job.oracle.forwards - forwards, time.perf_counter() - start
-        return Entry(stage=SCORE, decisions=decisions(true.ids, judgement), forwards=cost, seconds=seconds)
+        found = [
+            one.model_copy(update={"image": images[one.index] if job.saves else ""})
+            for one in decisions(true.ids, judgement)
+        ]
+        return Entry(stage=SCORE, decisions=found, forwards=cost, seconds=seconds)
 
     yield from in_batches(rows, job.batch_size, score)

@@ -40,7 +40,7 @@ class Stage:
     """One attack on what still stands: everything that stays the same while its slots turn over.
 
     `worst` holds by example id what the stages before found out about examples of which some answers err already, and
-    `starts` the images to start from where the step goes on from an earlier one.
+    `starts` the images to start from where the step goes on from an earlier one. `packs` says that decisions hold their images.
     """
 
     step: Step
@@ -54,6 +54,7 @@ class Stage:
     search: Search
     worst: Mapping[int, Decision]
     starts: Mapping[int, Images]
+    packs: bool
 
     @property
     def attack(self) -> Any:
@@ -171,11 +172,11 @@ class Turnover:
         if len(found) == 0:
             return []
         rows = torch.from_numpy(slots.rows[found])
-        true = self._stage.data.take(rows)
+        true, won = self._stage.data.take(rows), slots.won[picked].cpu()
         before = self._stage.oracle.forwards
-        judgement = judge(self._stage.oracle, slots.won[picked], true, threat)
+        judgement = judge(self._stage.oracle, won, true, threat)
         self._forwards[slots.rows[found]] += (self._stage.oracle.forwards - before) // len(rows)
-        better = self._kept_if_better(true, judgement, slots.won[picked])
+        better = self._kept_if_better(true, judgement, won)
         self.tally.disagreements += int((~better).sum()) if self._stage.step.surface.faithful else 0
         self.tally.marginal += int((judgement.broken & (judgement.margin.abs() < _MARGINAL)).sum())
         slots.hit = slots.hit.index_fill(0, picked, value=False)
@@ -189,9 +190,7 @@ class Turnover:
         better = judgement.wrong > torch.tensor([self._share(example) for example in true.ids]) + _ROUNDING
         found = decisions(true.ids, judgement)
         for row in torch.nonzero(better | self._closer(true, judgement)).flatten().tolist():
-            # What is drawn cannot be told exactly: its image is scored again, on draws that no search has seen.
-            needed = self._stage.step.keeps or not self._stage.oracle.exact
-            image = packed(points[row]) if needed else ""
+            image = packed(points[row]) if self._stage.packs else ""
             self._worst[true.ids[row]] = found[row].model_copy(update={"image": image})
         return better
 

@@ -4,51 +4,100 @@ Of a randomized defence an accuracy is the expected one, on the worst image foun
 package counts otherwise: for it an example is broken once a single draw was wrong.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+from pydantic import ValidationError
+
+from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.ledger import Decision, Entry, decided
 from robustbench_kd.core.records import (
     Accuracy,
+    Claim,
     DrawRow,
     Draws,
     ExampleRow,
     Finding,
+    Frozen,
     Identity,
     RunRecord,
     Stage,
     Work,
     verdict,
 )
+from robustbench_kd.core.rundir import JOB
 from robustbench_kd.core.statistics import interval
-from robustbench_kd.core.threat import Norm
 from robustbench_kd.engine import detection
-from robustbench_kd.engine.checkup import facts_of, judge
+from robustbench_kd.engine.checkup import facts_of, judge, stage_facts
+from robustbench_kd.engine.identity import environment
+from robustbench_kd.engine.images import unpacked
 from robustbench_kd.engine.job import CLEAN, SMALLER
 from robustbench_kd.engine.plan import Step
+from robustbench_kd.engine.request import Request
 from robustbench_kd.engine.sample import SAMPLED
 from robustbench_kd.engine.scoring import DRAWS, SCORE
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surfaced
 from robustbench_kd.tensors.oracle import Oracle
-from robustbench_kd.tensors.probe import Facts
+from robustbench_kd.tensors.probe import Facts, StageFacts
+from robustbench_kd.tensors.stored_images import SHOWN, StoredImages
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a record says beside the ledger."""
+class Summary(Frozen):
+    """What a record says beside the ledger; as `job.json` it lies beside the ledgers of shards.
+
+    `labels` are by example id, in the order of the data set. A finite ensemble has so many `members`, whose answers are
+    exact; `composite` says whether the defence is more than a plain classifier.
+    """
 
     identity: Identity
-    data: Dataset
-    steps: tuple[Step, ...]
+    labels: dict[int, int]
+    stages: tuple[StageFacts, ...]
     parameters: int
     environment: dict[str, str]
-    oracle: Oracle
+    findings: list[Finding]
+    randomized: bool = False
+    members: int = 0
+    composite: bool = False
+    claim: Claim | None = None
 
     @property
     def one_draw(self) -> bool:
         """Returns whether a single wrong draw counts as broken."""
         return self.identity.engine == "autoattack"
+
+
+def summary_of(
+    identity: Identity, request: Request, oracle: Oracle, steps: Iterable[Step], findings: list[Finding]
+) -> Summary:
+    """Returns what is known of a run before it starts; `findings` are what its model and suite gave rise to."""
+    data, norm = request.data, request.threat.norm
+    return Summary(
+        identity=identity,
+        labels=dict(zip(data.ids, data.labels.tolist(), strict=True)),
+        stages=tuple(stage_facts(step, norm) for step in steps),
+        parameters=request.subject.parameters,
+        environment=environment(request.device),
+        findings=findings,
+        randomized=oracle.randomized,
+        members=len(oracle.weights(1)) if oracle.randomized and oracle.exact else 0,
+        composite=identity.family != "classifier" or isinstance(oracle.model, Surfaced) or oracle.randomized,
+    )
+
+
+def read_summary(folder: Path) -> Summary:
+    """Reads the `job.json` of a run; raises `RecordError` where there is none, or it is damaged."""
+    path = folder / JOB
+    try:
+        return Summary.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RecordError(f"cannot read '{path}': {error.strerror}") from error
+    except ValidationError as error:
+        raise RecordError(
+            f"'{path}' is no job: {error.errors()[0]['msg']}; run a shard again to write it anew"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -60,10 +109,10 @@ class _Fate:
     stage: str
 
 
-def summarise(about: Summary, ledger: list[Entry], findings: list[Finding], *, complete: bool) -> RunRecord:
+def summarise(about: Summary, ledger: list[Entry], *, complete: bool) -> RunRecord:
     """Returns the record of a ledger; an interrupted one says what is known so far, and no robust accuracy."""
     stages = _stages(about, ledger)
-    known = [*findings, *(finding for entry in ledger for finding in entry.findings)]
+    known = [*about.findings, *(finding for entry in ledger for finding in entry.findings)]
     if complete:
         known += judge(_facts(about, ledger))
     known = _merged(known)
@@ -82,6 +131,7 @@ def summarise(about: Summary, ledger: list[Entry], findings: list[Finding], *, c
         verdict=verdict(known) if complete else None,
         parameters=about.parameters,
         environment=about.environment,
+        claim=about.claim,
     )
     if not complete:
         return record
@@ -90,27 +140,47 @@ def summarise(about: Summary, ledger: list[Entry], findings: list[Finding], *, c
     return record.model_copy(update={"missed": _missed(about, known), **_drawn(about, ledger, stages), **detected})
 
 
+def standing(about: Summary, ledger: list[Entry]) -> int:
+    """Returns how many examples nothing has broken."""
+    return sum(not fate.worst.broken for fate in _fates(about, ledger).values())
+
+
 def example_rows(about: Summary, ledger: list[Entry]) -> list[ExampleRow]:
     """Returns one row per example, in the order of the data set."""
     fates, costs = _fates(about, ledger), _costs(about, ledger)
-    labels = dict(zip(about.data.ids, about.data.labels.tolist(), strict=True))
-    return [_row(example, labels[example], fates[example], costs.get(example)) for example in about.data.ids]
+    return [_row(example, label, fates[example], costs.get(example)) for example, label in about.labels.items()]
 
 
 def draw_rows(about: Summary, ledger: list[Entry]) -> list[DrawRow]:
     """Returns one row per example of a randomized defence, none for others."""
-    if not about.oracle.randomized:
+    if not about.randomized:
         return []
-    fates = _fates(about, ledger)
     return [
-        DrawRow(index=example, clean_wrong=fates[example].clean.share, wrong=fates[example].worst.share)
-        for example in about.data.ids
+        DrawRow(index=example, clean_wrong=fate.clean.share, wrong=fate.worst.share)
+        for example, fate in _fates(about, ledger).items()
     ]
+
+
+def adversarial(about: Summary, data: Dataset, ledger: list[Entry]) -> StoredImages:
+    """Returns the image that decided each example that attacks made worse, in the order of the data set."""
+    identity, fates = about.identity, _fates(about, ledger)
+    rows = [row for row, example in enumerate(data.ids) if example in fates and fates[example].worst.image]
+    decided_by = [fates[data.ids[row]].worst for row in rows]
+    images = unpacked([decision.image for decision in decided_by], tuple(data.images.shape[1:]))
+    return StoredImages(
+        run=identity.run_id(),
+        threat=f"{identity.norm}:{identity.eps_text}",
+        ids=np.array([decision.index for decision in decided_by], dtype=np.int64),
+        labels=data.labels[rows].numpy(),
+        predictions=np.array([decision.prediction for decision in decided_by], dtype=np.int64),
+        images=images.numpy(),
+        originals=data.images[rows[:SHOWN]].numpy(),
+    )
 
 
 def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
     carried = [SMALLER] if any(entry.stage == SMALLER for entry in ledger) else []
-    lost: dict[int, float] = dict.fromkeys(about.data.ids, 0.0)
+    lost: dict[int, float] = dict.fromkeys(about.labels, 0.0)
     stages: list[Stage] = []
     for name in (CLEAN, *carried, *about.identity.stages):
         found = decided(ledger, name)
@@ -133,41 +203,36 @@ def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
 
 
 def _facts(about: Summary, ledger: list[Entry]) -> Facts:
-    model, norm = about.oracle.model, Norm(about.identity.norm)
-    composite = about.identity.family != "classifier" or isinstance(model, Surfaced) or about.oracle.randomized
-    return facts_of(about.steps, ledger, examples=len(about.data), norm=norm, composite=composite)
+    return facts_of(about.stages, ledger, examples=len(about.labels), composite=about.composite)
 
 
 def _missed(about: Summary, findings: Sequence[Finding]) -> float | None:
     """Returns what the samples of a fast run could have missed in all, as a fraction."""
-    if about.identity.mode == "exact":
+    if about.identity.mode != "fast":
         return None
     return sum(finding.value or 0.0 for finding in findings if finding.check == SAMPLED)
 
 
 def _drawn(about: Summary, ledger: list[Entry], stages: list[Stage]) -> dict[str, object]:
     """Returns the fields of a record that adaptive attacks and chance add."""
-    adaptive = {step.name for step in about.steps if step.adaptive}
-    before = [stage.accuracy for stage in stages if stage.stage not in adaptive]
-    standard = before[-1] if adaptive and len(before) > 1 else None
-    if not about.oracle.randomized:
+    before = [stage.accuracy for stage in stages if stage.stage not in about.identity.adaptive]
+    standard = before[-1] if about.identity.adaptive and len(before) > 1 else None
+    if not about.randomized:
         return {"standard": standard}
-    fates = _fates(about, ledger).values()
-    labels = about.data.labels.tolist()
-    clean = _draws(about, [fate.clean for fate in fates], labels)
-    robust = _draws(about, [fate.worst for fate in fates], labels)
+    fates = _fates(about, ledger)
+    clean = _draws(about, {example: fate.clean for example, fate in fates.items()})
+    robust = _draws(about, {example: fate.worst for example, fate in fates.items()})
     headline = {} if about.one_draw else {"robust": robust.mean}
     return {"standard": standard, "clean": clean.mean, "clean_draws": clean, "robust_draws": robust, **headline}
 
 
-def _draws(about: Summary, found: Sequence[Decision], labels: Sequence[int]) -> Draws:
-    exact = about.oracle.exact
+def _draws(about: Summary, found: Mapping[int, Decision]) -> Draws:
     return Draws(
-        exact=exact,
-        draws=len(about.oracle.weights(0)) if exact else DRAWS,
-        mean=_mean(1 - decision.share for decision in found),
-        all_correct=_mean(float(decision.share == 0) for decision in found),
-        majority=_mean(float(decision.prediction == label) for decision, label in zip(found, labels, strict=True)),
+        exact=about.members > 0,
+        draws=about.members or DRAWS,
+        mean=_mean(1 - decision.share for decision in found.values()),
+        all_correct=_mean(float(decision.share == 0) for decision in found.values()),
+        majority=_mean(float(one.prediction == about.labels[example]) for example, one in found.items()),
     )
 
 
@@ -176,7 +241,7 @@ def _fates(about: Summary, ledger: list[Entry]) -> dict[int, _Fate]:
     clean, scored = decided(ledger, CLEAN), decided(ledger, SCORE)
     fates = {
         example: _Fate(clean[example], clean[example], CLEAN if clean[example].broken else "")
-        for example in about.data.ids
+        for example in about.labels
     }
     for stage in (SMALLER, *about.identity.stages):
         for example, decision in decided(ledger, stage).items():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from robustbench_kd.core.errors import ModelError, UsageError, unknown_name
 from robustbench_kd.tensors.contracts import Images, Labels, Logits
+from robustbench_kd.tensors.losses import cross_entropy, kl_divergence
 from robustbench_kd.tensors.oracle import freeze
 
 Helper = TypeVar("Helper", bound=nn.Module)
@@ -64,11 +65,12 @@ class Asked:
     """A network that is asked once about a tensor, however many parts of a method want its answer.
 
     Each pass of a student updates its batch statistics, and each pass of a teacher costs more than one of the student.
-    Answers are kept for as long as this object lives: make one for each lesson.
+    Answers are kept for as long as this object lives: make one for each lesson. With `half` precision the network works in
+    bfloat16 where torch holds that to be safe; its answers are as exact as the images all the same.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, *, half: bool = False) -> None:
+        self.network, self._half = network, half
         self._answers: list[_Answer] = []
 
     def __call__(self, images: Images) -> Logits:
@@ -79,12 +81,21 @@ class Asked:
         """Returns what a layer gives for images; asked before the logits, both come from one pass."""
         return self._answer(images, layer).features
 
+    def through(self, images: Images) -> Logits:
+        """Returns logits that are differentiable where the images are; nothing is remembered."""
+        return self._pass(images, None)[0]
+
     def _answer(self, images: Images, layer: str | None) -> _Answer:
         for known in self._answers:
             if known.images is images and layer in {None, known.layer}:
                 return known
-        self._answers.append(_Answer(images, layer, *_pass(self.network, images, layer)))
+        self._answers.append(_Answer(images, layer, *self._pass(images, layer)))
         return self._answers[-1]
+
+    def _pass(self, images: Images, layer: str | None) -> tuple[Logits, Tensor]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._half):
+            logits, features = _pass(self.network, images, layer)
+        return logits.to(images.dtype), features.to(images.dtype)
 
 
 class Teacher(Protocol):
@@ -104,16 +115,11 @@ class Teacher(Protocol):
 
 
 class FrozenTeacher(Asked):
-    """A teacher in evaluation mode with constant parameters; both hold from when this is made."""
+    """A teacher in evaluation mode with constant parameters, both from when this is made."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         freeze(network)
-
-    def through(self, images: Images) -> Logits:
-        """Returns logits that are differentiable where the images are; nothing is remembered."""
-        logits: Logits = self.network(images)
-        return logits
 
     def _answer(self, images: Images, layer: str | None) -> _Answer:
         with torch.no_grad():
@@ -190,13 +196,24 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Method:
-    """A method with its options bound: what `open_method` gives to a training loop."""
+    """A method with its options and those of its additions bound: what a training loop is given."""
 
     name: str
     options: MethodOptions
     inner: Callable[[Lesson], Objective | None]
     loss: Callable[[Lesson], Terms]
     prepare: Callable[[Setup], nn.Module]
+    additions: Mapping[str, MethodOptions] = field(default_factory=dict)
+
+
+def labelled(labels: Labels, points: Images, logits: Logits) -> Tensor:  # noqa: ARG001  # an objective may look at points
+    """Returns CE(S(x'), y) of each example, `(n,)`."""
+    return cross_entropy(logits, labels)
+
+
+def away_from(target: Logits, points: Images, logits: Logits) -> Tensor:  # noqa: ARG001
+    """Returns KL(target || S(x')) of each example, `(n,)`, for a target that stays where it is."""
+    return kl_divergence(target, logits)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

@@ -11,6 +11,9 @@ from robustbench_kd.core.errors import ModelError
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
 from robustbench_kd.tensors.defence import Key, Mixture, Randomized
 
+# On a CPU a row of a smaller batch takes other kernels, which round otherwise: networks of `models/` need at least 16.
+_ROWS = 16
+
 
 def freeze(model: nn.Module) -> bool:
     """Puts a model in evaluation mode with constant parameters; returns whether any part was in training mode.
@@ -78,9 +81,9 @@ class Oracle:
         A randomized defence answers with a fresh draw: this is how an attack that knows nothing of keys sees it.
         """
         if self._chance is None:
-            return self._counted(self.model(images), images)
+            return self._counted(self.model(images), len(images))
         self._calls += 1
-        return self._counted(self._chance.draw(images, self._key("call", images, self._calls)), images)
+        return self._counted(self._chance.draw(images, self._key("call", images, self._calls)), len(images))
 
     def logits(self, images: Images) -> Logits:
         """Returns checked logits on the CPU; a randomized defence answers with a fresh draw.
@@ -93,15 +96,28 @@ class Oracle:
         """Returns all that the defence may answer, `(k, n, classes)` on the CPU; raises like `logits`.
 
         That is one answer of a deterministic defence, one of each member of a finite ensemble, and otherwise `draws`
-        draws under a stream, the same ones for the same `ids` `(n,)`.
+        draws under a stream, the same ones for the same `ids` `(n,)`. On a CPU they are the same to the last bit, whatever
+        other images are asked with an image: where memory allows, the batch is filled up to a multiple of 16.
         """
+        n = len(images)
+        filled = n + -n % _ROWS if self.device.type == "cpu" else n
+        rows = torch.arange(filled).clamp(max=n - 1)
+        try:
+            return self._answers(images[rows.to(images.device)], ids[rows.to(ids.device)], n, stream, draws)
+        except (RuntimeError, MemoryError) as error:
+            if filled == n or not is_out_of_memory(error):
+                raise
+        return self._answers(images, ids, n, stream, draws)
+
+    def _answers(self, images: Images, ids: Tensor, n: int, stream: str, draws: int) -> Tensor:
+        """Returns the answers to the first n images."""
         if self._chance is None:
-            return self._checked(self, images)[None]
-        if self._members is not None:
-            asked = [self._asking(member) for member in self._members.members()]
+            asked = [self._asking(self.model, n)]
+        elif self._members is not None:
+            asked = [self._asking(member, n) for member in self._members.members()]
         else:
-            asked = [self._drawing(self._chance, ids, stream, draw) for draw in range(draws)]
-        return torch.stack([self._checked(ask, images) for ask in asked])
+            asked = [self._drawing(self._chance, ids, n, stream, draw) for draw in range(draws)]
+        return torch.stack([self._checked(ask, images)[:n] for ask in asked])
 
     def weights(self, answers: int) -> Tensor:
         """Returns what each of k answers counts, `(k,)`; they sum to 1."""
@@ -110,13 +126,13 @@ class Oracle:
             return weights / weights.sum()
         return torch.full((answers,), 1 / answers, dtype=torch.float64)
 
-    def _asking(self, member: nn.Module) -> Classifier:
-        return lambda images: self._counted(member(images), images)
+    def _asking(self, member: nn.Module, n: int) -> Classifier:
+        return lambda images: self._counted(member(images), n)
 
-    def _drawing(self, defence: Randomized, ids: Tensor, stream: str, draw: int) -> Classifier:
+    def _drawing(self, defence: Randomized, ids: Tensor, n: int, stream: str, draw: int) -> Classifier:
         def ask(images: Images) -> Logits:
             key = replace(self._key(stream, images, draw), ids=ids.to(images.device))
-            return self._counted(defence.draw(images, key), images)
+            return self._counted(defence.draw(images, key), n)
 
         return ask
 
@@ -124,8 +140,9 @@ class Oracle:
         rows = torch.arange(len(images), device=images.device)
         return Key(self._seed, stream, ids=rows, draw=torch.full_like(rows, draw))
 
-    def _counted(self, logits: Logits, images: Images) -> Logits:
-        self.forwards += len(images)
+    def _counted(self, logits: Logits, n: int) -> Logits:
+        """Counts a pass of n images."""
+        self.forwards += n
         if getattr(logits, "requires_grad", False):  # a hostile model may return anything
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._on_pass()

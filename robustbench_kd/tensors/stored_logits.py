@@ -4,22 +4,17 @@ Random augmentation would part images from stored answers, so training sees a fi
 a function of the example and the view alone. The file is refused where teacher, data set or views are others.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_kd.core.errors import CheckpointError, ModelError, RecordError, UsageError
-from robustbench_kd.tensors import keyed_random
+from robustbench_kd.core.errors import CheckpointError, ModelError, UsageError
+from robustbench_kd.tensors import keyed_random, sealed
 from robustbench_kd.tensors.contracts import Classifier, Dataset, Images, Logits
 
 _SCHEMA = "1"
@@ -104,6 +99,22 @@ class StoredTeacher:
         return UsageError(f"stored logits cannot give {wanted}: name the teacher itself")
 
 
+@dataclass(frozen=True, eq=False)
+class Archive:
+    """What teachers said of fixed views of a data set, in the order of the teachers."""
+
+    views: Views
+    stored: tuple[StoredLogits, ...]
+
+    def shown(
+        self, images: Images, ids: Tensor, generator: torch.Generator
+    ) -> tuple[Images, tuple[StoredTeacher, ...]]:
+        """Returns one view of each image, drawn uniformly, and the teachers that answer for them."""
+        drawn = torch.randint(self.views.count, ids.shape, generator=generator).to(ids.device)
+        seen = self.views.of(images, ids, drawn)
+        return seen, tuple(StoredTeacher(seen, answers.of(ids, drawn)) for answers in self.stored)
+
+
 def ask(teacher: Classifier, dataset: Dataset, views: Views, *, batch_size: int, device: torch.device) -> StoredLogits:
     """Returns the teacher's answers to every view of every example; raises `ModelError` beyond what float16 holds."""
     order = torch.tensor(dataset.ids).argsort()
@@ -116,31 +127,16 @@ def ask(teacher: Classifier, dataset: Dataset, views: Views, *, batch_size: int,
 
 def write(path: Path, stored: StoredLogits, source: Source) -> None:
     """Writes logits and what they answer for, whole or not at all; raises `RecordError` where that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    content = {"ids": stored.ids, "logits": stored.logits}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(content, temporary, metadata=_header(content, source))
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise RecordError(f"cannot write '{path}': {error}; free space or choose another folder") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    sealed.write(path, {"ids": stored.ids, "logits": stored.logits}, _header(source))
 
 
 def read(path: Path, source: Source) -> StoredLogits:
     """Reads logits; raises `CheckpointError` where the file is damaged or answers for something else."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            content = {name: file.get_tensor(name) for name in ("ids", "logits")}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{path}' holds no stored logits ({error}): store them anew") from error
-    for key, expected in _header(content, source).items():
+    content, header = sealed.read(path)
+    for key, expected in _header(source).items():
         if header.get(key) != expected:
             raise CheckpointError(
-                f"'{path}': expected stored logits of {key} {expected}, got {header.get(key, 'none')}: store them anew"
+                f"'{path}': expected stored logits of {key} {expected}, got {header.get(key, 'none')}: delete it"
             )
     return StoredLogits(content["ids"], content["logits"])
 
@@ -156,16 +152,6 @@ def _answers(
         yield torch.stack([teacher(view) for view in seen], dim=1).half().cpu()
 
 
-def _header(content: Mapping[str, Tensor], source: Source) -> dict[str, str]:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(content.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+def _header(source: Source) -> dict[str, str]:
     views = json.dumps(asdict(source.views), sort_keys=True)
-    return {
-        "schema": _SCHEMA,
-        "teacher": source.teacher,
-        "dataset": source.dataset,
-        "views": views,
-        "sha256": digest.hexdigest(),
-    }
+    return {"schema": _SCHEMA, "teacher": source.teacher, "dataset": source.dataset, "views": views}

@@ -74,6 +74,11 @@ class Trials:
         return self._follow(self.plain, self.sample.rows, stay=True)
 
     @cached_property
+    def scouted(self) -> Trace:
+        """The plain attack on all rows, without the steps after a success."""
+        return self._follow(self.plain, self.sample.rows)
+
+    @cached_property
     def second(self) -> Trace:
         """The thorough attack on the rows that the first one left."""
         return self._follow(self.thorough, self.first.standing)

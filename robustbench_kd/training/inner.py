@@ -1,22 +1,21 @@
 """The inner maximisation of adversarial training: projected gradient ascent inside the ball."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors.contracts import Images, Logits
+from robustbench_kd.tensors.contracts import Classifier, Images
+from robustbench_kd.tensors.distillation import Asked, Objective
 from robustbench_kd.tensors.geometry import project, random_start, steepest
 from robustbench_kd.training.recipe import Recipe
 
-Objective = Callable[[Logits], Tensor]
-
 
 def pgd(
-    network: nn.Module,
+    network: Classifier,
     images: Images,
     objective: Objective,
     threat: Threat,
@@ -28,20 +27,20 @@ def pgd(
 ) -> Images:
     """Returns images inside the ball and the box that raise the objective, detached; Madry et al. 2018.
 
-    `objective` maps logits to one value per example, `(n,)`; `step_size` is a fraction of the radius. The
+    `objective` maps points and their logits to one value per example, `(n,)`; `step_size` is a fraction of the radius. The
     gradients that the parameters hold stay as they are. Raises `UsageError` for `l1`.
     """
     points = _start(images, threat, start, generator)
     for _ in range(steps):
         points.requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(network(points)).sum(), points)
+        (gradient,) = torch.autograd.grad(objective(points, network(points)).sum(), points)
         moved = points.detach() + step_size * threat.eps * steepest(gradient, threat.norm)
         points = project(moved, images, threat.eps, threat.norm)
     return points
 
 
 def attack(
-    network: nn.Module,
+    student: Asked,
     images: Images,
     objective: Objective,
     *,
@@ -50,9 +49,9 @@ def attack(
     generator: torch.Generator,
 ) -> Images:
     """Returns adversarial images for the loss of a batch, made as the recipe says."""
-    with mode(network, training=recipe.attack_mode == "train"):
+    with mode(student.network, training=recipe.attack_mode == "train"):
         return pgd(
-            network,
+            student.through,
             images,
             objective,
             threat,

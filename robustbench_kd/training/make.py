@@ -1,19 +1,30 @@
 """From a recipe to a checkpoint: builds, trains, and describes everything needed to repeat it."""
 
 import importlib.metadata
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from robustbench_kd.checkpoints.card import Card, is_file_name, write_card
+from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Threat
+from robustbench_kd.tensors import sealed
 from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.training.course import Company
 from robustbench_kd.training.design import Composition, Network, shape_of
-from robustbench_kd.training.loop import Observer, Trained, train
+from robustbench_kd.training.events import Observer, Trained
+from robustbench_kd.training.loop import train
+from robustbench_kd.training.memory import Memory
 from robustbench_kd.training.recipe import Recipe
+from robustbench_kd.training.teachers import Tutor, archive, described, load_teachers
+
+_MOST_SEEDS = 2**63
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class Plan:
     threats: tuple[str, ...]
     device: torch.device
     licence: str = ""
+    teachers: tuple[Tutor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,13 +52,17 @@ class Made:
 def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer) -> Made:
     """Trains by the plan on the training split `data` and writes a card into a folder, with the weights beside it.
 
-    Raises `UsageError` for a name that is no file name, and whatever building and training raise.
+    Until the card is written a file `NAME.training` lies beside it, from which the same plan goes on after the last
+    finished epoch. Raises `UsageError` for a name that is no file name, and whatever building and training raise.
     """
     if not plan.name or not is_file_name(plan.name):
         raise UsageError(f"expected a name that can be a file name, got {plan.name!r}")
     path = folder / f"{plan.name}.toml"
-    model = plan.design.build(data, plan.recipe.seed, path).to(plan.device)
-    trained = train(model, data, plan.threat, plan.recipe, observer)
+    teachers = load_teachers(plan.teachers, plan.recipe, data, path)
+    model = plan.design.build(data, plan.recipe.seed, path)
+    memory = Memory(path.with_suffix(".training"), _identity(plan, data, model, teachers))
+    company = _company(plan, data, path, teachers)
+    trained = train(model.to(plan.device), data, plan.threat, plan.recipe, observer, company=company, memory=memory)
     model.load_state_dict(trained.best_state)
     card = Card(
         name=plan.name,
@@ -56,27 +72,51 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
         threats=plan.threats,
         licence=plan.licence,
         weights=plan.design.write(model, path),
+        teachers=tuple(map(described, plan.teachers, teachers)),
         made=_history(plan, data, trained),
         **plan.design.described(),
     )
     write_card(card, path)
+    memory.forget()
     return Made(path, trained)
 
 
-def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, object]:
-    """Returns what a card says of how it was made; validation examples are held out of the training split."""
+def _company(plan: Plan, data: Dataset, path: Path, teachers: Sequence[Subject]) -> Company:
+    recipe = plan.recipe
+    peer_seed = (recipe.seed + 1) % _MOST_SEEDS  # a peer with the student's own weights could teach it nothing
+    return Company(
+        teachers=tuple(teacher.model.to(plan.device) for teacher in teachers),
+        archive=archive(teachers, recipe, data, path.parent, plan.device) if recipe.stored_views else None,
+        fresh=lambda: plan.design.build(data, peer_seed, path),
+    )
+
+
+def _conditions(plan: Plan, data: Dataset) -> dict[str, Any]:
+    """Returns what decides how a training goes, besides the networks."""
     return {
         "method": plan.recipe.method if plan.recipe.epochs else "fit",
         "threat": str(plan.threat),
-        "epoch": trained.best_epoch,
         "data_fingerprint": data.fingerprint(),
-        "validation": {"n": plan.recipe.validation, **_measured(trained)},
         "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
         "versions": {
             "robustbench-kd": importlib.metadata.version("robustbench-kd"),
             "torch": importlib.metadata.version("torch"),
         },
     }
+
+
+def _identity(plan: Plan, data: Dataset, model: nn.Module, teachers: Sequence[Subject]) -> str:
+    """Returns the sha256 of everything that a training begins with."""
+    known = {**_conditions(plan, data), "teachers": [teacher.checkpoint_sha256 for teacher in teachers]}
+    return sealed.digest(model.state_dict(), {"conditions": json.dumps(known, sort_keys=True)})
+
+
+def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, Any]:
+    """Returns what a card says of how it was made; validation examples are held out of the training split."""
+    known = _conditions(plan, data)
+    validation = {"n": plan.recipe.validation, **_measured(trained)}
+    outcome = {"epoch": trained.best_epoch, "data_fingerprint": known.pop("data_fingerprint"), "validation": validation}
+    return {"method": known.pop("method"), "threat": known.pop("threat"), **outcome, **known}
 
 
 def _measured(trained: Trained) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +16,19 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
+from torch import nn
 
 from robustbench_kd.core import plugins
 from robustbench_kd.core.errors import UsageError, unknown_name
+from robustbench_kd.distill import open_method
+from robustbench_kd.tensors.distillation import Lesson, Method, MethodOptions, Objective
 
 METHODS = "training/methods"
+DISTILLATION = "distill"
 
 
 class Recipe(BaseModel):
@@ -37,6 +44,14 @@ class Recipe(BaseModel):
     TRADES; `gradient_clip` bounds the l2 norm of the gradient. `noise_shape` is for denoisers: the standard
     deviation of an image's noise is drawn from a Gamma distribution of that shape around the defence's own,
     which all images have without it.
+
+    `options` are those of a distillation method, `additions` what plugs into it, each with options of its own. The
+    rate rises linearly over the first `warmup` epochs, before the schedule takes over where it then is. From epoch
+    `averaging_start` on, `weight_averaging` measures and keeps an average of the weights in their place: `swa`, the
+    mean over ends of epochs with statistics of batch normalisation estimated anew, or `ema`, which forgets by
+    `averaging_decay` with each step. With `stored_views` the teachers are asked once about so many fixed views of each
+    image, which take the place of augmentation. `precision` is that of the student's passes while it learns.
+    What is left out is not used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -47,7 +62,7 @@ class Recipe(BaseModel):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     seed: int = Field(default=0, ge=0, lt=2**63)
-    optimiser: Literal["sgd", "adam"] = "sgd"
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 0.0
@@ -66,20 +81,74 @@ class Recipe(BaseModel):
     attack_mode: Literal["train", "eval"] = "eval"
     beta: NonNegativeFloat = 6.0
     noise_shape: PositiveInt | None = None
+    options: dict[str, Any] | None = None
+    additions: dict[str, dict[str, Any]] | None = None
+    warmup: PositiveInt | None = None
+    weight_averaging: Literal["swa", "ema"] | None = None
+    averaging_start: PositiveInt | None = None
+    averaging_decay: float | None = Field(default=None, ge=0, lt=1)
+    stored_views: PositiveInt | None = None
+    precision: Literal["bf16"] | None = None
+
+    @field_validator("weight_averaging", mode="before")
+    @classmethod
+    def _none_is_nothing(cls, value: object) -> object:
+        return None if value == "none" else value
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Recipe":
+        if self.weight_averaging and self.averaging_start is None:
+            raise ValueError("expected averaging_start, the first epoch that is averaged, beside weight_averaging")
+        if self.weight_averaging == "ema" and self.averaging_decay is None:
+            raise ValueError('expected averaging_decay, such as 0.999, beside weight_averaging = "ema"')
+        if self.stored_views and self.augmentation != "none":
+            raise ValueError('expected augmentation = "none" beside stored_views, which take its place')
+        return self
+
+    def opened(self) -> Method:
+        """Returns the training or distillation method that it names, with its options.
+
+        Raises `UsageError` for a method or an option that does not exist, with the nearest one that does.
+        """
+        if self.method in plugins.components(DISTILLATION):
+            return open_method(self.method, self.options, self.additions)
+        component = plugins.find(METHODS, self.method, "training method")
+        if self.options or self.additions:
+            raise UsageError(f"'{self.method}' takes no options and no additions: only distillation methods do")
+        module = plugins.module(METHODS, component.stem)
+        return Method(
+            name=self.method,
+            options=_Alone(),
+            inner=partial(getattr(module, "inner", _no_attack), recipe=self),
+            loss=partial(module.loss, recipe=self),
+            prepare=lambda _: nn.Module(),
+        )
 
 
-def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+class _Alone(MethodOptions):
+    """The options of a method that has no teacher and takes everything from the recipe."""
+
+    def teachers(self) -> tuple[str, ...]:
+        """Returns none."""
+        return ()
+
+
+def load_recipe(
+    name_or_path: str, overrides: Mapping[str, str] | None = None, *, additions: Collection[str] = ()
+) -> Recipe:
     """Reads a recipe by its name or from a TOML file, and replaces single keys.
 
-    An override is a TOML value, `{"epochs": "5", "milestones": "[3, 4]"}`; a word needs no quotes. Raises
-    `UsageError` for a recipe, key or method that does not exist, with the nearest one that does, and for a
-    value that cannot be.
+    An override is a TOML value, `{"epochs": "5", "options.temperature": "4.0"}`; a word needs no quotes. What a recipe
+    says of an addition only holds where it is among `additions`, each of which has its defaults where the recipe says
+    nothing. Raises `UsageError` for a recipe, key or method that does not exist, with the nearest one that does, and for
+    a value that cannot be.
 
     >>> load_recipe("digits-plain", {"epochs": "3"}).epochs
     3
     """
     values = _read(_locate(name_or_path))
-    values |= {key: _value(key, text) for key, text in (overrides or {}).items()}
+    for key, text in (overrides or {}).items():
+        _place(values, key, _value(key, text))
     for key in values:
         if key not in Recipe.model_fields:
             raise unknown_name("recipe key", key, Recipe.model_fields)
@@ -87,14 +156,22 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"recipe '{name_or_path}': {_sentence(error.errors()[0])}") from None
-    plugins.find(METHODS, recipe.method, "training method")
-    return recipe
+    known = recipe.additions or {}
+    return _spelled(recipe.model_copy(update={"additions": {name: known.get(name, {}) for name in additions} or None}))
+
+
+def _spelled(recipe: Recipe) -> Recipe:
+    """Returns the recipe with every option that its method has; refuses what it could not be trained by."""
+    method = recipe.opened()
+    options = method.options.model_dump(mode="json")
+    additions = {name: chosen.model_dump(mode="json") for name, chosen in method.additions.items()}
+    return recipe.model_copy(update={"options": options or None, "additions": additions or None})
 
 
 def _locate(name_or_path: str) -> Path:
     if name_or_path.endswith(".toml"):
         return Path(name_or_path)
-    known = plugins.files("training/recipes", ".toml")
+    known = plugins.files("training/recipes", ".toml") | plugins.files("distill/recipes", ".toml")
     if name_or_path not in known:
         raise unknown_name("recipe", name_or_path, known)
     return known[name_or_path]
@@ -107,6 +184,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"recipe '{path}' cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe '{path}' is not a TOML file: {error}") from None
+
+
+def _place(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets what a dotted key such as `additions.igdm.alpha` leads to."""
+    *tables, last = key.split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"recipe key '{key}': '{table}' holds no further keys")
+    values[last] = value
 
 
 def _value(key: str, text: str) -> Any:
@@ -125,4 +212,9 @@ def _sentence(detail: ErrorDetails) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "missing":
         return f"{field}: expected a value, got none"
-    return f"{field}: {detail['msg'].replace('Input should be', 'expected')}, got {detail['input']!r}"
+    said = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return f"{field}: {said}, got {detail['input']!r}" if field else said
+
+
+def _no_attack(_lesson: Lesson, recipe: Recipe) -> Objective | None:  # noqa: ARG001  # what `inner` is given
+    return None

@@ -10,20 +10,23 @@ from robustbench_kd.training.recipe import Recipe
 _RISE = 0.3
 
 
-def make_optimiser(network: nn.Module, recipe: Recipe) -> optim.Optimizer:
-    """Returns the optimiser of all parameters that want a gradient, with weight decay on every one.
+def make_optimiser(network: nn.Module, recipe: Recipe, *, helper: nn.Module) -> optim.Optimizer:
+    """Returns the optimiser of all parameters of a network and its helper that want a gradient, all with weight decay.
 
-    Raises `UsageError` where there is none.
+    Raises `UsageError` where the network has none.
     """
-    wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    wanted, beside = (
+        [parameter for parameter in module.parameters() if parameter.requires_grad] for module in (network, helper)
+    )
     if not wanted:
         kind = type(network).__name__
         raise UsageError(
             f"{kind} has nothing to optimise: expected a recipe with epochs = 0 such as 'fit', got {recipe.epochs}"
         )
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    if recipe.optimiser == "adam":
-        return optim.Adam(wanted, lr=rate, weight_decay=decay)
+    wanted, rate, decay = wanted + beside, recipe.learning_rate, recipe.weight_decay
+    if recipe.optimiser != "sgd":
+        adaptive = optim.AdamW if recipe.optimiser == "adamw" else optim.Adam
+        return adaptive(wanted, lr=rate, weight_decay=decay)
     nesterov = recipe.nesterov and recipe.momentum > 0  # without momentum both are plain descent, but torch refuses
     return optim.SGD(wanted, lr=rate, momentum=recipe.momentum, nesterov=nesterov, weight_decay=decay)
 
@@ -33,6 +36,9 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
     Smooth schedules are read in the middle of the step, so no step is made at rate zero.
     """
+    rise = steps_per_epoch * (recipe.warmup or 0)
+    if step < rise:
+        return recipe.learning_rate * (step + 0.5) / rise
     progress = (step + 0.5) / (steps_per_epoch * recipe.epochs)
     match recipe.schedule:
         case "constant":

@@ -12,6 +12,7 @@ from robustbench_kd.core.errors import ModelError
 from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.datasets import open_dataset
+from robustbench_kd.defences.ensemble import RandomizedEnsemble
 from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.plan import Extra, plan
 from robustbench_kd.engine.sample import missed
@@ -147,6 +148,29 @@ def test_an_attack_of_ones_own_is_judged_like_any_other(net, digits, tmp_path):
     assert outcome.record.robust.value == pytest.approx((kept & clean).float().mean().item())
     (stage,) = [stage for stage in outcome.record.stages if stage.stage == "darken"]
     assert stage.forwards >= len(digits)
+
+
+class MemberByMember:
+    """A person's own attack: differentiates the first member of an ensemble twice, and asks the second one once."""
+
+    def __init__(self, model, **_):
+        self.first, self.second = model.members()
+
+    def __call__(self, images, labels):
+        points = images.clone().requires_grad_()
+        for _ in range(2):
+            torch.autograd.grad(self.first(points).sum(), points)
+        self.second(images)
+        return images
+
+
+def test_passes_of_an_attack_on_members_are_counted(net, digits, tmp_path):
+    pair = RandomizedEnsemble([net, linear(classes=10)], torch.tensor([0.5, 0.5]), per_batch=False)
+    outcome = run(pair, digits, tmp_path, "adaptive", attacks=(), extra=Extra(attacks={"mine": MemberByMember}))
+    (stage,) = [stage for stage in outcome.record.stages if stage.stage == "mine"]
+    standing = stage.backwards // 2
+    assert standing > 0
+    assert stage.forwards == 3 * standing + 2 * standing  # the judge asks both members once more
 
 
 @pytest.mark.parametrize(

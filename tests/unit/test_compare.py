@@ -140,7 +140,7 @@ def test_what_is_not_comparable_is_refused_with_the_reason(pair, fields, said):
 
 def test_other_labels_under_the_same_fingerprint_are_refused(pair):
     old, new = pair()
-    changed = new.examples | {3: new.examples[3].model_copy(update={"label": 9})}
+    changed = new.examples | {3: new.examples[3]._replace(label=9)}
     with pytest.raises(NotComparableError, match=r"the same data, but other indices or labels"):
         compare(old, type(new)(new.folder, new.record, changed))
 

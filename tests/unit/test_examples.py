@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.examples import read_examples
+from robustbench_kd.core.examples import read_examples, to_text
 from robustbench_kd.core.records import ExampleRow
-from robustbench_kd.core.rundir import EXAMPLES, to_csv
+from robustbench_kd.core.rundir import EXAMPLES
 
-HEADER = ",".join(ExampleRow.model_fields)
+HEADER = ",".join(ExampleRow._fields)
 LINE = "0,7,7,True,False,apgd-ce,3,0.1,-0.5,12,11"
 NUMBERS = st.floats(allow_nan=False)
 ROWS = st.builds(
@@ -35,12 +35,12 @@ def folder(tmp_path_factory):
 
 @given(st.lists(ROWS, max_size=5, unique_by=lambda row: row.index))
 def test_what_was_written_reads_back(folder, found):
-    assert read_examples(written(folder, to_csv(found, ExampleRow))) == found
+    assert read_examples(written(folder, to_text(found))) == found
 
 
 def test_the_planted_runs_read_back(tmp_path):
     planted = rows(Planted(30, wrong=frozenset({1}), broken=frozenset({2, 3})))
-    assert read_examples(written(tmp_path, to_csv(planted, ExampleRow))) == planted
+    assert read_examples(written(tmp_path, to_text(planted))) == planted
 
 
 def test_columns_are_found_by_name_and_later_ones_are_passed_over(tmp_path):

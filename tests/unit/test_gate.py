@@ -78,7 +78,7 @@ def test_a_tolerance_and_a_level_are_the_callers(tmp_path):
 
 def with_flips(run, lost, gained):
     """The run with other examples: as read back, without the disk in between."""
-    flipped = {i: run.examples[i].model_copy(update={"robust": i in gained}) for i in lost | gained}
+    flipped = {i: run.examples[i]._replace(robust=i in gained) for i in lost | gained}
     return Run(run.folder, run.record, run.examples | flipped)
 
 
@@ -143,7 +143,7 @@ def test_a_new_model_passes_and_what_cannot_be_read_does_not(tmp_path):
 
 def test_a_baseline_of_other_labels_is_not_judged(tmp_path):
     old = made(tmp_path, planted())
-    row = old.examples[0].model_copy(update={"label": 5})
+    row = old.examples[0]._replace(label=5)
     found = judge([Run(old.folder, old.record, old.examples | {0: row})], [], {old.key: old}, USUAL)
     assert found.cells == ()
     assert "not comparable: the same data, but other indices or labels" in found.gaps[0].text

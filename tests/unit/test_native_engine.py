@@ -17,6 +17,7 @@ from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine import evaluate as evaluation
 from robustbench_kd.engine.evaluate import evaluate
+from robustbench_kd.engine.levers import Levers
 from robustbench_kd.engine.plan import Step, build
 from robustbench_kd.engine.queue import Queue
 from robustbench_kd.engine.request import Request
@@ -71,6 +72,22 @@ def expected(digits, tmp_path_factory):
 @pytest.mark.parametrize("size", [1, 7, 16])
 def test_the_batch_size_changes_no_verdict(digits, expected, tmp_path, size):
     assert verdicts(evaluate(request(digits, batch_size=size), tmp_path)) == expected
+
+
+@pytest.fixture(scope="module")
+def many():
+    return open_dataset("digits", limit=300)
+
+
+@pytest.fixture(scope="module")
+def expected_of_many(many, tmp_path_factory):
+    return verdicts(evaluate(request(many, batch_size=300), tmp_path_factory.mktemp("many")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 250, 0])
+def test_the_batch_size_changes_no_verdict_of_many(many, expected_of_many, tmp_path, size):
+    assert verdicts(evaluate(request(many, batch_size=size), tmp_path)) == expected_of_many
 
 
 def test_the_order_of_examples_changes_no_verdict(digits, expected, tmp_path):
@@ -166,11 +183,12 @@ def test_a_row_whose_job_failed_goes_on_with_its_next_one():
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_no_image_that_is_proved_robust_is_reported_broken(test_data, tmp_path):
+@pytest.mark.parametrize("levers", [Levers(), Levers(fold=True), Levers("bf16", channels_last=True)])
+def test_no_image_that_is_proved_robust_is_reported_broken(test_data, tmp_path, levers):
     choices = {"architecture": f"{test_data / 'real_models.py'}:resnet2b"}
     data = open_dataset(f"npz:{test_data / 'certified_resnet2b.npz'}")
     target = test_data / "models" / "resnet2b.pth"
-    asked = request(data, threat="linf:2/255", suite=STANDARD, target=target, choices=choices)
+    asked = request(data, threat="linf:2/255", suite=STANDARD, target=target, choices=choices, levers=levers)
     assert evaluate(asked, tmp_path).record.robust.value == 1
 
 

@@ -80,3 +80,9 @@ def test_no_threats_are_none():
 def test_every_point_of_a_curve_is_checked(text):
     with pytest.raises(UsageError):
         parse_threats([text])
+
+
+@pytest.mark.parametrize("text", ["linf:1e999999999", "linf:1/1e999999999", "linf:1e-999999999"])
+def test_a_radius_with_a_huge_exponent_is_refused_at_once(text):
+    with pytest.raises(UsageError):
+        Threat.parse(text)

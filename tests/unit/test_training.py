@@ -1,6 +1,7 @@
 """Recipes, the inner attack, the methods and the loop, on problems whose answers are known."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,14 +12,18 @@ from robustbench_kd.core import plugins
 from robustbench_kd.core.errors import ModelError, UsageError
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.tensors.distillation import Asked, away_from, labelled, total
 from robustbench_kd.tensors.geometry import inside, random_start
-from robustbench_kd.tensors.losses import cross_entropy, kl_divergence
+from robustbench_kd.tensors.losses import kl_divergence
 from robustbench_kd.training.augmentation import augment
+from robustbench_kd.training.batches import split
+from robustbench_kd.training.course import Company, open_course
+from robustbench_kd.training.events import Epoch, Step
 from robustbench_kd.training.inner import attack, mode, pgd
-from robustbench_kd.training.loop import Epoch, Step, evaluate, seeded_build, split, train
-from robustbench_kd.training.methods import pgd_at, plain, trades
+from robustbench_kd.training.loop import seeded_build, train
 from robustbench_kd.training.recipe import Recipe, load_recipe
 from robustbench_kd.training.schedule import learning_rate
+from robustbench_kd.training.validation import evaluate
 
 LINF = Threat.parse("linf:0.1")
 L2 = Threat.parse("l2:0.3")
@@ -63,7 +68,14 @@ def ignore(event):
 
 
 def labels_objective(labels):
-    return lambda logits: cross_entropy(logits, labels)
+    return partial(labelled, labels)
+
+
+def batch_loss(network, images, labels, setting):
+    """The loss of one batch of all images, after its attack."""
+    data = Dataset("batch", images, labels, tuple(range(len(labels))), 2)
+    course = open_course(network, data, LINF, setting, Company(), generator=generator())
+    return total(course.terms(torch.arange(len(labels)), epoch=1))
 
 
 # Recipes
@@ -72,6 +84,7 @@ def labels_objective(labels):
 @pytest.mark.parametrize("name", plugins.files("training/recipes", ".toml"))
 def test_every_recipe_of_the_package_loads(name):
     assert load_recipe(name).method in plugins.components("training/methods")
+    assert load_recipe(name).opened().options.teachers() == ()
 
 
 def test_the_trades_recipe_attacks_as_published():
@@ -226,7 +239,7 @@ def test_pgd_stays_inside_ball_and_box(threat, start):
     points = pgd(network, data.images, objective, threat, steps=5, step_size=0.7, start=start, generator=generator())
     assert inside(points, data.images, threat.eps, threat.norm).all()
     assert not points.requires_grad
-    assert objective(network(points)).mean() > objective(network(data.images)).mean()
+    assert objective(points, network(points)).mean() > objective(points, network(data.images)).mean()
 
 
 def test_pgd_raises_a_divergence_too():
@@ -235,7 +248,7 @@ def test_pgd_raises_a_divergence_too():
     points = pgd(
         network,
         data.images,
-        lambda logits: kl_divergence(clean, logits),
+        partial(away_from, clean),
         LINF,
         steps=5,
         step_size=0.25,
@@ -252,7 +265,7 @@ def test_an_attack_leaves_images_gradients_and_modes_as_they_were():
     network[0].weight.grad = torch.full_like(network[0].weight, 7.0)
     before = data.images.clone()
     attack(
-        network,
+        Asked(network),
         data.images,
         labels_objective(data.labels),
         threat=LINF,
@@ -269,7 +282,7 @@ def test_an_attack_leaves_images_gradients_and_modes_as_they_were():
 def test_the_attack_mode_decides_whether_batch_statistics_move(attack_mode, updates):
     data, network = halves(), small().train()
     attack(
-        network,
+        Asked(network),
         data.images,
         labels_objective(data.labels),
         threat=LINF,
@@ -291,7 +304,7 @@ def test_modes_return_after_an_error():
 
 def test_the_plain_loss_is_the_mean_cross_entropy():
     data, network = halves(), linear([0.3] * 16)
-    value = plain.loss(network, data.images, data.labels, threat=LINF, recipe=recipe(), generator=generator())
+    value = batch_loss(network, data.images, data.labels, recipe())
     torch.testing.assert_close(value, functional.cross_entropy(network(data.images), data.labels))
 
 
@@ -299,7 +312,7 @@ def test_pgd_training_minimises_the_worst_case_of_a_linear_network():
     weights = torch.linspace(-1, 1, 16).tolist()
     network, images = linear(weights), torch.full((2, 1, 4, 4), 0.5)
     labels = torch.tensor([0, 1])
-    value = pgd_at.loss(network, images, labels, threat=LINF, recipe=recipe(), generator=generator())
+    value = batch_loss(network, images, labels, recipe(method="pgd-at"))
     logit, fall = sum(0.5 * w for w in weights), 0.1 * sum(abs(w) for w in weights)
     expected = [math.log1p(math.exp(logit + fall)), math.log1p(math.exp(-(logit - fall)))]
     assert float(value.detach()) == pytest.approx(sum(expected) / 2, rel=1e-5)
@@ -313,12 +326,12 @@ def test_the_trades_loss_and_its_gradient_are_the_published_formula():
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 2)), 0
     ).double()
     setting = recipe(method="trades", beta=3.0, random_start="gaussian", attack_steps=3)
-    value = trades.loss(network, images, data.labels, threat=LINF, recipe=setting, generator=generator())
+    value = batch_loss(network, images, data.labels, setting)
     target = network(images).detach()
     points = attack(
-        network,
+        Asked(network),
         images,
-        lambda logits: kl_divergence(target, logits),
+        partial(away_from, target),
         threat=LINF,
         recipe=setting,
         generator=generator(),

@@ -18,7 +18,9 @@ from robustbench_kd.core.plugins import components
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.tensors.defence import Key, Randomized
+from robustbench_kd.tensors.distillation import Asked, Lesson, Progress, total
 from robustbench_kd.training.design import Composition, Network
+from robustbench_kd.training.events import Epoch
 from robustbench_kd.training.loop import seeded_build, train
 from robustbench_kd.training.make import Plan, make_checkpoint
 from robustbench_kd.training.methods import denoise
@@ -316,10 +318,16 @@ class Blind(nn.Module):
 
 
 def denoising_loss(network, images, **changes):
-    generator = torch.Generator().manual_seed(0)
-    setting = recipe(method="denoise", **changes)
-    labels = torch.zeros(len(images), dtype=torch.int64)
-    return denoise.loss(network, images, labels, threat=THREAT, recipe=setting, generator=generator)
+    lesson = Lesson(
+        student=Asked(network),
+        teachers=(),
+        images=images,
+        labels=torch.zeros(len(images), dtype=torch.int64),
+        rows=torch.arange(len(images)),
+        progress=Progress(1, 1),
+        generator=torch.Generator().manual_seed(0),
+    )
+    return total(denoise.loss(lesson, recipe(method="denoise", **changes)))
 
 
 @pytest.mark.parametrize("shape", [None, 1, 25])
@@ -358,3 +366,40 @@ def test_only_a_denoiser_learns_to_denoise(digits, folder):
 
 def test_a_seeded_build_gives_back_what_is_built():
     assert seeded_build(lambda: torch.rand(3).tolist(), 3) == seeded_build(lambda: torch.rand(3).tolist(), 3)
+
+
+# Going on
+
+
+def interrupted(event):
+    if isinstance(event, Epoch):
+        raise KeyboardInterrupt
+
+
+def test_a_front_end_whose_training_was_stopped_ends_in_the_same_bytes(digits, folder):
+    design, setting = composition(folder), recipe(epochs=2)
+    make_checkpoint(plan("front", design, setting), digits, folder, ignore)
+    whole = contents(folder)
+    for name in ("front.toml", "front.safetensors"):
+        (folder / name).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        make_checkpoint(plan("front", design, setting), digits, folder, interrupted)
+    assert set(contents(folder)) - {"front.training"} == set(whole) - {"front.toml", "front.safetensors"}
+    make_checkpoint(plan("front", design, setting), digits, folder, ignore)
+    assert contents(folder) == whole
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"epochs": 3}, {"learning_rate": 1e-2}])
+def test_another_recipe_does_not_go_on_from_a_stopped_training(digits, folder, changes):
+    with pytest.raises(KeyboardInterrupt):
+        make_checkpoint(plan("front", composition(folder), recipe(epochs=2)), digits, folder, interrupted)
+    with pytest.raises(CheckpointError, match=r"'.*front\.training' belongs to another training"):
+        make_checkpoint(plan("front", composition(folder), recipe(**{"epochs": 2, **changes})), digits, folder, ignore)
+
+
+def test_another_part_of_the_same_name_does_not_go_on_from_a_stopped_training(digits, folder):
+    with pytest.raises(KeyboardInterrupt):
+        make_checkpoint(plan("front", composition(folder), recipe(epochs=2)), digits, folder, interrupted)
+    (folder / "net1.toml").rename(folder / "net0.toml")
+    with pytest.raises(CheckpointError, match="belongs to another training"):
+        make_checkpoint(plan("front", composition(folder), recipe(epochs=2)), digits, folder, ignore)

@@ -70,6 +70,19 @@ def test_passes_are_counted_as_the_model_sees_them_and_not_by_the_oracle():
     assert oracle.forwards == 0
 
 
+def test_where_a_short_attack_breaks_all_of_a_few_images_nothing_else_is_probed():
+    entry = checkup(oracle_of(linear()), data_of(), range(40), Threat.parse("linf:0.9"), Scope(scout=True))
+    assert checks_of(entry) == {"falls-at-once"}
+    assert entry.forwards + entry.backwards <= 16 * 6
+    assert checks_of(run(linear(), scout=True)) == set()
+
+
+def test_one_draw_of_a_randomized_defence_that_falls_excuses_nothing():
+    model = declared_ensemble()
+    entry = checkup(oracle_of(model), data_of(linear()), range(40), Threat.parse("linf:0.9"), Scope(scout=True))
+    assert "falls-at-once" not in checks_of(entry)
+
+
 class Counting(nn.Module):
     def __init__(self, network):
         super().__init__()

@@ -8,7 +8,7 @@ from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.core.records import Severity, Work
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.engine.checkup import facts_of, judge
+from robustbench_kd.engine.checkup import facts_of, judge, stage_facts
 from robustbench_kd.engine.plan import plan
 from robustbench_kd.tensors.oracle import Oracle
 from robustbench_kd.tensors.probe import Facts, StageFacts
@@ -117,7 +117,8 @@ def test_facts_are_read_from_the_ledger():
         Entry(stage="apgd-ce", decisions=[decision(3, broken=False, margin=1)], work=Work(disagreements=3)),
         Entry(stage="square", decisions=[decision(3, broken=True, margin=-0.5)]),
     ]
-    found = facts_of(steps, ledger, examples=4, norm=Norm.LINF, composite=False)
+    known = [stage_facts(step, Norm.LINF) for step in steps]
+    found = facts_of(known, ledger, examples=4, composite=False)
     first, second, *others = found.stages
     assert first == StageFacts("apgd-ce", frozenset({2}), guided=True, refused=5)
     assert second == StageFacts("square", frozenset({3}), guided=False)

@@ -1,1 +1,1 @@
-"""Training methods, one file each: the loss of a batch."""
+"""Training methods, one file each, as those of `distill` but without a teacher: their options are the recipe itself."""

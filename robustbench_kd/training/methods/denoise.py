@@ -3,11 +3,11 @@
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustbench_kd.core.errors import UsageError
-from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors.contracts import Images, Labels
+from robustbench_kd.tensors.contracts import Images
+from robustbench_kd.tensors.distillation import Lesson, Terms
 from robustbench_kd.training.recipe import Recipe
 
 
@@ -22,28 +22,21 @@ class Denoiser(Protocol):
         ...
 
 
-def loss(
-    network: nn.Module,
-    images: Images,
-    labels: Labels,  # noqa: ARG001  # every method takes the same arguments
-    *,
-    threat: Threat,  # noqa: ARG001
-    recipe: Recipe,
-    generator: torch.Generator,
-) -> Tensor:
+def loss(lesson: Lesson, recipe: Recipe) -> Terms:
     """Returns the mean squared error between images and what the defence reconstructs from them with noise.
 
     The standard deviation of the noise is the defence's, or each image's own from a Gamma distribution around it;
     the published shape is 25 (You et al. 2023, arXiv 2302.01056). The classifier takes no part. Raises `UsageError`
     for a network that removes no noise.
     """
+    network, images, generator = lesson.student.network, lesson.images, lesson.generator
     if not isinstance(network, Denoiser):
         raise UsageError(
             f"method 'denoise' trains the family 'denoiser', got {type(network).__name__}: choose another method"
         )
     noise = torch.randn(images.shape, generator=generator)
     noisy = images + (_deviations(len(images), network.sigma, recipe, generator) * noise).to(images.device)
-    return (network.reconstruct(noisy) - images).square().mean()
+    return {"reconstruction": (network.reconstruct(noisy) - images).square().mean()}
 
 
 def _deviations(n: int, sigma: float, recipe: Recipe, generator: torch.Generator) -> Tensor:

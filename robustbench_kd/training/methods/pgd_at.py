@@ -3,34 +3,18 @@
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors.contracts import Images, Labels
+from robustbench_kd.tensors.distillation import Lesson, Objective, Terms, labelled
 from robustbench_kd.tensors.losses import cross_entropy
-from robustbench_kd.training.inner import attack
 from robustbench_kd.training.recipe import Recipe
 
 VARIANTS: dict[str, dict[str, Any]] = {"pgd-at": {}}
 
 
-def loss(
-    network: nn.Module,
-    images: Images,
-    labels: Labels,
-    *,
-    threat: Threat,
-    recipe: Recipe,
-    generator: torch.Generator,
-) -> Tensor:
+def inner(lesson: Lesson, recipe: Recipe) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+    """Returns CE(f(x'), y)."""
+    return partial(labelled, lesson.labels)
+
+
+def loss(lesson: Lesson, recipe: Recipe) -> Terms:  # noqa: ARG001
     """Returns the mean cross-entropy on images that PGD made to raise it; Madry et al. 2018, equation 2.1."""
-    adversarial = attack(
-        network,
-        images,
-        partial(cross_entropy, labels=labels),
-        threat=threat,
-        recipe=recipe,
-        generator=generator,
-    )
-    return cross_entropy(network(adversarial), labels).mean()
+    return {"labels": cross_entropy(lesson.student(lesson.attacked), lesson.labels).mean()}

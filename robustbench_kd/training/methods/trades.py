@@ -3,34 +3,25 @@
 from functools import partial
 
 import torch
-from torch import Tensor, nn
 
-from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors.contracts import Images, Labels
+from robustbench_kd.tensors.distillation import Lesson, Objective, Terms, away_from
 from robustbench_kd.tensors.losses import cross_entropy, kl_divergence
-from robustbench_kd.training.inner import attack, mode
 from robustbench_kd.training.recipe import Recipe
 
 
-def loss(
-    network: nn.Module,
-    images: Images,
-    labels: Labels,
-    *,
-    threat: Threat,
-    recipe: Recipe,
-    generator: torch.Generator,
-) -> Tensor:
-    """Returns CE(f(x), y) + beta KL(f(x) || f(x')), means over the batch; Zhang et al. 2019, equation 5.
+def inner(lesson: Lesson, recipe: Recipe) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+    """Returns KL(f(x) || f(x')) from the clean prediction as it is in the attack's mode, held fixed."""
+    with torch.no_grad():
+        target = lesson.student.through(lesson.images)
+    return partial(away_from, target)
 
-    The attack raises the same divergence from a fixed clean prediction; in the loss the clean prediction
-    carries gradient too. The published setting is beta 6, a Gaussian start and an attack in evaluation mode.
+
+def loss(lesson: Lesson, recipe: Recipe) -> Terms:
+    """Returns CE(f(x), y) and beta KL(f(x) || f(x')), means over the batch; Zhang et al. 2019, equation 5.
+
+    Here the clean prediction carries gradient in the divergence, too. The published setting is beta 6, a Gaussian start
+    and an attack in evaluation mode.
     """
-    with torch.no_grad(), mode(network, training=recipe.attack_mode == "train"):
-        target = network(images)
-    adversarial = attack(
-        network, images, partial(kl_divergence, target), threat=threat, recipe=recipe, generator=generator
-    )
-    natural = network(images)
-    divergence = kl_divergence(natural, network(adversarial)).mean()
-    return cross_entropy(natural, labels).mean() + recipe.beta * divergence
+    natural = lesson.student(lesson.images)
+    divergence = kl_divergence(natural, lesson.student(lesson.attacked)).mean()
+    return {"labels": cross_entropy(natural, lesson.labels).mean(), "divergence": recipe.beta * divergence}

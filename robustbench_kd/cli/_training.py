@@ -1,0 +1,117 @@
+"""What the commands that train share: options, progress, and the line at the end."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustbench_kd.cli import _options
+from robustbench_kd.core.threat import Threat, parse_threats
+
+if TYPE_CHECKING:
+    from robustbench_kd.cli._console import Line
+    from robustbench_kd.training.design import Composition, Network
+    from robustbench_kd.training.events import Accuracies, Epoch, Observer, Step
+    from robustbench_kd.training.make import Made, Plan
+    from robustbench_kd.training.recipe import Recipe
+    from robustbench_kd.training.teachers import Tutor
+
+checkpoint: Callable[[_options.Command], _options.Command] = _options.together(
+    click.option("--name", required=True, help="Name of the checkpoint; its files are called so."),
+    click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("checkpoints"),
+                 show_default=True, help="Folder for the weights and the card."),
+    click.option("--card-threat", "card_threats", multiple=True, metavar="NORM:EPS",
+                 help="Usual threat of the card; repeatable (default: --threat)."),
+)  # fmt: skip
+settings: Callable[[_options.Command], _options.Command] = _options.together(
+    click.option("--normalisation", default="none", show_default=True, help="none, cifar10, ... or MEAN,.../STD,..."),
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                 help="Replace a key of the recipe, such as epochs or options.temperature; repeatable."),
+    click.option("--licence", default="MIT", show_default=True, help="Licence of the weights, for the card."),
+    click.option("--trust-code", is_flag=True, help="Run the Python code that the card of a part or teacher names."),
+)  # fmt: skip
+
+
+def network(architecture: str, options: dict[str, Any]) -> "Network":
+    """Returns the network that the options describe."""
+    from robustbench_kd.checkpoints.card import Architecture
+    from robustbench_kd.checkpoints.normalisation import parse_normalisation
+    from robustbench_kd.training.design import Network
+
+    arguments = _options.parse_assignments(options["arch_arg"], "--arch-arg")
+    return Network(Architecture(name=architecture, arguments=arguments), parse_normalisation(options["normalisation"]))
+
+
+def plan(
+    recipe: "Recipe",
+    design: "Network | Composition",
+    threat: str,
+    options: dict[str, Any],
+    *,
+    teachers: "tuple[Tutor, ...]" = (),
+) -> "Plan":
+    """Returns what is to be trained, by the options that the commands share."""
+    from robustbench_kd.cli import _devices
+    from robustbench_kd.training.make import Plan
+
+    chosen = Threat.parse(threat)
+    usual = parse_threats(list(options["card_threats"])) or [chosen]
+    return Plan(
+        name=options["name"],
+        recipe=recipe,
+        design=design,
+        threat=chosen,
+        threats=tuple(str(known) for known in usual),
+        device=_devices.choose(options["device"]),
+        licence=options["licence"],
+        teachers=teachers,
+    )
+
+
+def run(planned: "Plan", dataset: str, options: dict[str, Any]) -> None:
+    """Trains, shows how it goes, and writes where the card lies."""
+    from robustbench_kd.cli import _console
+    from robustbench_kd.datasets import open_dataset
+    from robustbench_kd.training.make import make_checkpoint
+
+    data = open_dataset(dataset, split="train", data_dir=options["data_dir"], download=options["download"])
+    start = time.monotonic()
+    with _console.progress() as line:
+        made = make_checkpoint(planned, data, options["out"], _observer(line, planned.name))
+    _console.say(f"{_outcome(planned, made)}, {_console.duration(time.monotonic() - start)}")
+    _console.write(str(made.path))
+
+
+def _outcome(planned: "Plan", made: "Made") -> str:
+    epoch, epochs = made.trained.best_epoch, planned.recipe.epochs
+    did = f"epoch {epoch} of {epochs}" if epochs else "fitted"
+    return f"{planned.name}: {did}, {_validation(made.trained.validation)} on {planned.recipe.validation} examples"
+
+
+def _validation(found: "Accuracies") -> str:
+    robust = "" if found.robust is None else f", PGD {found.robust:.1%}"
+    return f"validation clean {found.clean:.1%}{robust}"
+
+
+def _loss(epoch: "Epoch") -> str:
+    """Returns the loss with the terms it is the sum of, where there are several."""
+    terms = " + ".join(f"{name} {value:.3f}" for name, value in epoch.terms.items())
+    return f"loss {epoch.loss:.3f}" + (f" = {terms}" if len(epoch.terms) > 1 else "")
+
+
+def _observer(line: "Line", name: str) -> "Observer":
+    from robustbench_kd.cli import _console
+    from robustbench_kd.training.events import Epoch
+
+    ends = [time.monotonic()]
+
+    def show(event: "Step | Epoch") -> None:
+        if isinstance(event, Epoch):
+            ends.append(time.monotonic())  # a resumed training has seen only some of its epochs
+            seconds = (ends[-1] - ends[0]) / (len(ends) - 1) * (event.epochs - event.epoch)
+            details = f"{_loss(event)}  {_validation(event.validation)}  {_console.duration(seconds)} left"
+            line.show(name, event.epoch, event.epochs, details)
+
+    return show

@@ -1,0 +1,63 @@
+"""Files of tensors that say what they are for: written whole or not at all, and refused where a byte has changed."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from robustbench_kd.core.errors import CheckpointError, RecordError
+
+_SEAL = "sha256"
+
+
+class Sealed(NamedTuple):
+    """What a file holds, and what it says of that."""
+
+    tensors: dict[str, Tensor]
+    header: dict[str, str]
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Writes tensors with a header as safetensors, which hold no code; raises `RecordError` where that fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(save(own, metadata={**header, _SEAL: digest(own, header)}))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RecordError(f"cannot write '{path}': {error}; free space or choose another folder") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def read(path: Path) -> Sealed:
+    """Reads what `write` wrote; raises `CheckpointError` for a file that is no such one or is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' cannot be read ({error}): delete it") from error
+    if header.pop(_SEAL, "") != digest(tensors, header):
+        raise CheckpointError(f"'{path}' is damaged, its sha256 is not the one it names: delete it")
+    return Sealed(tensors, header)
+
+
+def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """Returns the sha256 of tensors on the CPU and of what is said of them."""
+    found = hashlib.sha256(repr(sorted(header.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,93 @@
+"""Teachers: how they are named, loaded, and asked once for all."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robustbench_kd.checkpoints.card import Teacher
+from robustbench_kd.checkpoints.subject import Choices, Subject, Target
+from robustbench_kd.checkpoints.target import describe, load
+from robustbench_kd.core.errors import UsageError
+from robustbench_kd.tensors import stored_logits
+from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.tensors.defence import Randomized
+from robustbench_kd.tensors.oracle import freeze
+from robustbench_kd.tensors.stored_logits import Archive, Source, StoredLogits, Views
+from robustbench_kd.training.recipe import Recipe
+
+_FOLDER = "stored-logits"
+
+
+@dataclass(frozen=True)
+class Tutor:
+    """A teacher that is not loaded yet, and the name of its card, if it has one."""
+
+    target: Target
+    card: str = ""
+
+
+def describe_teacher(text: str, *, trust_code: bool = False) -> Tutor:
+    """Reads what names a teacher, a card or any other target; raises like `checkpoints.target.describe`."""
+    targets = describe(text, Choices(trust_code=trust_code))
+    if len(targets) > 1:
+        raise UsageError(f"'{text}' holds {len(targets)} checkpoints: name the one that teaches")
+    return Tutor(targets[0], Path(text).name if text.endswith(".toml") else "")
+
+
+def load_teachers(tutors: Sequence[Tutor], recipe: Recipe, data: Dataset, card: Path) -> list[Subject]:
+    """Loads as many teachers as the recipe's method has.
+
+    Raises `UsageError` for any other number, for a teacher of other classes or one that answers by chance, and where the
+    student's `card` would overwrite one.
+    """
+    wanted = recipe.opened().options.teachers()
+    if len(tutors) != len(wanted):
+        asked = f"{len(wanted)} ({', '.join(wanted)})" if wanted else "none"
+        raise UsageError(
+            f"expected as many teachers as '{recipe.method}' has, {asked}, got {len(tutors)}: give 'rkd distill' a --teacher for each"
+        )
+    return [_load(tutor.target, data, card) for tutor in tutors]
+
+
+def described(tutor: Tutor, subject: Subject) -> Teacher:
+    """Returns what a student's card says of a teacher."""
+    return Teacher(name=subject.name, sha256=subject.checkpoint_sha256, card=tutor.card)
+
+
+def archive(teachers: Sequence[Subject], recipe: Recipe, data: Dataset, folder: Path, device: torch.device) -> Archive:
+    """Returns what teachers say of the fixed views of a data set, read from a folder, where it is stored at first."""
+    views = Views(count=recipe.stored_views or 1, padding=recipe.padding)
+    ask = partial(stored_logits.ask, dataset=data, views=views, batch_size=recipe.batch_size, device=device)
+    stored = [
+        _stored(teacher, Source(teacher.checkpoint_sha256, data.fingerprint(), views), folder, ask)
+        for teacher in teachers
+    ]
+    return Archive(views, tuple(stored))
+
+
+def _stored(teacher: Subject, source: Source, folder: Path, ask: Callable[[nn.Module], StoredLogits]) -> StoredLogits:
+    path = folder / _FOLDER / f"{hashlib.sha256(repr(source).encode()).hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        stored_logits.write(path, ask(teacher.model), source)
+    return stored_logits.read(path, source)
+
+
+def _load(target: Target, data: Dataset, card: Path) -> Subject:
+    if target.weights and target.weights.with_suffix("").resolve() == card.with_suffix("").resolve():
+        raise UsageError(f"'{card.stem}' would overwrite its teacher: choose another --name or --out")
+    channels, height, width = data.images.shape[1:]
+    subject = load(target, classes=data.classes, shape=(channels, height, width))
+    if target.card and target.card.classes != data.classes:
+        raise UsageError(
+            f"teacher '{subject.name}' tells {target.card.classes} classes apart, the data set has {data.classes}: "
+            "choose another --teacher or --dataset"
+        )
+    if isinstance(subject.model, Randomized):
+        raise UsageError(f"teacher '{subject.name}' answers by chance: choose one that always says the same")
+    freeze(subject.model)
+    return subject

@@ -1,0 +1,61 @@
+"""Workers are watched: those that die are started again, errors end all, and nobody is left behind."""
+
+import os
+import signal
+
+import pytest
+from working import dying, failing, noting
+
+from robustbench_kd.core.errors import IncompleteError, ModelError, UsageError
+from robustbench_kd.core.shards import shards
+from robustbench_kd.engine import on_ray as module
+from robustbench_kd.engine.on_ray import on_ray
+from robustbench_kd.engine.workers import in_processes
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_shard_is_worked_on_and_the_progress_is_that_of_all(tmp_path):
+    seen = []
+    in_processes(noting(tmp_path), shards(3), observer=seen.append)
+    assert names(tmp_path) == ["1", "2", "3"]
+    assert (seen[-1].robust, seen[-1].examples, seen[-1].decided, seen[-1].total) == (6, 30, 3, 12)
+    assert (seen[-1].stage, seen[-1].passes, seen[-1].passes_left) == ("apgd-ce", 300, 6)
+
+
+def test_a_process_that_dies_is_started_again(tmp_path):
+    in_processes(dying(tmp_path, deaths=2), shards(2))
+    assert names(tmp_path) == ["1-0", "2-0", "2-1", "2-2"]
+
+
+def test_a_process_that_dies_again_and_again_is_given_up(tmp_path):
+    with pytest.raises(IncompleteError, match="shard 2/2 died 4 times, the last time with exit code -9"):
+        in_processes(dying(tmp_path, deaths=99), shards(2))
+
+
+def test_an_error_of_one_is_raised_and_ends_the_others(tmp_path):
+    with pytest.raises(ModelError, match="cannot take images"):
+        in_processes(failing(tmp_path), shards(2))
+    pid = tmp_path / "pid"
+    assert not pid.exists() or not _alive(int(pid.read_text()))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "import_module", _missing)
+    with pytest.raises(UsageError, match=r"pip install 'robustbench-kd\[ray\]'"):
+        on_ray(noting(tmp_path), shards(2), gpu=False, finished=print)
+
+
+def _missing(name):
+    raise ImportError(name)
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
