@@ -109,10 +109,11 @@ def masked(model: int) -> Finding:
     return Finding(check="zero-gradients", severity=severity, message=message, advice="attack the bare backbone")
 
 
-def make(results: Path) -> None:
+def make(results: Path, *, shift: int) -> None:
+    """Stores all runs; with another shift each loses and gains some images."""
     for model in range(MODELS):
         for eps, text in RADII:
-            examples = rows(model, eps)
+            examples = rows(model + shift, eps)
             made = record(model, eps, text, examples)
             write_record(run_folder(results, made.identity.model, made.run_id), made, examples)
 
@@ -126,14 +127,15 @@ def seconds(*arguments: str) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure(results: Path) -> None:
-    make(results)
+def measure(results: Path, baseline: Path) -> None:
+    make(results, shift=0)
+    make(baseline, shift=1)
     commands = {
         "rkd --help, for comparison": ("--help",),
         "leaderboard": ("leaderboard", str(results)),
         "leaderboard in all formats": ("leaderboard", str(results), "--format", FORMATS),
         "report": ("report", str(results)),
-        "report against a baseline": ("report", str(results), "--baseline", str(results)),
+        "report against a baseline": ("report", str(results), "--baseline", str(baseline)),
     }
     print(f"{MODELS * len(RADII)} runs of {EXAMPLES} examples, the best of 3")
     print(f"{'':30}{'seconds':>10}{'of CPU':>10}")
@@ -146,10 +148,10 @@ def measure(results: Path) -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        measure(Path(sys.argv[1]))
+        measure(Path(sys.argv[1]), Path(sys.argv[1], "baseline"))
         return
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder))
+        measure(Path(folder, "results"), Path(folder, "baseline"))
 
 
 if __name__ == "__main__":

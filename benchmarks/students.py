@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 TEACHER = "digits-teacher"
 THREAT = "linf:0.2"
 AGAINST = "rslad"
+ADDED = "-igdm"
 HEADINGS = ("method", "seeds", "clean %", "robust %", f"against {AGAINST}, points", "significant", "gradient cosine")
 
 
@@ -68,7 +69,12 @@ def subject(name: str) -> Subject:
 
 def cosine(student: Student) -> float:
     """Returns the mean cosine of input gradients with the teacher's."""
-    networks = subject(TEACHER), subject(f"digits-{student.method}-{student.seed}")
+    return measured(f"digits-{student.method}-{student.seed}")
+
+
+@cache
+def measured(name: str) -> float:
+    networks = subject(TEACHER), subject(name)
     series = compare(Comparison(networks, open_dataset("digits"), Threat.parse(THREAT), torch.device("cpu")))
     (found,) = [one for one in series if one.measure == "gradient cosine" and one.place == STUDENT]
     return float(found.values.mean())
@@ -115,6 +121,19 @@ def table(known: dict[str, list[Student]]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def additions(known: dict[str, list[Student]]) -> Iterator[str]:
+    """Yields what IGDM changes in each of its hosts."""
+    hosts = [method for method in known if f"{method}{ADDED}" in known]
+    pairs = {host: changes(known[f"{host}{ADDED}"], known[host]) for host in hosts}
+    adjusted = holm([agreed(each) for each in pairs.values()])
+    yield "| host | robust, points | significant | gradient cosine |"
+    yield "| --- | --: | --- | --: |"
+    for host, p in zip(hosts, adjusted, strict=True):
+        nearer = mean(map(cosine, known[f"{host}{ADDED}"])) - mean(map(cosine, known[host]))
+        lost = 100 * mean(pair.difference for pair in pairs[host])
+        yield f"| {host} | {lost:+.1f} | {'yes' if p < ALPHA else 'no'} | {nearer:+.3f} |"
+
+
 def accuracy(student: Student, name: str) -> float:
     found = getattr(student.record, name)
     return float(found.value)
@@ -125,7 +144,7 @@ def main() -> None:
     known = students()
     if AGAINST not in known:
         sys.exit(f"no finished runs of {AGAINST} at {THREAT} in results/: 'make students' evaluates them")
-    lines = list(table(known))
+    lines = [*table(known), "", *additions(known)]
     path = ROOT / "build" / "students.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")

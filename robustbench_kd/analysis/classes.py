@@ -1,9 +1,9 @@
 """Robust accuracy class by class, from the examples of several runs on the same data."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from robustbench_kd.core.records import ExampleRow
+from itertools import compress
 
 MOST_CLASSES = 20
 
@@ -17,9 +17,12 @@ class Heat:
     note: str
 
 
-def by_class(runs: Sequence[tuple[str, Sequence[ExampleRow]]]) -> Heat | None:
-    """Returns the table of models with their examples, of the weakest classes where there are many; None of nothing."""
-    shares = [(name, _shares(rows)) for name, rows in runs if rows]
+def by_class(runs: Sequence[tuple[str, Sequence[int], Sequence[bool]]]) -> Heat | None:
+    """Returns the table of models, each with the labels of its examples and whether they are robust; None of nothing.
+
+    Where there are many classes it has the weakest.
+    """
+    shares = [(name, _shares(labels, robust)) for name, labels, robust in runs if labels]
     classes = sorted({label for _, found in shares for label in found})
     if not classes:
         return None
@@ -28,11 +31,9 @@ def by_class(runs: Sequence[tuple[str, Sequence[ExampleRow]]]) -> Heat | None:
     return Heat(tuple(kept), tuple((name, tuple(map(found.get, kept))) for name, found in shares), note)
 
 
-def _shares(rows: Sequence[ExampleRow]) -> dict[int, tuple[float, int]]:
-    verdicts: dict[int, list[bool]] = {}
-    for row in rows:
-        verdicts.setdefault(row.label, []).append(row.robust)
-    return {label: (sum(robust) / len(robust), len(robust)) for label, robust in verdicts.items()}
+def _shares(labels: Sequence[int], robust: Sequence[bool]) -> dict[int, tuple[float, int]]:
+    standing = Counter(compress(labels, robust))
+    return {label: (standing[label] / number, number) for label, number in Counter(labels).items()}
 
 
 def _mean(label: int, models: Sequence[Mapping[int, tuple[float, int]]]) -> float:

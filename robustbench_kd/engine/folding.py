@@ -18,18 +18,15 @@ _FOLDABLE: dict[type, tuple[type, ...]] = {
 }
 
 
-def fold(module: nn.Module) -> tuple[int, int]:
-    """Folds what it can, in place; returns how many batch normalisations remain, and how many there were.
+def fold(module: nn.Module) -> None:
+    """Folds what it can, in place.
 
     The module must be in evaluation mode. Its answers should be compared: code that uses the weights of a layer otherwise
     than by calling it is not noticed.
     """
-    pairs = _pairs(copy.deepcopy(module))  # tracing may leave its stand-ins in what it traces
-    norms = sum(type(part) in _FOLDABLE for part in module.modules())
-    for layer, norm in pairs:
+    for layer, norm in _pairs(copy.deepcopy(module)):  # tracing may leave its stand-ins in what it traces
         _merge(module.get_submodule(layer), module.get_submodule(norm))
         replace_part(module, norm, nn.Identity())
-    return norms - len(pairs), norms
 
 
 def replace_part(module: nn.Module, name: str, part: nn.Module) -> None:

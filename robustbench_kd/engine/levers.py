@@ -118,11 +118,10 @@ def reduced(levers: Levers, device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A module, what is wrapped around it from the inside out, and what is worth saying about it."""
+    """A module, and what is wrapped around it from the inside out."""
 
     module: nn.Module
     wrappers: tuple[Wrapper, ...] = ()
-    note: str = ""
 
     def ask(self, images: Images) -> Logits:
         return self.around(self.module)(images)
@@ -146,13 +145,13 @@ def _changes(levers: Levers, device: torch.device, probe: Images) -> list[tuple[
 
 
 def _tried(draft: _Draft, name: str, change: Change, probe: Images, tolerance: float) -> tuple[_Draft, str]:
-    """Returns the changed draft with its note, or the same one and why nothing could be changed."""
+    """Returns the changed draft, or the same one and why nothing could be changed."""
     try:
         changed = change(draft)
         _require_agreement(changed.ask, draft.ask, probe.detach().requires_grad_(), tolerance)
     except Exception as error:  # noqa: BLE001  # a model is a person's own code and can raise anything
         return draft, _left_out(name, error)
-    return changed, changed.note
+    return changed, ""
 
 
 def _left_out(name: str, error: Exception) -> str:
@@ -176,9 +175,8 @@ def _require_agreement(ask: Classifier, true: Classifier, images: Images, tolera
 def _folded(draft: _Draft) -> _Draft:
     """Returns the draft with batch normalisation folded into the layers before it, in a copy."""
     module = _copied(draft.module)
-    remaining, norms = fold(module)
-    note = f"fold: {remaining} of {norms} batch normalisations remain" if remaining else ""
-    return replace(draft, module=module, note=note)
+    fold(module)
+    return replace(draft, module=module)
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -190,7 +188,7 @@ def _copied(module: nn.Module) -> nn.Module:
 def _laid_out(draft: _Draft) -> _Draft:
     """Returns the draft with channels innermost, in a copy; gradients come back in the usual layout."""
     module = _copied(draft.module).to(memory_format=torch.channels_last)
-    return replace(draft, module=module, wrappers=(*draft.wrappers, _channels_last), note="")
+    return replace(draft, module=module, wrappers=(*draft.wrappers, _channels_last))
 
 
 def _channels_last(inner: Classifier) -> Classifier:
@@ -213,7 +211,7 @@ def _rounded(draft: _Draft, kind: str, probe: Images) -> _Draft:
     ]
     for name in heads:
         replace_part(module, name, _Full(module.get_submodule(name), kind))
-    return replace(draft, module=module, wrappers=(*draft.wrappers, partial(_autocast, kind=kind)), note="")
+    return replace(draft, module=module, wrappers=(*draft.wrappers, partial(_autocast, kind=kind)))
 
 
 def _autocast(inner: Classifier, kind: str) -> Classifier:

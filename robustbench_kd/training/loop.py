@@ -15,8 +15,9 @@ from robustbench_kd.core.errors import ModelError
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Fitted
-from robustbench_kd.tensors.distillation import total
+from robustbench_kd.tensors.distillation import Terms, total
 from robustbench_kd.tensors.geometry import steepest
+from robustbench_kd.training import distributed
 from robustbench_kd.training.batches import batches, split
 from robustbench_kd.training.course import Company, Course, open_course
 from robustbench_kd.training.events import Accuracies, Epoch, Observer, Step, Trained
@@ -51,7 +52,8 @@ def train(
     One that fits itself to data does so first. Only parameters that want a gradient are optimised.
 
     All randomness follows from `recipe.seed`: on a CPU the same seed and number of threads give the same
-    weights, bit for bit, and the global generators stay as they were. `observer` receives a `Step` after each
+    weights, bit for bit, and the global generators stay as they were. Several processes that torchrun started share every
+    batch and end with the same weights; their number counts like the seed. `observer` receives a `Step` after each
     step and an `Epoch` after each epoch; what it raises, and an interrupt, passes through. With a `memory` the training
     goes on after the last epoch that was finished, to the same weights. The network is
     left with the weights of the last epoch. Raises `UsageError` for `l1`, for a validation split that leaves
@@ -75,6 +77,7 @@ def _complete(
     course: Course, observer: Observer, memory: Memory | None, *, measure: Callable[[nn.Module], Accuracies]
 ) -> Trained:
     trained = (memory and memory.recall(course)) or _UNTRAINED
+    distributed.align(course.network, course.helper)
     for number in range(len(trained.history) + 1, course.recipe.epochs + 1):
         loss, terms = _means(_steps(course, number), observer)
         course.after_epoch(number)
@@ -83,7 +86,7 @@ def _complete(
         trained = replace(trained, history=(*trained.history, epoch))
         if _selects_newest(trained.history, course.recipe):
             trained = Trained(_snapshot(answering), number, epoch.validation, trained.history)
-        if memory:
+        if memory and distributed.leads():
             memory.keep(course, trained)
         observer(epoch)
     return trained
@@ -95,20 +98,30 @@ def _steps(course: Course, epoch: int) -> Iterator[Step]:
     course.network.train()
     course.helper.train()
     for step, rows in enumerate(parts, start=1):
-        terms = course.terms(rows, epoch)
-        loss = total(terms)
-        number, *shares = torch.stack([loss, *terms.values()]).tolist()
-        if not math.isfinite(number):
-            raise ModelError(f"the loss became {number} in epoch {epoch}: lower learning_rate")
-        rate = learning_rate(recipe, (epoch - 1) * len(parts) + step - 1, len(parts))
-        _update(course.optimiser, loss, rate, recipe.gradient_clip)
+        before = (epoch - 1) * len(parts) + step - 1
+        with distributed.in_common(course.network, course.helper):
+            terms = _terms(course, rows, epoch, before)
+            loss = total(terms)
+            number, *shares = distributed.summed(torch.stack([loss, *terms.values()])).tolist()
+            if not math.isfinite(number):
+                raise ModelError(f"the loss became {number} in epoch {epoch}: lower learning_rate")
+            _update(course.optimiser, loss, learning_rate(recipe, before, len(parts)), recipe.gradient_clip)
         course.after_step(epoch)
         yield Step(epoch, step, len(parts), number, dict(zip(terms, shares, strict=True)))
+
+
+def _terms(course: Course, rows: Tensor, epoch: int, step: int) -> Terms:
+    """Returns what this process adds to the means over a batch: all of them where it is alone."""
+    own = distributed.mine(rows)
+    generator = distributed.source(course.generator, course.recipe.seed, step)
+    terms = replace(course, generator=generator).terms(own, epoch)
+    return {name: value * (len(own) / len(rows)) for name, value in terms.items()}
 
 
 def _update(optimiser: optim.Optimizer, loss: Tensor, rate: float, clip: float | None) -> None:
     optimiser.zero_grad()
     torch.autograd.backward(loss)
+    distributed.sum_gradients(optimiser)
     for group in optimiser.param_groups:
         group["lr"] = rate
         if clip is not None:

@@ -16,6 +16,7 @@ from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors import sealed
 from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.training import distributed
 from robustbench_kd.training.course import Company
 from robustbench_kd.training.design import Composition, Network, shape_of
 from robustbench_kd.training.events import Observer, Trained
@@ -53,7 +54,8 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
     """Trains by the plan on the training split `data` and writes a card into a folder, with the weights beside it.
 
     Until the card is written a file `NAME.training` lies beside it, from which the same plan goes on after the last
-    finished epoch. Raises `UsageError` for a name that is no file name, and whatever building and training raise.
+    finished epoch. Of several processes that torchrun started the first one writes. Raises `UsageError` for a name
+    that is no file name, and whatever building and training raise.
     """
     if not plan.name or not is_file_name(plan.name):
         raise UsageError(f"expected a name that can be a file name, got {plan.name!r}")
@@ -63,6 +65,8 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
     memory = Memory(path.with_suffix(".training"), _identity(plan, data, model, teachers))
     company = _company(plan, data, path, teachers)
     trained = train(model.to(plan.device), data, plan.threat, plan.recipe, observer, company=company, memory=memory)
+    if not distributed.leads():
+        return Made(path, trained)
     model.load_state_dict(trained.best_state)
     card = Card(
         name=plan.name,
@@ -93,7 +97,9 @@ def _company(plan: Plan, data: Dataset, path: Path, teachers: Sequence[Subject])
 
 def _conditions(plan: Plan, data: Dataset) -> dict[str, Any]:
     """Returns what decides how a training goes, besides the networks."""
+    together = distributed.processes()
     return {
+        **({"processes": together} if together > 1 else {}),
         "method": plan.recipe.method if plan.recipe.epochs else "fit",
         "threat": str(plan.threat),
         "data_fingerprint": data.fingerprint(),

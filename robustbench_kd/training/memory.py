@@ -85,8 +85,8 @@ class Memory:
             raise CheckpointError(f"'{self.path}' is no unfinished training: delete it") from error
         if past.identity != self.identity:
             raise CheckpointError(
-                f"'{self.path}' belongs to another training, by another recipe, seed, teacher or on other data: finish it "
-                "by the command that began it, choose another --name, or delete it"
+                f"'{self.path}' belongs to another training, by another recipe, seed, teacher, number of processes or on "
+                "other data: finish it by the command that began it, choose another --name, or delete it"
             )
         return past
 

@@ -9,6 +9,7 @@ from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
 from robustbench_kd.tensors.defence import Key, Randomized
 from robustbench_kd.tensors.distillation import labelled
+from robustbench_kd.training import distributed
 from robustbench_kd.training.batches import batches, fetch
 from robustbench_kd.training.events import Accuracies
 from robustbench_kd.training.inner import mode, pgd
@@ -24,7 +25,7 @@ def evaluate(network: nn.Module, dataset: Dataset, threat: Threat, recipe: Recip
     ascend = partial(pgd, steps=steps, step_size=_REACH / steps, start="uniform", generator=generator)
     clean = robust = 0
     with mode(network, training=False):
-        for rows in batches(torch.arange(len(dataset)), recipe.batch_size):
+        for rows in batches(distributed.mine(torch.arange(len(dataset))), recipe.batch_size):
             images, labels = fetch(dataset, rows, network)
             key = _key(dataset, rows, recipe.seed, images.device)
             correct = _predict(network, images, key) == labels
@@ -32,6 +33,8 @@ def evaluate(network: nn.Module, dataset: Dataset, threat: Threat, recipe: Recip
             if not chance:
                 points = ascend(network, images, partial(labelled, labels), threat)
                 robust += int((correct & (_predict(network, points, key) == labels)).sum())
+    counts = torch.tensor([clean, robust], device=next(network.parameters()).device)
+    clean, robust = distributed.summed(counts).tolist()
     return Accuracies(clean / len(dataset), None if chance else robust / len(dataset))
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.examples import read_examples, to_text
+from robustbench_kd.core.examples import read_columns, read_examples, to_text
 from robustbench_kd.core.records import ExampleRow
 from robustbench_kd.core.rundir import EXAMPLES
 
@@ -47,6 +47,13 @@ def test_columns_are_found_by_name_and_later_ones_are_passed_over(tmp_path):
     names, cells = HEADER.split(","), LINE.split(",")
     text = f"{','.join(['colour', *reversed(names)])}\n{','.join(['red', *reversed(cells)])}\n\n"
     assert read_examples(written(tmp_path, text)) == read_examples(written(tmp_path, f"{HEADER}\n{LINE}\n"))
+
+
+def test_columns_that_are_asked_for_come_with_the_index_and_others_may_be_damaged(tmp_path):
+    path = written(tmp_path, f"{HEADER}\n{LINE.replace('-0.5', 'nonsense')}\n")
+    assert read_columns(path, "robust", "label") == {"index": [0], "robust": [False], "label": [7]}
+    with pytest.raises(RecordError, match="line 2: margin"):
+        read_columns(path, "margin")
 
 
 def test_windows_line_ends_and_a_missing_last_one_do_no_harm(tmp_path):

@@ -23,7 +23,8 @@ from robustbench_kd.analysis.pictures import MOST_ROWS, OTHERS, best, costs, los
 from robustbench_kd.analysis.repeat import CHECKPOINT, repetition
 from robustbench_kd.analysis.report import read_report, render
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.records import ExampleRow, Finding, Severity, Stage
+from robustbench_kd.core.examples import read_examples, to_text
+from robustbench_kd.core.records import Finding, Severity, Stage
 from robustbench_kd.core.rundir import EXAMPLES, RECORD, run_folder, write_record
 from robustbench_kd.core.text import printable
 
@@ -398,29 +399,20 @@ def test_a_curve_is_drawn_with_its_band_and_its_radii_as_written():
 # Classes
 
 
-def row(label, robust, index=0):
-    known = {"broken_by": "" if robust else "square", "adversarial_prediction": None, "distance": None, "margin": 0.0}
-    spent = {"forwards": None, "backwards": None}
-    return ExampleRow(
-        index=index, label=label, clean_prediction=label, clean_correct=True, robust=robust, **known, **spent
-    )
-
-
 def test_classes_are_counted_one_by_one():
-    heat = by_class([("a", [row(0, True), row(0, False), row(2, True)]), ("b", [row(0, False)]), ("empty", [])])
+    heat = by_class([("a", [0, 0, 2], [True, False, True]), ("b", [0], [False]), ("empty", [], [])])
     assert heat.classes == (0, 2)
     assert heat.rows == (("a", ((0.5, 2), (1.0, 1))), ("b", ((0.0, 1), None)))
 
 
 def test_of_many_classes_the_weakest_are_shown_in_order():
-    rows = [row(label, label % 2 == 0) for label in range(100)]
-    heat = by_class([("net", rows)])
+    heat = by_class([("net", range(100), [label % 2 == 0 for label in range(100)])])
     assert heat.classes == tuple(range(1, 2 * MOST_CLASSES, 2))
     assert heat.note == f" The {MOST_CLASSES} weakest of 100 classes."
 
 
 def test_no_example_is_no_table():
-    assert by_class([("net", [])]) is None
+    assert by_class([("net", [], [])]) is None
 
 
 # Repeating a run
@@ -510,6 +502,16 @@ def test_what_is_not_comparable_is_named_and_not_compared(tmp_path, other):
         "net: the baseline has no run of it on digits, 100 examples, linf 8/255, standard by autoattack",
     )
     assert flips.left_out[0] in Page(render(read_report(tmp_path / "after", flips))).text
+
+
+def test_a_baseline_of_other_labels_is_not_compared(tmp_path):
+    folder = store(tmp_path / "before", model="net")
+    store(tmp_path / "after", model="net")
+    rows = read_examples(folder / EXAMPLES)
+    (folder / EXAMPLES).write_text(to_text([rows[0]._replace(label=9), *rows[1:]]))
+    flips = read_flips(tmp_path / "after", tmp_path / "before")
+    assert flips.changes == ()
+    assert flips.left_out == ("net is not comparable: the same data, but other indices or labels in examples.csv",)
 
 
 def test_a_damaged_baseline_run_is_named(tmp_path):
