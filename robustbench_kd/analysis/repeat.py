@@ -1,7 +1,7 @@
 """The command that repeats a run, as far as its record knows it."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robustbench_kd.core.records import Identity
@@ -57,8 +57,24 @@ def _command(target: str, identity: Identity) -> tuple[str, ...]:
     ]
     if identity.batch_size:  # 0 where verdicts do not depend on it
         options.append(("--batch-size", str(identity.batch_size)))
-    return f"rkd eval {shlex.quote(target)}", *_joined(options)
+    return f"rkd eval {shlex.quote(target)}", *_joined([*options, *_mode(identity), *_levers(identity)])
 
 
-def _joined(options: list[tuple[str, str]]) -> list[str]:
+def _mode(identity: Identity) -> list[tuple[str, ...]]:
+    """Returns the options of a run that did not go through all examples with the whole budget."""
+    how, _, claim = identity.mode.partition(" ")
+    if how == "until":
+        return [("--until-decided", claim)]
+    return [] if how == "exact" else [("--mode", how)]
+
+
+def _levers(identity: Identity) -> list[tuple[str, ...]]:
+    """Returns the options of a search that was not asked as by default."""
+    precision, *levers = identity.precision.split("+")
+    changed = [("--precision", precision)] if precision != "fp32" else []
+    unfolded = [("--no-fold",)] if identity.engine == "native" and "fold" not in levers else []
+    return [*changed, *unfolded, *((f"--{lever}",) for lever in levers if lever != "fold")]
+
+
+def _joined(options: Sequence[tuple[str, ...]]) -> list[str]:
     return [shlex.join(option) for option in options]

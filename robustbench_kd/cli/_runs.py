@@ -11,13 +11,19 @@ from robustbench_kd.engine.progress import Observer, Progress
 
 
 def observer(line: _console.Line, label: str) -> Observer:
-    """Returns an observer that shows stage, robust accuracy so far, passes per second and time left."""
-    start = time.monotonic()
+    """Returns an observer that shows stage, robust accuracy so far, time left and passes per second.
+
+    The last two are known from the second call on: loading and the first passes tell nothing about the attacks.
+    """
+    start: tuple[float, int] | None = None
 
     def show(progress: Progress) -> None:
-        rate = progress.passes / max(time.monotonic() - start, 1e-3)
-        left = _console.duration(progress.passes_left / max(rate, 1e-3))
-        details = f"robust {progress.robust / progress.examples:.1%}  {rate:,.0f} passes/s  at most {left} left"
+        nonlocal start
+        start = start or (time.monotonic(), progress.passes)
+        rate = (progress.passes - start[1]) / max(time.monotonic() - start[0], 1e-3)
+        details = f"robust {progress.robust / progress.examples:.1%}"
+        if rate > 0:
+            details += f"  at most {_console.duration(progress.passes_left / rate)} left  {rate:,.0f} passes/s"
         line.show(f"{label} {progress.stage}", progress.decided, progress.total, details)
 
     return show
@@ -43,7 +49,7 @@ def report(outcomes: list[Outcome], *, as_json: bool) -> None:
     table = _console.table("", {column.heading: column.side for column in columns})
     for record in records:
         table.add_row(*(column.cell(record) for column in columns))
-    _console.show_table(table)
+    _console.show_table(table, spare=("passes", "time"))
     for note in dict.fromkeys(note for record in records for note in _notes(record)):
         _console.write(note)
 

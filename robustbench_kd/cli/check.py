@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_kd.cli import _options
+from robustbench_kd.core.errors import DatasetError
 from robustbench_kd.core.threat import Threat
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from robustbench_kd.tensors.contracts import Dataset
 
 _USUAL_THREAT = "linf:8/255"
+_EXAMPLES = 500
 
 
 @click.command("check")
@@ -27,7 +30,9 @@ _USUAL_THREAT = "linf:8/255"
     help=f"Scale of the probes: linf:8/255, l2:0.5, ... (default: the card's first, or {_USUAL_THREAT}).",
 )
 @click.option(
-    "--examples", default="500", show_default=True, help="First N of the test split in official order, or all."
+    "--examples",
+    default="",
+    help=f"First N of the test split in official order, or all (default: {_EXAMPLES}, or all of fewer).",
 )
 @_options.data
 @_options.architecture
@@ -57,18 +62,11 @@ def command(target: str, **options: Any) -> None:
     """  # fmt: skip
     from robustbench_kd.checkpoints.target import describe, load
     from robustbench_kd.cli import _console, _devices
-    from robustbench_kd.datasets import open_dataset
     from robustbench_kd.engine.inspection import inspect
 
     found = []
     for described in describe(target, _options.choices(options)):
-        data = open_dataset(
-            options["dataset"] or (described.card.dataset if described.card else "digits"),
-            split="test",
-            limit=_options.parse_examples(options["examples"]),
-            data_dir=Path(options["data_dir"]),
-            download=options["download"],
-        )
+        data = _data(options["dataset"] or (described.card.dataset if described.card else "digits"), options)
         channels, height, width = data.images.shape[1:]
         subject = load(described, classes=data.classes, shape=(channels, height, width))
         threat = _threat(options["threat"], described)
@@ -79,6 +77,18 @@ def command(target: str, **options: Any) -> None:
             _show(found[-1], seen)
     if options["as_json"]:
         _console.write_json(found)
+
+
+def _data(name: str, options: dict[str, Any]) -> "Dataset":
+    from robustbench_kd.datasets import open_dataset
+
+    opened = partial(open_dataset, name, data_dir=Path(options["data_dir"]), download=options["download"])
+    if options["examples"]:
+        return opened(limit=_options.parse_examples(options["examples"]))
+    try:
+        return opened(limit=_EXAMPLES)
+    except DatasetError:  # it may hold fewer; whatever else is wrong shows again
+        return opened()
 
 
 def _threat(text: str, target: "Target") -> Threat:
@@ -158,7 +168,7 @@ def _show_findings(seen: "Inspection") -> None:
 def _show_costs(seen: "Inspection") -> None:
     from robustbench_kd.cli import _console
 
-    columns = {"suite": "left", "passes": "right", "1,000 images that stand": "right"}
+    columns = {"suite": "left", "passes": "right", "time of 1,000 images": "right"}
     table = _console.table("", columns)
     for cost in seen.costs:
         table.add_row(cost.suite, f"{cost.passes:,}", _console.duration(1000 * cost.seconds))

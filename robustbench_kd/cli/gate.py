@@ -88,7 +88,7 @@ def _share(text: str, option: str) -> float:
     except (ArithmeticError, ValueError):
         share = math.nan
     if not 0 <= share < 1:
-        hint = f": did you mean {number}%?" if 1 <= share < 100 else ""
+        hint = f": did you mean {number}%?" if number == text.strip() and 1 <= share < 100 else ""
         raise UsageError(
             f"expected {option} as a percentage or a fraction below 1, such as 1% or 0.01, got '{text}'{hint}"
         )

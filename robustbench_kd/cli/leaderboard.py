@@ -75,6 +75,9 @@ def command(results: Path, **options: Any) -> None:
         return
     for board in leaderboard.boards:
         _show(tabulate(board))
+    if not leaderboard.boards:
+        wanted = " that --where asks for" if options["where"] else ""
+        _console.say(f"there is no finished run{wanted} under '{results}'", "yellow")
     _console.say(f"{' and '.join(written)} written", "dim")
 
 
@@ -132,7 +135,7 @@ def _show(table: "Table") -> None:
         shown.add_row(*(_markup(table.columns[index].heading, row[index].text) for index in kept))
     for row in table.references:
         shown.add_row(*(_console.plain(row[index].text) for index in kept), style="dim")
-    _console.show_table(shown)
+    _console.show_table(shown, spare=("parameters", "family", "time"))
 
 
 def _markup(heading: str, text: str) -> str:

@@ -34,6 +34,9 @@ def command(*, as_json: bool) -> None:
 
     found = {title: _summaries(kind) for title, kind in _KINDS.items()}
     found |= {title: _toml_summaries(kind) for title, kind in _TABLES.items()}
+    found["trust checks"] = {
+        name.replace("_", "-"): told for name, told in found["trust checks"].items()
+    }  # as in findings
     if as_json:
         _console.write_json(found)
         return

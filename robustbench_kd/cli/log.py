@@ -38,6 +38,8 @@ def command(results: Path, trackers: tuple[str, ...]) -> None:
     records, left_out = read_records(results)
     for reason in left_out:
         _console.say(f"left out: {reason}", "yellow")
+    if not records:
+        _console.say(f"there is no finished run under '{results}'", "yellow")
     for record in records.values():
         told = entry(record)
         for name, tracker, place in known:

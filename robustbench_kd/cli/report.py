@@ -41,6 +41,8 @@ def command(results: Path, *, output: Path | None, baseline: Path | None) -> Non
     report = read_report(results, _flips(results, baseline) if baseline else None)
     for reason in report.left_out:
         _console.say(f"left out: {reason}", "yellow")
+    if not report.sections:
+        _console.say(f"there is no finished run under '{results}'", "yellow")
     path = output or results / "report.html"
     write_text(path, render(report))
     _console.write(str(path))

@@ -83,5 +83,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """
     choices = sorted(known)
     close = get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return UsageError(f"unknown {kind} '{name}': {hint}Known: {', '.join(choices)}")
+    hint = f": did you mean '{close[0]}'?" if close else "."
+    return UsageError(f"unknown {kind} '{name}'{hint} Known: {', '.join(choices)}")

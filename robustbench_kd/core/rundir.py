@@ -48,7 +48,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise RecordError(f"cannot write '{path}': {error.strerror}; free space or choose another --results") from error
+        raise RecordError(f"cannot write '{path}': {error.strerror}; free space or choose another place") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -39,7 +39,7 @@ def count(request: DataRequest, available: int, name: str) -> int:
     if request.limit > available:
         raise DatasetError(
             f"data set '{name}': expected at least {request.limit} examples for the limit, got {available}; "
-            f"use a limit of at most {available}, or none for all"
+            f"ask for at most {available}, or for all"
         )
     return request.limit
 

@@ -210,7 +210,7 @@ def _missed(about: Summary, findings: Sequence[Finding]) -> float | None:
     """Returns what the samples of a fast run could have missed in all, as a fraction."""
     if about.identity.mode != "fast":
         return None
-    return sum(finding.value or 0.0 for finding in findings if finding.check == SAMPLED)
+    return min(1.0, sum(finding.value or 0.0 for finding in findings if finding.check == SAMPLED))
 
 
 def _drawn(about: Summary, ledger: list[Entry], stages: list[Stage]) -> dict[str, object]:

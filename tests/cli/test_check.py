@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -136,3 +137,14 @@ def test_a_network_that_normalises_inside_must_not_do_so_twice(rkd, test_data, f
     (twice,) = json.loads(rkd("check", *net, *images, "--normalisation", "cifar10").stdout)
     assert named(once) == set()
     assert "'none'" in next(found["message"] for found in twice["findings"] if found["check"] == "normalisation")
+
+
+def test_a_data_set_of_few_examples_is_taken_whole(rkd, tmp_path):
+    images, labels = np.random.default_rng(0).random((30, 1, 8, 8), dtype=np.float32), np.arange(30) % 10
+    np.savez(tmp_path / "few.npz", images=images, labels=labels)
+    few = ("check", CHECKPOINTS / "digits-small.toml", "--dataset", f"npz:{tmp_path / 'few.npz'}")
+    told = rkd(*few, "--json")
+    assert told.code == 0, told.stderr
+    assert json.loads(told.stdout)[0]["clean"]["n"] == 30
+    told = rkd(*few, "--examples", 31)
+    assert (told.code, "expected at least 31 examples" in told.stderr) == (2, True)

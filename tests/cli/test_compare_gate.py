@@ -115,6 +115,8 @@ def test_limits_are_fractions_or_percentages_and_what_equals_one_passes(rkd, cha
     ("arguments", "said"),
     [
         (["--tolerance", "1"], "expected --tolerance as a percentage .* below 1, .* got '1': did you mean 1%?"),
+        (["--tolerance", "50", "--hard-limit", "3%"], "did you mean 50%?"),
+        (["--tolerance", "50%", "--hard-limit", "200%"], "expected --hard-limit .* got '200%'$"),
         (["--tolerance", "-1%"], "expected --tolerance .* got '-1%'$"),
         (["--tolerance", "nan"], "expected --tolerance"),
         (["--tolerance", "1e999999999"], "expected --tolerance"),

@@ -118,7 +118,7 @@ GOOD = 'checkpoints = ["net.toml"]\nthreats = [\n  "linf:0.1",\n  "l2:0.5",\n]\n
         ("examples = 5", "fold = 1", "line 8: options.fold: expected true or false"),
         ("examples = 5", "precision = 'fp8'", "line 8: options.precision: Invalid value for '--precision'"),
         ("examples = 5", "batch-size = 0", "line 8: options.batch-size: expected --batch-size as a positive number"),
-        ("examples = 5", "seed = 5", "line 8: options.seed: unknown option 'seed': .*a list of its own, 'seeds'"),
+        ("examples = 5", "seed = 5", "line 8: options.seed: unknown option 'seed'.*a list of its own, 'seeds'"),
         ("examples = 5", "trust-code = true", "line 8: options.trust-code: unknown option"),
         ("examples = 5", "adaptive = ['a.py:x']", "line 8: options.adaptive: 'a.py:x' names code: read it, then give"),
         ("net.toml", "net.py:make", "line 1: checkpoints: 'net.py:make' names code"),

@@ -108,3 +108,13 @@ def test_hostile_names_are_no_markup_on_screen(rkd, tmp_path):
 def test_json_on_standard_output_follows_the_view(rkd, results):
     told = rkd("leaderboard", results, "--json", "--where", "dataset=digits", "--top", 1)
     assert [one["identity"]["model"] for one in json.loads(told.stdout)] == ["b", "d"]
+
+
+def test_a_leaderboard_without_runs_says_so(rkd, results, tmp_path):
+    told = rkd("leaderboard", results, "--where", "model=z")
+    assert (told.code, told.stdout) == (0, "")
+    assert f"there is no finished run that --where asks for under '{results}'" in told.stderr
+    (tmp_path / "empty").mkdir()
+    for command in (["leaderboard"], ["report"], ["log", "--to", "tensorboard"]):
+        told = rkd(*command, tmp_path / "empty")
+        assert (told.code, "there is no finished run under" in told.stderr) == (0, True)

@@ -48,6 +48,8 @@ def test_an_unknown_name_comes_with_the_nearest(shelf):
     shelf("lamp.py", "")
     with pytest.raises(UsageError, match=r"unknown thing 'lamb': did you mean 'lamp'\? Known: lamp"):
         plugins.find("things", "lamb", "thing")
+    with pytest.raises(UsageError, match=r"unknown thing 'oven'\. Known: lamp"):
+        plugins.find("things", "oven", "thing")
 
 
 def test_names_are_sorted_by_file(shelf):

@@ -446,6 +446,23 @@ def test_a_repeated_run_asks_the_same_question(name):
     }
 
 
+@pytest.mark.parametrize(
+    ("engine", "precision", "mode", "said"),
+    [
+        ("native", "fp32+fold", "exact", []),
+        ("native", "fp32", "exact", ["--no-fold"]),
+        ("native", "bf16+fold+channels-last", "fast", ["--mode fast", "--precision bf16", "--channels-last"]),
+        ("native", "fp32+fold+compile", "until robust>=0.45", ["--until-decided 'robust>=0.45'", "--compile"]),
+        ("autoattack", "fp32", "exact", []),
+    ],
+)
+def test_a_search_that_was_not_asked_as_by_default_is_asked_so_again(engine, precision, mode, said):
+    identity = run(engine=engine, precision=precision, mode=mode).identity
+    plain = run(engine=engine, precision="fp32+fold" if engine == "native" else "fp32").identity
+    assert list(repetition(identity).command) == [*repetition(plain).command, *said]
+    parsed(" ".join(repetition(identity).command))
+
+
 def test_a_batch_size_that_means_nothing_is_left_out():
     assert "--batch-size" not in " ".join(repetition(run(batch_size=0).identity).command)
 
