@@ -12,11 +12,12 @@ from robustbench_kd.analysis.leaderboard import Board, rank, read_records
 from robustbench_kd.analysis.page import render_page
 from robustbench_kd.analysis.pictures import MOST_ROWS, Picture, Security, costs, losses, security, trade_off
 from robustbench_kd.analysis.repeat import Repetition, repetition
-from robustbench_kd.analysis.table import Table, duration, legend, mode, percent, tabulate
+from robustbench_kd.analysis.table import Table, legend, mode, percent, tabulate
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import read_columns
 from robustbench_kd.core.records import Finding, RunRecord, Severity
 from robustbench_kd.core.rundir import EXAMPLES
+from robustbench_kd.core.text import duration
 
 if TYPE_CHECKING:  # comparing loads statistics, which a report without a baseline does not need
     from robustbench_kd.analysis.flips import Flips

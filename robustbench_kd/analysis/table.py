@@ -7,7 +7,7 @@ from typing import NamedTuple
 from robustbench_kd.analysis.leaderboard import Board, gap
 from robustbench_kd.analysis.published import Published
 from robustbench_kd.core.records import Accuracy, Identity, RunRecord
-from robustbench_kd.core.text import printable
+from robustbench_kd.core.text import duration, printable
 
 PUBLISHED = "published, not run here"
 
@@ -116,14 +116,6 @@ def percent(accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return ""
     return f"{100 * accuracy.value:.1f} [{100 * accuracy.ci_low:.1f}, {100 * accuracy.ci_high:.1f}]"
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds as `42s`, `3m05s` or `2h10m`."""
-    if round(seconds) < 60:
-        return f"{seconds:.0f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
 def _first_heading(board: Board) -> str:

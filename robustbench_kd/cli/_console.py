@@ -93,14 +93,6 @@ def verdict(name: str | None) -> str:
     return f"[{_VERDICT_STYLES[name]}]{name}[/]" if name else "-"
 
 
-def duration(seconds: float) -> str:
-    """Returns seconds as `42s`, `3m05s` or `2h10m`."""
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
-
-
 def table(title: str, columns: dict[str, str]) -> Table:
     """Returns an empty table; `columns` maps headings to `left` or `right`."""
     made = Table(

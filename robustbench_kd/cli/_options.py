@@ -11,6 +11,7 @@ from robustbench_kd.core.errors import UsageError
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Choices
+    from robustbench_kd.tensors.contracts import Dataset
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,6 +55,13 @@ architecture: Callable[[Command], Command] = together(
     ),
 )
 
+loading: Callable[[Command], Command] = together(
+    architecture,
+    click.option("--normalisation", default="",
+                 help="none, cifar10, imagenet, ... or MEAN,.../STD,... (default: the card's)."),
+    click.option("--weights-key", default="", help="Where the state dict lies in the file, such as model_ema."),
+)  # fmt: skip
+
 
 def parse_assignments(texts: tuple[str, ...], option: str) -> dict[str, Any]:
     """Reads `KEY=VALUE` texts, values as TOML or else as plain text.
@@ -76,6 +84,14 @@ def choices(options: dict[str, Any]) -> "Choices":
         weights_key=options["weights_key"],
         trust_code=options["trust_code"],
     )
+
+
+def open_test(name: str, limit: int | None, options: dict[str, Any]) -> "Dataset":
+    """Opens the test split of a data set; raises like `datasets.open_dataset`."""
+    from robustbench_kd.datasets import open_dataset
+
+    where = Path(options["data_dir"])
+    return open_dataset(name, split="test", limit=limit, data_dir=where, download=options["download"])
 
 
 def parse_texts(texts: tuple[str, ...], option: str) -> dict[str, str]:

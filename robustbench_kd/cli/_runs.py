@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from robustbench_kd.cli import _console
 from robustbench_kd.core.records import Accuracy, Claim, Detection, RunRecord
+from robustbench_kd.core.text import duration
 from robustbench_kd.engine.evaluate import Outcome
 from robustbench_kd.engine.progress import Observer, Progress
 
@@ -23,7 +24,7 @@ def observer(line: _console.Line, label: str) -> Observer:
         rate = (progress.passes - start[1]) / max(time.monotonic() - start[0], 1e-3)
         details = f"robust {progress.robust / progress.examples:.1%}"
         if rate > 0:
-            details += f"  at most {_console.duration(progress.passes_left / rate)} left  {rate:,.0f} passes/s"
+            details += f"  at most {duration(progress.passes_left / rate)} left  {rate:,.0f} passes/s"
         line.show(f"{label} {progress.stage}", progress.decided, progress.total, details)
 
     return show
@@ -31,7 +32,7 @@ def observer(line: _console.Line, label: str) -> Observer:
 
 def announce(outcome: Outcome) -> None:
     """Says on standard error where a run went and what was found."""
-    how = "stored result" if outcome.stored else f"done in {_console.duration(outcome.record.seconds)}"
+    how = "stored result" if outcome.stored else f"done in {duration(outcome.record.seconds)}"
     how = f"the earlier result lacked images, {how}" if outcome.again else how
     identity = outcome.record.identity
     _console.say(f"{identity.model} {identity.norm}:{identity.eps_text}: {how}, {outcome.folder}", "dim")
@@ -99,7 +100,7 @@ _COLUMNS = (
     _Column("suite", "left", _suite),
     _Column("verdict", "left", lambda record: _console.verdict(record.verdict)),
     _Column("passes", "right", lambda record: f"{record.forwards + record.backwards:,}"),
-    _Column("time", "right", lambda record: _console.duration(record.seconds)),
+    _Column("time", "right", lambda record: duration(record.seconds)),
 )
 
 

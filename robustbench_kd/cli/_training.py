@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustbench_kd.cli import _options
+from robustbench_kd.core.text import duration
 from robustbench_kd.core.threat import Threat, parse_threats
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _show(planned: "Plan", data: "Dataset", folder: Path) -> None:
     start = time.monotonic()
     with _console.progress() as line:
         made = make_checkpoint(planned, data, folder, _observer(line, planned.name))
-    _console.say(f"{_outcome(planned, made)}, {_console.duration(time.monotonic() - start)}")
+    _console.say(f"{_outcome(planned, made)}, {duration(time.monotonic() - start)}")
     _console.write(str(made.path))
 
 
@@ -115,7 +116,6 @@ def _loss(epoch: "Epoch") -> str:
 
 
 def _observer(line: "Line", name: str) -> "Observer":
-    from robustbench_kd.cli import _console
     from robustbench_kd.training.events import Epoch
 
     ends = [time.monotonic()]
@@ -124,7 +124,7 @@ def _observer(line: "Line", name: str) -> "Observer":
         if isinstance(event, Epoch):
             ends.append(time.monotonic())  # a resumed training has seen only some of its epochs
             seconds = (ends[-1] - ends[0]) / (len(ends) - 1) * (event.epochs - event.epoch)
-            details = f"{_loss(event)}  {_validation(event.validation)}  {_console.duration(seconds)} left"
+            details = f"{_loss(event)}  {_validation(event.validation)}  {duration(seconds)} left"
             line.show(name, event.epoch, event.epochs, details)
 
     return show

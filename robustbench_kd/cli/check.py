@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_kd.cli import _options
 from robustbench_kd.core.errors import DatasetError
+from robustbench_kd.core.text import duration
 from robustbench_kd.core.threat import Threat
 
 if TYPE_CHECKING:
@@ -35,11 +34,7 @@ _EXAMPLES = 500
     help=f"First N of the test split in official order, or all (default: {_EXAMPLES}, or all of fewer).",
 )
 @_options.data
-@_options.architecture
-@click.option(
-    "--normalisation", default="", help="none, cifar10, imagenet, ... or MEAN,.../STD,... (default: the card's)."
-)
-@click.option("--weights-key", default="", help="Where the state dict lies in the file, such as model_ema.")
+@_options.loading
 @click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, help="Images per batch.")
 @_options.seed
 @_options.device
@@ -80,15 +75,12 @@ def command(target: str, **options: Any) -> None:
 
 
 def _data(name: str, options: dict[str, Any]) -> "Dataset":
-    from robustbench_kd.datasets import open_dataset
-
-    opened = partial(open_dataset, name, data_dir=Path(options["data_dir"]), download=options["download"])
     if options["examples"]:
-        return opened(limit=_options.parse_examples(options["examples"]))
+        return _options.open_test(name, _options.parse_examples(options["examples"]), options)
     try:
-        return opened(limit=_EXAMPLES)
+        return _options.open_test(name, _EXAMPLES, options)
     except DatasetError:  # it may hold fewer; whatever else is wrong shows again
-        return opened()
+        return _options.open_test(name, None, options)
 
 
 def _threat(text: str, target: "Target") -> Threat:
@@ -171,7 +163,7 @@ def _show_costs(seen: "Inspection") -> None:
     columns = {"suite": "left", "passes": "right", "time of 1,000 images": "right"}
     table = _console.table("", columns)
     for cost in seen.costs:
-        table.add_row(cost.suite, f"{cost.passes:,}", _console.duration(1000 * cost.seconds))
+        table.add_row(cost.suite, f"{cost.passes:,}", duration(1000 * cost.seconds))
     _console.show_table(table)
     speed = seen.speed
     memory = "" if speed.megabytes is None else f" Gradients keep {speed.megabytes:.2g} MB per image of a batch."

@@ -61,11 +61,7 @@ Opened = Callable[[str], "Dataset"]
     "--examples", default="all", show_default=True, help="First N of the test split in official order, or all."
 )
 @_options.data
-@_options.architecture
-@click.option(
-    "--normalisation", default="", help="none, cifar10, imagenet, ... or MEAN,.../STD,... (default: the card's)."
-)
-@click.option("--weights-key", default="", help="Where the state dict lies in the file, such as model_ema.")
+@_options.loading
 @click.option("--name", default="", help="Name of the model in tables (default: the card's, or the file's).")
 @click.option(
     "--engine",
@@ -257,16 +253,4 @@ def chosen_batch_size(options: dict[str, Any]) -> int:
 
 def opener(options: dict[str, Any]) -> Opened:
     """Returns what gives a data set by name, read once however often it is asked for."""
-    return cache(lambda named: _dataset(named, options))
-
-
-def _dataset(named: str, options: dict[str, Any]) -> "Dataset":
-    from robustbench_kd.datasets import open_dataset
-
-    return open_dataset(
-        named,
-        split="test",
-        limit=_options.parse_examples(options["examples"]),
-        data_dir=Path(options["data_dir"]),
-        download=options["download"],
-    )
+    return cache(lambda named: _options.open_test(named, _options.parse_examples(options["examples"]), options))

@@ -114,15 +114,8 @@ def _threat(teacher: "Target", options: dict[str, Any]) -> Threat:
 
 
 def _dataset(teacher: "Target", options: dict[str, Any]) -> "Dataset":
-    from robustbench_kd.datasets import open_dataset
-
-    return open_dataset(
-        options["dataset"] or (teacher.card.dataset if teacher.card else "digits"),
-        split="test",
-        limit=_options.parse_examples(options["examples"]),
-        data_dir=Path(options["data_dir"]),
-        download=options["download"],
-    )
+    named = options["dataset"] or (teacher.card.dataset if teacher.card else "digits")
+    return _options.open_test(named, _options.parse_examples(options["examples"]), options)
 
 
 def _loaded(target: "Target", data: "Dataset") -> "Subject":

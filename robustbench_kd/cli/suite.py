@@ -13,6 +13,7 @@ import click
 from robustbench_kd.cli import _options, _workers
 from robustbench_kd.cli import eval as evaluation
 from robustbench_kd.core.errors import IncompleteError, RkdError, UsageError, unknown_name
+from robustbench_kd.core.text import duration
 from robustbench_kd.core.threat import Threat, parse_curve
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _show(rows: Sequence[tuple[Cell, "Forecast", float | None]], *, as_json: boo
     sides = {"run": "left", "threat": "left", "state": "left", "passes at most": "right", "time at most": "right"}
     table = _console.table("", sides)
     for cell, found, seconds in rows:
-        costs = [f"{found.passes:,}", "" if seconds is None else _console.duration(seconds)]
+        costs = [f"{found.passes:,}", "" if seconds is None else duration(seconds)]
         cells = [cell.name, _threat(found), found.state, *(["", ""] if found.state == "done" else costs)]
         table.add_row(*map(_console.plain, cells))
     _console.show_table(table)

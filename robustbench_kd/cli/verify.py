@@ -30,11 +30,7 @@ if TYPE_CHECKING:
     help="Where the cards lie among which the run's is looked up if no TARGET is given.",
 )
 @_options.data
-@_options.architecture
-@click.option(
-    "--normalisation", default="", help="none, cifar10, imagenet, ... or MEAN,.../STD,... (default: the card's)."
-)
-@click.option("--weights-key", default="", help="Where the state dict lies in the file, such as model_ema.")
+@_options.loading
 @click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True, help="Images per batch.")
 @click.option(
     "--precision",
@@ -64,18 +60,11 @@ def command(run: Path, *, target: str, **options: Any) -> None:
     """  # fmt: skip
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _console, _devices
-    from robustbench_kd.datasets import open_dataset
     from robustbench_kd.engine.verification import Means, verify
 
     folder, record = _stored(run)
     described = _target(target, record.identity, options)
-    data = open_dataset(
-        options["dataset"] or record.identity.dataset,
-        split="test",
-        limit=record.identity.examples,
-        data_dir=Path(options["data_dir"]),
-        download=options["download"],
-    )
+    data = _options.open_test(options["dataset"] or record.identity.dataset, record.identity.examples, options)
     channels, height, width = data.images.shape[1:]
     subject = load(described, classes=data.classes, shape=(channels, height, width))
     means = Means(_devices.choose(options["device"]), _dtype(options["precision"]), options["batch_size"])

@@ -1,10 +1,12 @@
 """Intervals and tests for the accuracies that the tool reports and compares."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 from scipy.special import betainc
+
+from robustbench_kd.core.records import Accuracy
 
 CONFIDENCE = 0.95
 _QUANTILE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
@@ -26,6 +28,22 @@ def interval(successes: float, n: int) -> tuple[float, float]:
     centre = (share + weight / 2) / (1 + weight)
     half = math.sqrt(max(0.0, share * (1 - share)) * weight + weight**2 / 4) / (1 + weight)
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def accuracy(right: float, n: int) -> Accuracy:
+    """Returns the fraction of at least one example that is right, with its interval; like `interval` for sums of fractions.
+
+    >>> accuracy(1, 2).value
+    0.5
+    """
+    low, high = interval(right, n)
+    return Accuracy(value=right / n, n=n, ci_low=low, ci_high=high)
+
+
+def mean_accuracy(shares: Iterable[float]) -> Accuracy:
+    """Returns the mean of at least one fraction as an accuracy."""
+    known = list(shares)
+    return accuracy(sum(known), len(known))
 
 
 def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:

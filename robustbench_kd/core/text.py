@@ -1,4 +1,4 @@
-"""Text that is safe to show, wherever it came from."""
+"""Text that is safe to show, wherever it came from, and numbers as people read them."""
 
 
 def printable(text: str) -> str:
@@ -8,3 +8,11 @@ def printable(text: str) -> str:
     'net\\n2'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as `42s`, `3m05s` or `2h10m`."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"

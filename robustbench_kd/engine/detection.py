@@ -24,7 +24,7 @@ from torch import Tensor
 from robustbench_kd.attacks.apgd import Apgd
 from robustbench_kd.core.ledger import Decision, Entry, decided
 from robustbench_kd.core.records import Accuracy, Caught, Detection, Roc
-from robustbench_kd.core.statistics import interval
+from robustbench_kd.core.statistics import mean_accuracy
 from robustbench_kd.engine import surfaces
 from robustbench_kd.engine.batches import in_batches
 from robustbench_kd.engine.job import Job
@@ -72,11 +72,11 @@ def report(ledger: list[Entry], fates: Mapping[int, tuple[Decision, Decision]]) 
     knowing = [min(oblivious[example], joint[example], key=_suspicion) for example in right]
     rejected = {example: clean.rejected or 0.0 for example, (clean, _) in fates.items()}
     return Detection(
-        clean_rejected=_mean(rejected.values()),
-        clean_rejected_right=_mean([rejected[example] for example in right]) if right else None,
-        robust_handled=_mean(1 - max(wrong for wrong, _ in some) for some in met.values()),
-        attacked_rejected=_mean(max(some)[1] for some in met.values()),
-        robust_accepted=_mean(1 - min(1, max(sum(one) for one in some)) for some in met.values()),
+        clean_rejected=mean_accuracy(rejected.values()),
+        clean_rejected_right=mean_accuracy([rejected[example] for example in right]) if right else None,
+        robust_handled=mean_accuracy(1 - max(wrong for wrong, _ in some) for some in met.values()),
+        attacked_rejected=mean_accuracy(max(some)[1] for some in met.values()),
+        robust_accepted=mean_accuracy(1 - min(1, max(sum(one) for one in some)) for some in met.values()),
         oblivious=_roc(clean_scores, oblivious.values()),
         joint=_roc(clean_scores, knowing),
     )
@@ -105,7 +105,7 @@ def caught(clean: Tensor, attacked: Tensor, percent: int) -> Accuracy | None:
     if not len(clean) or not len(attacked):
         return None
     threshold = clean.sort(descending=True).values[len(clean) * percent // 100]
-    return _mean((attacked > threshold).tolist())
+    return mean_accuracy((attacked > threshold).tolist())
 
 
 def _waiting(job: Job, stage: str, ledger: list[Entry]) -> list[int]:
@@ -215,10 +215,3 @@ def _caught(clean: list[float], attacked: list[float]) -> Caught:
     return Caught(
         n=len(attacked), auc=auc(below, above), tpr_5=caught(below, above, 5), tpr_10=caught(below, above, 10)
     )
-
-
-def _mean(values: Iterable[float]) -> Accuracy:
-    """Returns a mean of fractions; the interval of a fraction is wide enough for it."""
-    known = list(values)
-    low, high = interval(sum(known), len(known))
-    return Accuracy(value=sum(known) / len(known), n=len(known), ci_low=low, ci_high=high)

@@ -5,33 +5,33 @@ The examples may be decided in parts: by shards, each in a process of its own, o
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import torch
 
-from robustbench_kd.core.errors import IncompleteError, ModelError, UsageError, unknown_name
+from robustbench_kd.core.errors import IncompleteError, UsageError, unknown_name
 from robustbench_kd.core.ledger import Entry, Ledger, finished, unfinished
 from robustbench_kd.core.records import Finding, RunRecord, Severity
 from robustbench_kd.core.rundir import (
     ADVERSARIAL,
     JOB,
     LEDGER,
-    run_folder,
     stored_record,
     write_interrupted,
     write_text,
 )
 from robustbench_kd.core.shards import Shard
-from robustbench_kd.core.suites import Suite, for_classes
+from robustbench_kd.core.suites import Suite
 from robustbench_kd.engine import detection, native, preflight, reference, scoring, sequential
 from robustbench_kd.engine.batches import one_must_fit
-from robustbench_kd.engine.identity import identify
 from robustbench_kd.engine.job import Job
 from robustbench_kd.engine.levers import Levers, searched
 from robustbench_kd.engine.merge import write_all
 from robustbench_kd.engine.plan import plan
 from robustbench_kd.engine.progress import Observer, Tracker, nobody
+from robustbench_kd.engine.question import question
 from robustbench_kd.engine.request import Request
 from robustbench_kd.engine.summary import Summary, adversarial, summarise, summary_of
 from robustbench_kd.engine.tuning import batch_size
@@ -134,21 +134,20 @@ def _ready(request: Request, results: Path, observer: Observer) -> _Run:
         raise unknown_name("engine", request.engine, ENGINES)
     tracker = Tracker(observer)
     oracle = _oracle(request, tracker)
-    classes = _probe(oracle, request.data)
-    request = replace(request, levers=Levers()) if oracle.randomized else request
-    suite, changes = for_classes(request.suite, classes)
-    steps = plan(suite, oracle, request.threat, request.extra)
-    identity = identify(request, suite, steps)
-    summary = summary_of(identity, request, oracle, steps, [*_said(oracle), *_changed(changes)])
-    return _Run(request, suite, oracle, tracker, summary, run_folder(results, identity.model, identity.run_id()))
+    asked = question(request, oracle, _classes(oracle, request.data))
+    said = [*_said(oracle), *_changed(asked.changes)]
+    summary = summary_of(asked.identity, asked.request, oracle, asked.steps, said)
+    return _Run(asked.request, asked.suite, oracle, tracker, summary, asked.folder(results))
 
 
 def _check_sequential(run: _Run) -> None:
-    if run.request.at_least is not None and run.oracle.randomized:
+    if run.request.at_least is None:
+        return
+    if run.oracle.randomized:
         raise UsageError("--until-decided counts examples, but the defence answers by chance: evaluate all of them")
-    if run.request.at_least is not None and run.request.smaller:
+    if run.request.smaller:
         raise UsageError("--until-decided is for one radius, not for a curve: give each by a --threat of its own")
-    if run.request.at_least is not None and run.suite.mode == "fast":
+    if run.suite.mode == "fast":
         raise UsageError("--until-decided and --mode fast both take samples: use one of them")
 
 
@@ -256,31 +255,24 @@ def _saving(entries: list[Entry]) -> bool:
 
 def _faster(request: Request, oracle: Oracle) -> tuple[int, Classifier]:
     """Returns the batch size, and what the search asks in the model's place."""
-    images, device, size = request.data.images, request.device, request.batch_size
-    probe, plain = images[:4], request.levers == Levers()
+    images, device, levers = request.data.images, request.device, request.levers
     with one_must_fit():
-        if size == 0:
-            eager = replace(request.levers, compile=False)
-            tried = oracle if plain else searched(oracle.model, device, eager, size=0, probe=probe)
-            size = batch_size(tried, images[:256], device, most=len(images))
-        return size, oracle.model if plain else searched(oracle.model, device, request.levers, size=size, probe=probe)
+        if levers == Levers():
+            return request.batch_size or batch_size(oracle, images[:256], device, most=len(images)), oracle.model
+        ask = partial(searched, oracle.model, device, probe=images[:4])
+        eager = ask(replace(levers, compile=False), size=0)
+        size = request.batch_size or batch_size(eager, images[:256], device, most=len(images))
+        return size, ask(levers, size=size) if levers.compile else eager
 
 
 def _left_out(note: str) -> Finding:
     return Finding(check="lever-left-out", severity=Severity.INFO, message=note)
 
 
-def _probe(oracle: Oracle, data: Dataset) -> int:
-    """Returns the number of classes the model tells apart, from one image; raises `ModelError` if labels exceed it."""
+def _classes(oracle: Oracle, data: Dataset) -> int:
+    """Returns the number of classes that the model tells apart, from one image."""
     with one_must_fit():
-        classes = oracle.logits(data.images[:1]).shape[1] - oracle.abstains
-    highest = int(data.labels.max())
-    if highest >= classes:
-        raise ModelError(
-            f"the model tells {classes} classes apart, but label {highest} occurs in '{data.name}': choose the data set "
-            "it was trained on"
-        )
-    return classes
+        return preflight.classes(oracle, oracle.logits(data.images[:1]), data)
 
 
 def _said(oracle: Oracle) -> list[Finding]:

@@ -1,18 +1,17 @@
 """What an evaluation would cost at most, and how much of it is done; no model is asked anything."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from robustbench_kd.core.records import Identity
-from robustbench_kd.core.rundir import LEDGER, run_folder, stored_record
-from robustbench_kd.core.suites import Suite, for_classes
+from robustbench_kd.core.rundir import LEDGER, stored_record
+from robustbench_kd.core.suites import Suite
 from robustbench_kd.engine import autoattack
-from robustbench_kd.engine.identity import identify
-from robustbench_kd.engine.levers import Levers
-from robustbench_kd.engine.plan import Step, plan
+from robustbench_kd.engine.plan import Step
+from robustbench_kd.engine.question import question
 from robustbench_kd.engine.request import Request
 from robustbench_kd.tensors.oracle import Oracle
 
@@ -37,13 +36,10 @@ class Forecast:
 def forecast(request: Request, results: Path) -> Forecast:
     """Returns what a request would cost; raises `RecordError` where its stored record is damaged."""
     oracle = Oracle(request.subject.model, torch.device("cpu"), seed=request.seed)
-    asked = replace(request, levers=Levers()) if oracle.randomized else request
-    suite, _ = for_classes(request.suite, request.data.classes)
-    steps = plan(suite, oracle, request.threat, request.extra)
-    identity = identify(asked, suite, steps)
-    folder = run_folder(results, identity.model, identity.run_id())
-    each = sum(_passes(step, suite, request) for step in steps)
-    return Forecast(identity, folder, _state(folder), round(each * len(request.data)), oracle.randomized)
+    asked = question(request, oracle, request.data.classes)
+    folder = asked.folder(results)
+    each = sum(_passes(step, asked.suite, request) for step in asked.steps)
+    return Forecast(asked.identity, folder, _state(folder), round(each * len(request.data)), oracle.randomized)
 
 
 def _passes(step: Step, suite: Suite, request: Request) -> float:

@@ -14,9 +14,10 @@ from robustbench_kd.checkpoints.target import assemble
 from robustbench_kd.core.errors import ModelError
 from robustbench_kd.core.plugins import files
 from robustbench_kd.core.records import Accuracy, Finding
-from robustbench_kd.core.statistics import interval
+from robustbench_kd.core.statistics import accuracy
 from robustbench_kd.core.suites import ADAPTIVE, for_classes, parse_suite
 from robustbench_kd.core.threat import Threat
+from robustbench_kd.engine import preflight
 from robustbench_kd.engine.checkup import Scope, checkup
 from robustbench_kd.engine.plan import plan
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
@@ -79,7 +80,7 @@ def inspect(
     with full_precision():
         oracle = Oracle(subject.model, device, seed=seed)
         logits = _answers(oracle, data.images, batch_size)
-        classes = _classes(oracle, logits, data)
+        classes = preflight.classes(oracle, logits, data)
         right = _usual(subject, data, device, batch_size) if subject.family == "classifier" else {}
         used = _name(subject)
         correct = logits.argmax(dim=1) == data.labels
@@ -90,7 +91,7 @@ def inspect(
         classes=classes,
         pixels=(float(data.images.min()), float(data.images.max())),
         outputs=_kind(logits),
-        clean=_accuracy(correct),
+        clean=accuracy(int(correct.sum()), len(correct)),
         normalisation=used,
         normalisations=_ranked(right, used),
         findings=found,
@@ -101,16 +102,6 @@ def inspect(
 
 def _answers(oracle: Oracle, images: Images, batch_size: int) -> Logits:
     return torch.cat([oracle.logits(batch) for batch in torch.split(images, batch_size)])
-
-
-def _classes(oracle: Oracle, logits: Logits, data: Dataset) -> int:
-    classes, highest = logits.shape[1] - oracle.abstains, int(data.labels.max())
-    if highest >= classes:
-        raise ModelError(
-            f"the model tells {classes} classes apart, but label {highest} occurs in '{data.name}': choose the data set "
-            "it was trained on"
-        )
-    return classes
 
 
 def _usual(subject: Subject, data: Dataset, device: torch.device, batch_size: int) -> dict[str, Tensor]:
@@ -147,12 +138,6 @@ def _kind(logits: Logits) -> str:
     if bool((logits >= 0).all()) and sum_to_one(logits):
         return "probabilities"
     return "log-probabilities" if sum_to_one(logits.exp()) else "logits"
-
-
-def _accuracy(correct: Tensor) -> Accuracy:
-    n, right = len(correct), int(correct.sum())
-    low, high = interval(right, n)
-    return Accuracy(value=right / n, n=n, ci_low=low, ci_high=high)
 
 
 def _speed(oracle: Oracle, images: Images) -> Speed:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from robustbench_kd.core.errors import ModelError
 from robustbench_kd.core.examples import read_examples
 from robustbench_kd.core.ledger import Decision, Entry, decided
 from robustbench_kd.core.rundir import ADVERSARIAL, EXAMPLES
@@ -25,6 +26,17 @@ from robustbench_kd.tensors.defence import spared
 from robustbench_kd.tensors.oracle import Oracle
 
 PACKAGE = "checks"
+
+
+def classes(oracle: Oracle, logits: Logits, data: Dataset) -> int:
+    """Returns how many classes logits `(n, ...)` tell apart; raises `ModelError` where labels exceed them."""
+    apart, highest = logits.shape[1] - oracle.abstains, int(data.labels.max())
+    if highest >= apart:
+        raise ModelError(
+            f"the model tells {apart} classes apart, but label {highest} occurs in '{data.name}': choose the data set "
+            "it was trained on"
+        )
+    return apart
 
 
 def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -> tuple[Logits, list[Entry]]:

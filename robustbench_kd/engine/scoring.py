@@ -5,7 +5,6 @@ Searching keeps the image that looked worst on its draws, which flatters the att
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
@@ -13,8 +12,7 @@ from robustbench_kd.core.ledger import Entry, decided
 from robustbench_kd.engine.batches import in_batches
 from robustbench_kd.engine.images import unpacked
 from robustbench_kd.engine.job import Job, worst
-from robustbench_kd.engine.verify import decisions, judged, rejecting
-from robustbench_kd.tensors.defence import spared
+from robustbench_kd.engine.verify import decisions, judge
 
 SCORE = SCORE_STREAM = "score"  # the stage, and the stream of its draws
 DRAWS = 100
@@ -32,10 +30,7 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
         start, forwards = time.perf_counter(), job.oracle.forwards
         true = job.data.take(torch.tensor(some))
         points = unpacked([images[example] for example in true.ids], tuple(true.images.shape[1:]))
-        answers = job.oracle.answers(points, torch.tensor(true.ids), stream=SCORE_STREAM, draws=DRAWS)
-        known = spared(answers, true.labels) if job.oracle.abstains else answers
-        judgement = judged(known, job.oracle.weights(len(known)), points, true, job.threat)
-        judgement = replace(judgement, rejected=rejecting(job.oracle, answers))
+        judgement = judge(job.oracle, points, true, job.threat, stream=SCORE_STREAM, draws=DRAWS)
         cost, seconds = job.oracle.forwards - forwards, time.perf_counter() - start
         found = [
             one.model_copy(update={"image": images[one.index] if job.saves else ""})

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.ledger import Decision, Entry, decided
 from robustbench_kd.core.records import (
-    Accuracy,
     Claim,
     DrawRow,
     Draws,
@@ -28,7 +27,7 @@ from robustbench_kd.core.records import (
     verdict,
 )
 from robustbench_kd.core.rundir import JOB
-from robustbench_kd.core.statistics import interval
+from robustbench_kd.core.statistics import mean_accuracy
 from robustbench_kd.engine import detection
 from robustbench_kd.engine.checkup import facts_of, judge, stage_facts
 from robustbench_kd.engine.identity import environment
@@ -192,7 +191,7 @@ def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
         stages.append(
             Stage(
                 stage=name,
-                accuracy=_mean(1 - share for share in lost.values()),
+                accuracy=mean_accuracy(1 - share for share in lost.values()),
                 forwards=sum(entry.forwards for entry in costs),
                 backwards=sum(entry.backwards for entry in costs),
                 seconds=sum(entry.seconds for entry in costs),
@@ -230,9 +229,9 @@ def _draws(about: Summary, found: Mapping[int, Decision]) -> Draws:
     return Draws(
         exact=about.members > 0,
         draws=about.members or DRAWS,
-        mean=_mean(1 - decision.share for decision in found.values()),
-        all_correct=_mean(float(decision.share == 0) for decision in found.values()),
-        majority=_mean(float(one.prediction == about.labels[example]) for example, one in found.items()),
+        mean=mean_accuracy(1 - decision.share for decision in found.values()),
+        all_correct=mean_accuracy(float(decision.share == 0) for decision in found.values()),
+        majority=mean_accuracy(float(one.prediction == about.labels[example]) for example, one in found.items()),
     )
 
 
@@ -261,14 +260,6 @@ def _work(parts: list[Work]) -> Work | None:
         marginal=sum(part.marginal for part in parts),
         model_seconds=sum(part.model_seconds for part in parts),
     )
-
-
-def _mean(values: Iterable[float]) -> Accuracy:
-    """Returns a mean of fractions; the interval of a fraction is wide enough for it."""
-    known = list(values)
-    total, n = sum(known), len(known)
-    low, high = interval(total, n)
-    return Accuracy(value=total / n, n=n, ci_low=low, ci_high=high)
 
 
 def _costs(about: Summary, ledger: list[Entry]) -> dict[int, tuple[int, int]]:

@@ -40,15 +40,17 @@ class Judgement:
     rejected: Tensor | None = None
 
 
-def judge(oracle: Oracle, candidates: Images, true: Dataset, threat: Threat) -> Judgement:
+def judge(
+    oracle: Oracle, candidates: Images, true: Dataset, threat: Threat, *, stream: str = "judge", draws: int = DRAWS
+) -> Judgement:
     """Judges candidates `(n, c, h, w)` for clean images: misclassified, inside the ball, inside [0, 1].
 
-    An answer that rejects the image counts as right. The defence sees nothing outside the box: such a candidate does not
-    count, whatever the defence would say, NaN included.
+    Where chance decides, by so many draws of the stream. An answer that rejects the image counts as right. The defence
+    sees nothing outside the box: such a candidate does not count, whatever the defence would say, NaN included.
     """
     candidates = candidates.detach().float().cpu()
     seen = candidates.nan_to_num().clamp(0, 1)
-    answers = oracle.answers(seen, torch.tensor(true.ids), stream="judge", draws=DRAWS)
+    answers = oracle.answers(seen, torch.tensor(true.ids), stream=stream, draws=draws)
     known = spared(answers, true.labels) if oracle.abstains else answers
     judgement = judged(known, oracle.weights(len(known)), candidates, true, threat)
     return replace(judgement, rejected=rejecting(oracle, answers))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from robustbench_kd.core.errors import ModelError, UsageError, unknown_name
 from robustbench_kd.tensors.contracts import Images, Labels, Logits
 from robustbench_kd.tensors.losses import cross_entropy, kl_divergence
-from robustbench_kd.tensors.oracle import freeze
+from robustbench_kd.tensors.oracle import freeze, mode
 
 Helper = TypeVar("Helper", bound=nn.Module)
 Objective = Callable[[Images, Logits], Tensor]
@@ -228,14 +228,8 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Puts a network into evaluation mode, without gradients of parameters, and every module back afterwards."""
-    before = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
+    with mode(network, training=False), torch.no_grad():
+        yield
 
 
 def feature_shape(network: nn.Module, images: Images, layer: str) -> torch.Size:

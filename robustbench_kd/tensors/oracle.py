@@ -44,6 +44,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+@contextmanager
+def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Puts a network into training or evaluation mode and every module back afterwards."""
+    before = [(module, module.training) for module in network.modules()]
+    network.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
 class Oracle:
     """A frozen defence whose passes are counted in examples; call it like the model itself.
 

@@ -1,9 +1,7 @@
 """Files of tensors that say what they are for: written whole or not at all, and refused where a byte has changed."""
 
 import hashlib
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from robustbench_kd.core.errors import CheckpointError, RecordError
+from robustbench_kd.core.errors import CheckpointError
+from robustbench_kd.core.rundir import write_bytes
 
 _SEAL = "sha256"
 
@@ -25,20 +24,8 @@ class Sealed(NamedTuple):
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Writes tensors with a header as safetensors, which hold no code; raises `RecordError` where that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(save(own, metadata={**header, _SEAL: digest(own, header)}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RecordError(f"cannot write '{path}': {error}; free space or choose another folder") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    write_bytes(path, save(own, metadata={**header, _SEAL: digest(own, header)}))
 
 
 def read(path: Path) -> Sealed:

@@ -21,10 +21,11 @@ from robustbench_kd.tensors.distillation import (
     Teacher,
     Terms,
 )
+from robustbench_kd.tensors.oracle import mode
 from robustbench_kd.tensors.stored_logits import Archive
 from robustbench_kd.training.augmentation import augment
 from robustbench_kd.training.batches import batches, fetch
-from robustbench_kd.training.inner import attack, mode
+from robustbench_kd.training.inner import attack
 from robustbench_kd.training.recipe import Recipe
 from robustbench_kd.training.schedule import make_optimiser
 

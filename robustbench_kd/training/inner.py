@@ -1,16 +1,14 @@
 """The inner maximisation of adversarial training: projected gradient ascent inside the ball."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
 
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Classifier, Images
 from robustbench_kd.tensors.distillation import Asked, Objective
 from robustbench_kd.tensors.geometry import project, random_start, steepest
+from robustbench_kd.tensors.oracle import mode
 from robustbench_kd.training.recipe import Recipe
 
 
@@ -60,18 +58,6 @@ def attack(
             start=recipe.random_start,
             generator=generator,
         )
-
-
-@contextmanager
-def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Puts a network into training or evaluation mode and every module back afterwards."""
-    before = [(module, module.training) for module in network.modules()]
-    network.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
 
 
 def _start(images: Images, threat: Threat, start: str, generator: torch.Generator) -> Images:

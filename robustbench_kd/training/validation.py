@@ -9,10 +9,11 @@ from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
 from robustbench_kd.tensors.defence import Key, Randomized
 from robustbench_kd.tensors.distillation import labelled
+from robustbench_kd.tensors.oracle import mode
 from robustbench_kd.training import distributed
 from robustbench_kd.training.batches import batches, fetch
 from robustbench_kd.training.events import Accuracies
-from robustbench_kd.training.inner import mode, pgd
+from robustbench_kd.training.inner import pgd
 from robustbench_kd.training.recipe import Recipe
 
 _REACH = 2.5  # length of all steps together, in radii: enough to cross the ball
