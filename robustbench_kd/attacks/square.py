@@ -204,7 +204,7 @@ def _recolour(state: State) -> Images:
     channels, height, width = state.images.shape[1:]
     rows, columns, ends = torch.split(_drawn(state), [height, width, channels], dim=1)
     painted = (state.images + ends[:, :, None, None]).clamp_(0, 1)
-    return painted.lerp_(state.best, 1 - rows[:, None, :, None] * columns[:, None, None, :])
+    return torch.lerp(state.best, painted, rows[:, None, :, None] * columns[:, None, None, :])
 
 
 def _grid(state: State) -> Images:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from robustbench_kd.core.errors import unknown_name
 from robustbench_kd.engine.folding import fold, replace_part
+from robustbench_kd.engine.narrow import rearrange
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
 from robustbench_kd.tensors.oracle import freeze, is_out_of_memory
 
@@ -36,7 +37,8 @@ class Levers:
 
     Args:
         precision: `tf32` lets GPUs round what they multiply to 10 bits of mantissa, `bf16` to 7 bits under autocast.
-        fold: Batch normalisation becomes part of the convolution or linear layer before it.
+        fold: Batch normalisation becomes part of the convolution or linear layer before it. On a CPU, in fp32 and with no
+            other lever, convolutions of few channels get a faster gradient too.
         channels_last: Weights and images lie in memory with the channels innermost.
         compile: The model is compiled for batches of one size; on a GPU into CUDA graphs.
 
@@ -138,6 +140,7 @@ def _changes(levers: Levers, device: torch.device, probe: Images) -> list[tuple[
     """Returns the wanted changes in order: name, change, and by how much it may move the logits."""
     changes: dict[str, tuple[bool, Change, float]] = {
         "fold": (levers.fold, _folded, _CLOSE),
+        "narrow": (levers == Levers(fold=True) and device.type == "cpu", _rearranged, _CLOSE),
         "channels-last": (levers.channels_last, _laid_out, _CLOSE),
         "bf16": (levers.precision == "bf16", partial(_rounded, kind=device.type, probe=probe), _ROUGH),
     }
@@ -176,6 +179,13 @@ def _folded(draft: _Draft) -> _Draft:
     """Returns the draft with batch normalisation folded into the layers before it, in a copy."""
     module = _copied(draft.module)
     fold(module)
+    return replace(draft, module=module)
+
+
+def _rearranged(draft: _Draft) -> _Draft:
+    """Returns the draft with faster gradients of convolutions of few channels, in a copy."""
+    module = _copied(draft.module)
+    rearrange(module)
     return replace(draft, module=module)
 
 

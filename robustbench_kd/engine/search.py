@@ -81,14 +81,14 @@ class Search:
 
     def evaluate(self, points: Images, key: Key, wanted: NDArray[np.bool_], state: Any, attack: Any) -> Reply:
         """Returns the answers to the points, and the gradients of the rows `(n,)` that want one."""
-        share = wanted.mean()
-        if share == 0:
+        some = np.count_nonzero(wanted)
+        if some == 0:
             answers = self._forward(points, key, state)
             return self._reply(answers, self._values(answers, state, attack), None)
-        if share < _MOST:
+        if some < _MOST * len(wanted):
             return self._split(points, key, wanted, state, attack)
         answers, values, gradient = self._differentiate(points, key, state, attack)
-        if share < 1:
+        if some < len(wanted):
             gradient.index_fill_(1, _indices(~wanted, points), 0)
         return self._reply(answers, values, gradient)
 

@@ -128,7 +128,7 @@ class Turnover:
         slots.state = attack.tell(slots.state, reply.logits, reply.values, reply.gradient)
         slots.age += 1
         self.tally.computed += len(wanted)
-        self.tally.live += int(slots.alive.sum())
+        self.tally.live += int(np.count_nonzero(slots.alive))
         self._forwards[slots.rows[slots.alive]] += self._stage.step.surface.passes
         self._backwards[slots.rows[slots.alive & wanted]] += self._stage.step.surface.passes
 
@@ -163,9 +163,10 @@ class Turnover:
 
     def _broken(self, slots: _Slots) -> list[Decision]:
         threat = self._stage.threat
-        found = np.flatnonzero(slots.hit.cpu().numpy() & slots.alive)
-        if len(found) == 0:
+        hit = slots.hit.cpu().numpy() & slots.alive
+        if not np.count_nonzero(hit):
             return []
+        found = np.flatnonzero(hit)
         picked = torch.from_numpy(found).to(slots.won.device)
         near = inside(slots.won[picked], slots.images[picked], threat.eps, threat.norm).cpu().numpy()
         found, picked = found[near], picked[torch.from_numpy(near).to(picked.device)]
@@ -226,7 +227,9 @@ class Turnover:
 
     def _turned(self, slots: _Slots) -> _Slots | None:
         """Returns the batch with dead rows replaced or taken out, None where nothing is left to do."""
-        dead = int((~slots.alive).sum())
+        dead = len(slots.alive) - int(np.count_nonzero(slots.alive))
+        if not dead and not self._queue:
+            return slots
         fresh = self._fresh(self._stage.size - len(slots.rows) + dead) if self._in_step(slots) else None
         if fresh is None and dead <= _SPARE * len(slots.rows) and not (self._spent(slots) & ~slots.alive).any():
             return slots

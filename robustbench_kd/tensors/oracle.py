@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustbench_kd.core.errors import ModelError
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
 from robustbench_kd.tensors.defence import Key, Mixture, Randomized
+from robustbench_kd.tensors.heap import keep_heap
 
 # On a CPU a row of a smaller batch takes other kernels, which round otherwise: networks of `models/` need at least 16.
 _ROWS = 16
@@ -65,6 +66,8 @@ class Oracle:
     def __init__(
         self, model: nn.Module, device: torch.device, on_pass: Callable[[], None] = lambda: None, *, seed: int = 0
     ) -> None:
+        if device.type == "cpu":
+            keep_heap()
         self.device = device
         self.forwards = 0
         self.backwards = 0
