@@ -1,7 +1,7 @@
 """Verdicts of our engine against the AutoAttack package's, and against the package's own with another seed.
 
 Two seeds of the same attack part on a few examples; our engine, which draws other random numbers, is one more seed. Run it
-by `python benchmarks/agreement.py [EXAMPLES]`. Real networks are compared too where `RKD_TEST_DATA` names their folder.
+by `python benchmarks/agreement.py [EXAMPLES [MODEL ...]]`. Real networks are compared too where `RKD_TEST_DATA` names their folder.
 """
 
 import sys
@@ -27,7 +27,8 @@ def compared(case: Case) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     print(" | ".join(["model", "threat", "n", *WAYS, "seed 1 parts on", "native parts on"]))
-    for case in cases():
+    chosen = sys.argv[2:]
+    for case in [case for case in cases() if not chosen or case.name in chosen]:
         examples = int(sys.argv[1]) if len(sys.argv) > 1 else case.examples
         print(compared(replace(case, examples=examples)), flush=True)
 

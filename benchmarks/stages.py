@@ -1,7 +1,8 @@
 """Cost of an evaluation by the package, our engine and its fast mode, in turn, in one process; verdicts that differ.
 
-Run it by `make bench`. On shared or noisy machines only the ratios mean something. Real networks are measured too where
-`RKD_TEST_DATA` names their folder. Writes build/bench.csv.
+Run it by `make bench`. Every way is taken three times, in turn, and seconds are medians: on shared or noisy machines only the
+ratios mean something. `attacks` is the sum of the stages, the same budget for both engines; `total` has the checks of the
+model besides. Real networks are measured too where `RKD_TEST_DATA` names their folder. Writes build/bench.csv.
 """
 
 import csv
@@ -9,14 +10,17 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from robustbench_kd.checkpoints.subject import Choices
 from robustbench_kd.checkpoints.target import describe, load
+from robustbench_kd.core.records import RunRecord
 from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
@@ -28,6 +32,10 @@ from robustbench_kd.engine.request import Request
 ROOT = Path(__file__).parent.parent
 # What is measured: the engine and the suite. The first is what the others are held against.
 WAYS = {"autoattack": ("autoattack", "standard"), "native": ("native", "standard"), "fast": ("native", "fast")}
+
+
+TURNS = 3
+COSTS = ("seconds", "forwards", "backwards")
 
 
 @dataclass(frozen=True)
@@ -81,27 +89,58 @@ def robust(outcome: Outcome) -> list[str]:
         return [row["robust"] for row in csv.DictReader(file)]
 
 
-def rows(case: Case) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Taken:
+    """What one evaluation said and cost."""
+
+    record: RunRecord
+    verdicts: list[str]
+    wall: float
+    cpu: float
+
+
+def take(case: Case, engine: str, suite: str) -> Taken:
     with tempfile.TemporaryDirectory() as folder:
-        measured = {
-            way: measure(case, Path(folder), engine=engine, suite=suite) for way, (engine, suite) in WAYS.items()
+        outcome, wall, cpu = measure(case, Path(folder), engine=engine, suite=suite)
+        return Taken(outcome.record, robust(outcome), wall, cpu)
+
+
+def rows(case: Case) -> list[dict[str, Any]]:
+    taken: dict[str, list[Taken]] = {way: [] for way in WAYS}
+    for _ in range(TURNS):
+        for way, chosen in WAYS.items():
+            taken[way].append(take(case, *chosen))
+    reference = taken["autoattack"][0].verdicts
+    shared = {"case": case.name, "threat": case.threat, "n": case.examples}
+    return [{**shared, "way": way, **row} for way, turns in taken.items() for row in costs(turns, reference)]
+
+
+def costs(turns: list[Taken], reference: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields what each stage cost, all of them together, and the whole evaluation with its checks of the model."""
+    first = turns[0]
+    stages = [
+        {
+            "stage": stage.stage,
+            "accuracy": stage.accuracy.value,
+            "seconds": median(turn.record.stages[place].seconds for turn in turns),
+            "forwards": stage.forwards,
+            "backwards": stage.backwards,
         }
-        verdicts = {way: robust(outcome) for way, (outcome, _, _) in measured.items()}
-    table = []
-    for way, (outcome, wall, cpu) in measured.items():
-        differing = sum(one != other for one, other in zip(verdicts["autoattack"], verdicts[way], strict=True))
-        shared = {"case": case.name, "threat": case.threat, "n": case.examples, "way": way}
-        record = outcome.record
-        for stage in (*record.stages, None):
-            cost = stage or record
-            passes = {"forwards": cost.forwards, "backwards": cost.backwards}
-            if stage:
-                known = {"stage": stage.stage, "accuracy": stage.accuracy.value, "seconds": stage.seconds}
-            else:
-                known = {"stage": "total", "accuracy": record.robust.value, "seconds": wall, "cpu_seconds": cpu}
-                known |= {"differing": differing, "missed": record.missed}
-            table.append({**shared, **known, **passes})
-    return table
+        for place, stage in enumerate(first.record.stages)
+    ]
+    yield from stages
+    known = {"accuracy": first.record.robust.value if first.record.robust else None}
+    yield {"stage": "attacks", **known, **{key: sum(row[key] for row in stages) for key in COSTS}}
+    yield {
+        "stage": "total",
+        **known,
+        "seconds": median(turn.wall for turn in turns),
+        "cpu_seconds": median(turn.cpu for turn in turns),
+        "forwards": first.record.forwards,
+        "backwards": first.record.backwards,
+        "differing": sum(one != other for one, other in zip(reference, first.verdicts, strict=True)),
+        "missed": first.record.missed,
+    }
 
 
 def show(table: list[dict[str, Any]]) -> None:
@@ -112,13 +151,13 @@ def show(table: list[dict[str, Any]]) -> None:
     print(f"{'way':12}{'stage':10}{'accuracy':>10}{'seconds':>10}{'ratio':>8}{'passes':>12}{'ratio':>8}")
     for way, stages in ways.items():
         for name, row in stages.items():
-            if way == "fast" and name != "total":
+            if way == "fast" and name not in {"attacks", "total"}:
                 continue
             other = reference.get(name, row)
             passes, theirs = (one["forwards"] + one["backwards"] for one in (row, other))
             faster, fewer = other["seconds"] / max(row["seconds"], 1e-9), theirs / max(passes, 1)
-            costs = f"{row['seconds']:>10.2f}{faster:>8.2f}{passes:>12,}{fewer:>8.2f}"
-            print(f"{way:12}{name:10}{row['accuracy']:>10.3f}{costs}")
+            spent = f"{row['seconds']:>10.2f}{faster:>8.2f}{passes:>12,}{fewer:>8.2f}"
+            print(f"{way:12}{name:10}{row['accuracy']:>10.3f}{spent}")
         total = stages["total"]
         cpu = reference["total"]["cpu_seconds"] / total["cpu_seconds"]
         missed = "" if total["missed"] is None else f", could have missed {100 * total['missed']:.1f} points"

@@ -200,8 +200,9 @@ class RunRecord(Frozen):
     """`run.json`: one evaluation of one defence under one threat with one suite.
 
     `robust` is what all attacks together left, of a randomized defence the expected accuracy; `standard` is what was left
-    before adaptive attacks followed; `detection` is for defences that may reject; `missed` bounds, with 95 % confidence, what a fast run could have missed; `claim` is what a
-    sequential run has settled, whose accuracies are those of the examples it took.
+    before adaptive attacks followed; `detection` is for defences that may reject; `missed` bounds, with 95 % confidence,
+    what a fast run could have missed; `claim` is what a sequential run has settled, whose accuracies are those of the
+    examples it took.
     """
 
     schema_version: Literal[1] = 1

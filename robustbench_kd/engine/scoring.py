@@ -1,6 +1,7 @@
 """The last stage where chance decides: the worst images that were found, judged on draws that no search has seen.
 
-Searching keeps the image that looked worst on its draws, which flatters the attack; fresh draws tell what it is worth.
+Searching keeps the image that looked worst on its draws, which flatters the attack; fresh draws tell what it is worth. The
+worst images of the standard attacks are scored besides those of all attacks: else their gap would be one of two yardsticks.
 """
 
 import time
@@ -15,6 +16,7 @@ from robustbench_kd.engine.job import Job, worst
 from robustbench_kd.engine.verify import decisions, judge
 
 SCORE = SCORE_STREAM = "score"  # the stage, and the stream of its draws
+STANDARD = "score-standard"  # the stage for what was found before adaptive attacks followed
 DRAWS = 100
 
 
@@ -22,8 +24,16 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
     """Yields the scores of all images of a randomized defence without members; of others nothing, they are exact."""
     if job.oracle.exact:
         return
-    done = decided(ledger, SCORE)
-    images = {example: decision.image for example, decision in worst(job, len(job.steps), ledger).items()}
+    standard = sum(not step.adaptive for step in job.steps)
+    if standard < len(job.steps):
+        yield from _scored(job, ledger, STANDARD, standard)
+    yield from _scored(job, ledger, SCORE, len(job.steps))
+
+
+def _scored(job: Job, ledger: list[Entry], stage: str, position: int) -> Iterator[Entry]:
+    """Yields the scores of the worst images that the attacks before `position` found."""
+    done = decided(ledger, stage)
+    images = {example: decision.image for example, decision in worst(job, position, ledger).items()}
     rows = [row for row, example in enumerate(job.data.ids) if images.get(example) and example not in done]
 
     def score(some: list[int]) -> Entry:
@@ -36,6 +46,6 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
             one.model_copy(update={"image": images[one.index] if job.saves else ""})
             for one in decisions(true.ids, judgement)
         ]
-        return Entry(stage=SCORE, decisions=found, forwards=cost, seconds=seconds)
+        return Entry(stage=stage, decisions=found, forwards=cost, seconds=seconds)
 
     yield from in_batches(rows, job.batch_size, score)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.ledger import Decision, Entry, decided
 from robustbench_kd.core.records import (
+    Accuracy,
     Claim,
     DrawRow,
     Draws,
@@ -37,6 +38,7 @@ from robustbench_kd.engine.plan import Step
 from robustbench_kd.engine.request import Request
 from robustbench_kd.engine.sample import SAMPLED
 from robustbench_kd.engine.scoring import DRAWS, SCORE
+from robustbench_kd.engine.scoring import STANDARD as STANDARD_SCORE
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surfaced
 from robustbench_kd.tensors.oracle import Oracle
@@ -214,8 +216,7 @@ def _missed(about: Summary, findings: Sequence[Finding]) -> float | None:
 
 def _drawn(about: Summary, ledger: list[Entry], stages: list[Stage]) -> dict[str, object]:
     """Returns the fields of a record that adaptive attacks and chance add."""
-    before = [stage.accuracy for stage in stages if stage.stage not in about.identity.adaptive]
-    standard = before[-1] if about.identity.adaptive and len(before) > 1 else None
+    standard = _standard(about, ledger, stages)
     if not about.randomized:
         return {"standard": standard}
     fates = _fates(about, ledger)
@@ -223,6 +224,17 @@ def _drawn(about: Summary, ledger: list[Entry], stages: list[Stage]) -> dict[str
     robust = _draws(about, {example: fate.worst for example, fate in fates.items()})
     headline = {} if about.one_draw else {"robust": robust.mean}
     return {"standard": standard, "clean": clean.mean, "clean_draws": clean, "robust_draws": robust, **headline}
+
+
+def _standard(about: Summary, ledger: list[Entry], stages: list[Stage]) -> Accuracy | None:
+    """Returns what the standard attacks left where adaptive ones followed, by the same draws as the final accuracy."""
+    before = [stage.accuracy for stage in stages if stage.stage not in about.identity.adaptive]
+    if not about.identity.adaptive or len(before) < 2:  # the clean stage alone is no attack
+        return None
+    if not decided(ledger, STANDARD_SCORE):
+        return before[-1]
+    fates = _fates(about, ledger, about.identity.attacks, STANDARD_SCORE)
+    return mean_accuracy(1 - fate.worst.share for fate in fates.values())
 
 
 def _draws(about: Summary, found: Mapping[int, Decision]) -> Draws:
@@ -235,14 +247,16 @@ def _draws(about: Summary, found: Mapping[int, Decision]) -> Draws:
     )
 
 
-def _fates(about: Summary, ledger: list[Entry]) -> dict[int, _Fate]:
-    """Returns the fate of each example, in the order of the data set."""
-    clean, scored = decided(ledger, CLEAN), decided(ledger, SCORE)
+def _fates(
+    about: Summary, ledger: list[Entry], attacks: Sequence[str] | None = None, score: str = SCORE
+) -> dict[int, _Fate]:
+    """Returns the fate of each example under some attacks, or all, in the order of the data set."""
+    clean, scored = decided(ledger, CLEAN), decided(ledger, score)
     fates = {
         example: _Fate(clean[example], clean[example], CLEAN if clean[example].broken else "")
         for example in about.labels
     }
-    for stage in (SMALLER, *about.identity.stages):
+    for stage in (SMALLER, *(about.identity.stages if attacks is None else attacks)):
         for example, decision in decided(ledger, stage).items():
             before = fates[example]
             if (decision.broken, decision.share) > (before.worst.broken, before.worst.share):

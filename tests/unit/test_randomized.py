@@ -140,6 +140,14 @@ def test_a_noisy_defence_is_scored_by_fresh_draws(blurred, tmp_path):
     assert (record.robust_draws.exact, record.robust_draws.draws) == (False, scoring.DRAWS)
 
 
+def test_what_the_standard_attacks_left_is_scored_by_the_same_draws_as_what_all_left(blurred, tmp_path):
+    data, _ = blurred
+    alone = evaluate(asked(Blurred(SIGMA), data), tmp_path / "alone").record
+    both = evaluate(asked(Blurred(SIGMA), data, "apgd-ce+adaptive"), tmp_path / "both").record
+    assert both.standard == alone.robust
+    assert both.stages[1].accuracy == alone.stages[1].accuracy != alone.robust
+
+
 def test_scoring_the_same_images_with_another_key_changes_the_number_within_the_noise_only(
     blurred, tmp_path, monkeypatch
 ):
