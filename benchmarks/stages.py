@@ -64,7 +64,7 @@ def cases() -> list[Case]:
         Case("resnet2b", f"{models}/resnet2b.pth", images, "linf:2/255", 100, f"{code}:resnet2b"),
         Case("cifar_cnn_a_adv", f"{models}/cifar_cnn_a_adv.model", images, "linf:2/255", 100, f"{code}:cnn_a"),
         Case("resnet20", f"{models}/resnet20-12fca82f.th", images, "linf:8/255", 100, f"{code}:resnet20"),
-        Case("resnet20", f"{models}/resnet20-12fca82f.th", images, "linf:2/255", 100, f"{code}:resnet20"),
+        Case("resnet20", f"{models}/resnet20-12fca82f.th", images, "linf:2/255", 300, f"{code}:resnet20"),
     ]
 
 

@@ -14,6 +14,7 @@ from robustbench_kd.tensors.heap import keep_heap
 
 # On a CPU a row of a smaller batch takes other kernels, which round otherwise: networks of `models/` need at least 16.
 _ROWS = 16
+_TOGETHER = 512  # rows up to which several draws of few images are asked as one batch
 
 
 def freeze(model: nn.Module) -> bool:
@@ -114,25 +115,31 @@ class Oracle:
         draws under a stream, the same ones for the same `ids` `(n,)`. On a CPU they are the same to the last bit, whatever
         other images are asked with an image: where memory allows, the batch is filled up to a multiple of 16.
         """
-        n = len(images)
+        n, key = len(images), Key(self._seed, stream, ids=ids, draw=torch.zeros_like(ids))
         filled = n + -n % _ROWS if self.device.type == "cpu" else n
         rows = torch.arange(filled).clamp(max=n - 1)
         try:
-            return self._answers(images[rows.to(images.device)], ids[rows.to(ids.device)], n, stream, draws)
+            return self._answers(images[rows.to(images.device)], key.take(rows.to(ids.device)), n, draws, _TOGETHER)
         except (RuntimeError, MemoryError) as error:
-            if filled == n or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-        return self._answers(images, ids, n, stream, draws)
+        return self._answers(images, key, n, draws, together=1)
 
-    def _answers(self, images: Images, ids: Tensor, n: int, stream: str, draws: int) -> Tensor:
-        """Returns the answers to the first n images."""
-        if self._chance is None:
-            asked = [self._asking(self.model, n)]
-        elif self._members is not None:
-            asked = [self._asking(member, n) for member in self._members.members()]
-        else:
-            asked = [self._drawing(self._chance, ids, n, stream, draw) for draw in range(draws)]
-        return torch.stack([self._checked(ask, images)[:n] for ask in asked])
+    def _answers(self, images: Images, key: Key, n: int, draws: int, together: int) -> Tensor:
+        """Returns the answers to the first n images; several draws are asked at once in up to `together` rows."""
+        if self._chance is None or self._members is not None:
+            members = [self.model] if self._members is None else self._members.members()
+            return torch.stack([self._checked(self._asking(member, n), images)[:n] for member in members])
+        some = max(1, together // len(images))
+        parts = torch.split(torch.arange(draws), some)
+        return torch.cat([self._drawn(self._chance, images, key, n, numbers) for numbers in parts])
+
+    def _drawn(self, defence: Randomized, images: Images, key: Key, n: int, numbers: Tensor) -> Tensor:
+        """Returns the draws of these numbers `(k,)` of the first n images, `(k, n, classes)`."""
+        rows, times = len(images), len(numbers)
+        drawn = replace(key, ids=key.ids.repeat(times), draw=numbers.repeat_interleave(rows))
+        logits = self._checked(self._drawing(defence, drawn, n * times), images.repeat(times, 1, 1, 1))
+        return logits.view(times, rows, logits.shape[1])[:, :n]
 
     def weights(self, answers: int) -> Tensor:
         """Returns what each of k answers counts, `(k,)`; they sum to 1."""
@@ -144,10 +151,10 @@ class Oracle:
     def _asking(self, member: nn.Module, n: int) -> Classifier:
         return lambda images: self._counted(member(images), n)
 
-    def _drawing(self, defence: Randomized, ids: Tensor, n: int, stream: str, draw: int) -> Classifier:
+    def _drawing(self, defence: Randomized, key: Key, n: int) -> Classifier:
         def ask(images: Images) -> Logits:
-            key = replace(self._key(stream, images, draw), ids=ids.to(images.device))
-            return self._counted(defence.draw(images, key), n)
+            there = replace(key, ids=key.ids.to(images.device), draw=key.draw.to(images.device))
+            return self._counted(defence.draw(images, there), n)
 
         return ask
 

@@ -18,6 +18,7 @@ from oracles import (
 from torch import nn
 
 from robustbench_kd.core.errors import ModelError
+from robustbench_kd.tensors.defence import Key
 from robustbench_kd.tensors.oracle import Oracle, check_logits, freeze, full_precision, is_out_of_memory
 
 CPU = torch.device("cpu")
@@ -176,3 +177,28 @@ def test_full_precision_switches_tf32_off_and_back(allowed):
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.allow_tf32 = value
+
+
+class Dice(nn.Module):
+    """Says the numbers it has drawn; refuses more rows than there is memory for."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room, self.asked = room, []
+
+    def draw(self, images, key):
+        self.asked.append(len(images))
+        if len(images) > self.room:
+            raise MemoryError
+        return key.uniform("dice", 3)
+
+
+@pytest.mark.parametrize(("room", "asked"), [(1000, [512, 128]), (20, [320, *[7] * 20])])
+def test_draws_of_few_images_are_asked_together_where_memory_allows(room, asked):
+    dice, images, ids = Dice(room), torch.rand(7, 1, 2, 2), torch.arange(7)
+    oracle = Oracle(dice, CPU)
+    answers = oracle.answers(images, ids, stream="judge", draws=40 if room == 1000 else 20)
+    expected = Key(0, "judge", ids=ids, draw=torch.full((7,), 9)).uniform("dice", 3)
+    assert dice.asked == asked
+    assert oracle.forwards == 7 * len(answers)
+    assert torch.equal(answers[9], expected)
