@@ -33,6 +33,8 @@ def build_network(name: str, arguments: Mapping[str, Any], *, classes: int, shap
     """
     if is_factory(name):
         return _from_factory(name, arguments)
+    if name.endswith(".py"):
+        raise UsageError(f"'{name}' is a file: say which function of it builds the network, '{name}:FUNCTION'")
     component = find("models", name, "architecture")
     build = module("models", component.stem).build
     accepted = inspect.signature(build).parameters

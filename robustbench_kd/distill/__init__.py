@@ -51,7 +51,11 @@ def open_method(name: str, options: _Given | None = None, additions: Mapping[str
 
 
 def _opened(name: str, offers: str, singular: str) -> tuple[plugins.Component, ModuleType]:
-    component = plugins.find(_KIND, name, singular)
+    known = plugins.components(_KIND)
+    if name not in known:
+        fit = [other for other, part in known.items() if hasattr(plugins.module(_KIND, part.stem), offers)]
+        raise unknown_name(singular, name, fit)
+    component = known[name]
     module = plugins.module(_KIND, component.stem)
     if not hasattr(module, offers):
         raise UsageError(f"'{name}' is no {singular}: give additions by --with, and methods as the method")

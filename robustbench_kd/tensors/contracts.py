@@ -19,6 +19,8 @@ Logits: TypeAlias = Tensor
 Classifier: TypeAlias = Callable[[Images], Logits]
 Split: TypeAlias = Literal["train", "test"]
 
+_BRIGHTEST = 255  # of a pixel in one byte
+
 
 @dataclass(frozen=True)
 class DataRequest:
@@ -70,9 +72,10 @@ class Dataset:
             raise DatasetError(f"data set '{self.name}': expected pixels in [0, 1], got NaN")
         low, high = float(self.images.min()), float(self.images.max())
         if not (low >= 0 and high <= 1):
+            bytelike = low >= 0 and high <= _BRIGHTEST
+            advice = "divide them by 255" if bytelike else "undo any normalisation, it belongs inside the model"
             raise DatasetError(
-                f"data set '{self.name}': expected pixels in [0, 1], got [{low:.3g}, {high:.3g}]; "
-                "undo any normalisation, it belongs inside the model"
+                f"data set '{self.name}': expected pixels in [0, 1], got [{low:.3g}, {high:.3g}]; {advice}"
             )
         least, most = int(self.labels.min()), int(self.labels.max())
         if least < 0 or most >= self.classes:

@@ -150,6 +150,16 @@ def test_the_variant_of_a_name_reaches_the_component(monkeypatch):
     assert asked == [{"fine": True}]
 
 
+@pytest.mark.parametrize(
+    ("lowest", "highest", "advice"),
+    [(0, 255, "divide them by 255"), (-2, 2, "undo any normalisation"), (0, 300, "undo")],
+)
+def test_pixels_outside_the_box_come_with_the_likely_cure(lowest, highest, advice):
+    images = torch.tensor([lowest, highest], dtype=torch.float32).view(1, 1, 1, 2)
+    with pytest.raises(DatasetError, match=advice):
+        Dataset("x", images, torch.zeros(1, dtype=torch.int64), (0,), 2).checked()
+
+
 def test_nan_pixels_break_the_contract():
     images = torch.full((1, 1, 2, 2), torch.nan)
     with pytest.raises(DatasetError, match="NaN"):

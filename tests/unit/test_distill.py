@@ -287,6 +287,8 @@ def test_evaluating_restores_every_mode():
         ("akd", {"weights": [0.7, 0.7]}, {}, "option 'weights' of akd: .*sum to at most 1"),
         ("igdm", {}, {}, "'igdm' is no distillation method"),
         ("rslad", {}, {"igmd": {}}, "unknown addition 'igmd': did you mean 'igdm'?"),
+        ("rslad", {}, {"foo": {}}, r"unknown addition 'foo'\. Known: igdm$"),
+        ("foo", {}, {}, "unknown distillation method 'foo'. Known: (?!.*igdm)"),
         ("rslad", {}, {"kd": {}}, "'kd' is no addition"),
         ("kd", {}, {"igdm": {}}, "'igdm' needs adversarial images, which 'kd' does not make"),
         ("peeraid", {}, {"igdm": {}}, "'igdm' needs a teacher, which 'peeraid' does not have"),

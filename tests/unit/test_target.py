@@ -189,6 +189,7 @@ def test_a_normalisation_for_other_channels_is_refused(tmp_path):
         ("small_cnn", {"width": -1}, "width=-1: Trying to create tensor with negative dimension"),
         ("resnet18", {"depth": 7}, "expected a ResNet of depth 18, 34 or 50, got 7"),
         ("nothing.py:make", {}, "there is no file 'nothing.py'"),
+        ("nets.py", {}, "'nets.py' is a file: say which function of it builds the network, 'nets.py:FUNCTION'"),
         (
             "no_such_package:make",
             {},
