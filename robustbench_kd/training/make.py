@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustbench_kd.checkpoints.card import Card, is_file_name, write_card
+from robustbench_kd.checkpoints.card import Card, is_file_name, read_card, write_card
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Threat
@@ -26,6 +26,7 @@ from robustbench_kd.training.recipe import Recipe
 from robustbench_kd.training.teachers import Tutor, archive, described, load_teachers
 
 _MOST_SEEDS = 2**63
+_SETTINGS = ("method", "threat", "data_fingerprint", "recipe")  # what a card says of how its weights were made
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,16 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
 
     Until the card is written a file `NAME.training` lies beside it, from which the same plan goes on after the last
     finished epoch. Of several processes that torchrun started the first one writes. Raises `UsageError` for a name
-    that is no file name, and whatever building and training raise.
+    that is no file name, or that of a checkpoint which was made otherwise, and whatever building and training raise.
     """
     if not plan.name or not is_file_name(plan.name):
         raise UsageError(f"expected a name that can be a file name, got {plan.name!r}")
     path = folder / f"{plan.name}.toml"
     teachers = load_teachers(plan.teachers, plan.recipe, data, path)
     model = plan.design.build(data, plan.recipe.seed, path)
+    told = {**plan.design.described(), "teachers": tuple(map(described, plan.teachers, teachers))}
+    if path.exists():
+        _require_same(path, _conditions(plan, data), told)
     memory = Memory(path.with_suffix(".training"), _identity(plan, data, model, teachers))
     company = _company(plan, data, path, teachers)
     trained = train(model.to(plan.device), data, plan.threat, plan.recipe, observer, company=company, memory=memory)
@@ -76,13 +80,24 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
         threats=plan.threats,
         licence=plan.licence,
         weights=plan.design.write(model, path),
-        teachers=tuple(map(described, plan.teachers, teachers)),
         made=_history(plan, data, trained),
-        **plan.design.described(),
+        **told,
     )
     write_card(card, path)
     memory.forget()
     return Made(path, trained)
+
+
+def _require_same(path: Path, conditions: dict[str, Any], told: dict[str, Any]) -> None:
+    """Raises `UsageError` where the checkpoint of a name was made otherwise: it may have taken days."""
+    card = read_card(path)
+    differing = [key for key in _SETTINGS if card.made.get(key) != conditions[key]]
+    differing += [field for field, value in told.items() if getattr(card, field) != value]
+    if differing:
+        raise UsageError(
+            f"'{path}' was made with other {' and '.join(differing)}, and would be lost: choose another --name, or "
+            "delete it first"
+        )
 
 
 def _company(plan: Plan, data: Dataset, path: Path, teachers: Sequence[Subject]) -> Company:

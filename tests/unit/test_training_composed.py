@@ -403,3 +403,28 @@ def test_another_part_of_the_same_name_does_not_go_on_from_a_stopped_training(di
     (folder / "net1.toml").rename(folder / "net0.toml")
     with pytest.raises(CheckpointError, match="belongs to another training"):
         make_checkpoint(plan("front", composition(folder), recipe(epochs=2)), digits, folder, ignore)
+
+
+def test_the_same_command_makes_the_same_again(digits, folder):
+    made = make_checkpoint(plan("front", composition(folder), recipe()), digits, folder, ignore)
+    before = contents(folder)
+    assert make_checkpoint(plan("front", composition(folder), recipe()), digits, folder, ignore).path == made.path
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("design", "setting", "said"),
+    [
+        ({}, {"learning_rate": 1e-2}, "other recipe"),
+        ({"arguments": {**SMALL, "depth": 5}}, {}, "other arguments"),
+        ({"parts": ("net1",)}, {"seed": 1}, "other recipe and parts"),
+    ],
+)
+def test_a_checkpoint_that_was_made_otherwise_is_not_overwritten(digits, folder, design, setting, said):
+    make_checkpoint(plan("front", composition(folder), recipe()), digits, folder, ignore)
+    before = contents(folder)
+    with pytest.raises(
+        UsageError, match=rf"front\.toml' was made with {said}, and would be lost: choose another --name"
+    ):
+        make_checkpoint(plan("front", composition(folder, **design), recipe(**setting)), digits, folder, ignore)
+    assert contents(folder) == before
