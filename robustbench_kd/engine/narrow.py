@@ -1,9 +1,9 @@
 """Convolutions of few input channels whose gradient is computed as a forward convolution, for searches on a CPU.
 
-The library's own gradient of such a layer takes 3 to 8 times as long as its forward pass, because it computes 16 channels
-of the result at once and throws away all but these few, or walks over the gaps of a stride. Here the pixels of a square
-block of the image become channels: one convolution gives the gradient of whole blocks, two to four times as fast. The first
-layer of nearly every network is such a layer. `benchmarks/narrow.py` measures it.
+The library's own gradient of such a layer takes 3 to 10 times as long as its forward pass: it computes 16 channels of the
+result at once, of which only these few are wanted, or walks over the gaps of a stride. Here the pixels of a square block of
+the image become channels: one convolution gives the gradient of whole blocks, one and a half to five times as fast. The
+first layer of nearly every network is such a layer. `benchmarks/narrow.py` measures it.
 """
 
 from typing import Any
