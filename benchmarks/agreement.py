@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from stages import Case, cases, measure, robust
 
-WAYS = {"the package, seed 0": ("autoattack", 0), "the package, seed 1": ("autoattack", 1), "native": ("native", 0)}
+WAYS = {f"{engine}, seed {seed}": (engine, seed) for engine in ("autoattack", "native") for seed in (0, 1)}
 
 
 def compared(case: Case) -> str:
@@ -26,7 +26,7 @@ def compared(case: Case) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(" | ".join(["model", "threat", "n", *WAYS, "seed 1 parts on", "native parts on"]))
+    print(" | ".join(["model", "threat", "n", *WAYS, *(f"{way} parts on" for way in list(WAYS)[1:])]))
     chosen = sys.argv[2:]
     for case in [case for case in cases() if not chosen or case.name in chosen]:
         examples = int(sys.argv[1]) if len(sys.argv) > 1 else case.examples
