@@ -16,13 +16,19 @@ from robustbench_kd.engine.folding import replace_part
 
 _FEW = 4  # input channels up to which blocks pay
 _FEW_STRIDED = 8  # the same for a stride above 1
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def rearrange(module: nn.Module) -> None:
     """Replaces the convolutions for which it pays, in place; the others stay as they are."""
     for name, part in list(module.named_modules()):
-        if type(part) is nn.Conv2d and _pays(part):
+        if type(part) is nn.Conv2d and _pays(part) and not _watched(part):
             replace_part(module, name, Narrow(part))
+
+
+def _watched(layer: nn.Conv2d) -> bool:
+    """Tells whether hooks change what the layer takes or gives, which the gradient below would not know."""
+    return any(getattr(layer, hooks) for hooks in _HOOKS)
 
 
 def _pays(layer: nn.Conv2d) -> bool:

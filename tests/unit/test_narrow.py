@@ -86,6 +86,14 @@ def test_every_other_layer_stays(layer):
     assert network[0] is layer
 
 
+def test_a_layer_with_a_hook_stays():
+    layer = convolution(3, 4, 3, 1, 1)
+    layer.register_forward_hook(lambda _module, _given, output: 2 * output)
+    network = nn.Sequential(layer)
+    rearrange(network)
+    assert network[0] is layer
+
+
 def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(128, 3)).requires_grad_(False)
