@@ -63,6 +63,9 @@ class Commands(click.Group):
             where = f" '{error.filename}'" if error.filename else ""
             _fail(f"cannot read or write{where}: {error.strerror or error}", RecordError.exit_code)
         except (KeyboardInterrupt, click.Abort):
+            # Python started by -m remembers an interrupt inside exec, as imports use it, and would die of the signal: this
+            # makes it forget.
+            exec("")  # noqa: S102
             click.echo("Interrupted; an evaluation keeps what it decided: run the same command to resume it.", err=True)
             sys.exit(_INTERRUPTED)
 

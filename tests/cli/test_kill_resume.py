@@ -1,6 +1,8 @@
 """A run that is killed at any moment goes on where it stopped and ends with the same files."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -74,8 +76,7 @@ def test_an_interrupt_from_the_keyboard_says_so_and_can_be_resumed(
 ):
     arguments = [*evaluation(engine, factories), "--results", tmp_path / "results"]
     process = rkd_process(*arguments)
-    # Not while the package is imported: Python then dies of the signal itself, which only a shell calls 130.
-    until_lines(process, tmp_path / "results", 5)
+    until_lines(process, tmp_path / "results", 3)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
@@ -88,6 +89,23 @@ def test_an_interrupt_from_the_keyboard_says_so_and_can_be_resumed(
     assert "is unfinished" in rkd("leaderboard", tmp_path / "results").stderr
     assert rkd(*arguments).code == 0
     assert examples(tmp_path / "results") == undisturbed
+
+
+def test_an_interrupt_in_the_middle_of_an_import_has_the_same_exit_code(tmp_path):
+    stopped = """
+from robustbench_kd.cli import _group
+
+def import_module(_name):
+    exec("raise KeyboardInterrupt")
+
+_group.import_module = import_module
+_group.main(["list"])
+"""
+    (tmp_path / "stopped.py").write_text(stopped)
+    process = subprocess.run(
+        [sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stderr.splitlines()[-1][:11]) == (130, "Interrupted")
 
 
 def test_two_processes_do_not_write_one_run(rkd, digits_net, tmp_path):
