@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from stages import Case, cases, measure, robust
+from stages import Case, chosen, measure, robust
 
 WAYS = {f"{engine}, seed {seed}": (engine, seed) for engine in ("autoattack", "native") for seed in (0, 1)}
 
@@ -27,8 +27,7 @@ def compared(case: Case) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     print(" | ".join(["model", "threat", "n", *WAYS, *(f"{way} parts on" for way in list(WAYS)[1:])]))
-    chosen = sys.argv[2:]
-    for case in [case for case in cases() if not chosen or case.name in chosen]:
+    for case in chosen(sys.argv[2:]):
         examples = int(sys.argv[1]) if len(sys.argv) > 1 else case.examples
         print(compared(replace(case, examples=examples)), flush=True)
 

@@ -32,8 +32,6 @@ from robustbench_kd.engine.request import Request
 ROOT = Path(__file__).parent.parent
 # What is measured: the engine and the suite. The first is what the others are held against.
 WAYS = {"autoattack": ("autoattack", "standard"), "native": ("native", "standard"), "fast": ("native", "fast")}
-
-
 TURNS = 3
 COSTS = ("seconds", "forwards", "backwards")
 
@@ -48,6 +46,11 @@ class Case:
     threat: str
     examples: int
     architecture: str = ""
+
+
+def chosen(names: list[str]) -> list[Case]:
+    """The cases of the named models, or all."""
+    return [case for case in cases() if not names or case.name in names]
 
 
 def cases() -> list[Case]:
@@ -108,8 +111,8 @@ def take(case: Case, engine: str, suite: str) -> Taken:
 def rows(case: Case) -> list[dict[str, Any]]:
     taken: dict[str, list[Taken]] = {way: [] for way in WAYS}
     for _ in range(TURNS):
-        for way, chosen in WAYS.items():
-            taken[way].append(take(case, *chosen))
+        for way, (engine, suite) in WAYS.items():
+            taken[way].append(take(case, engine, suite))
     reference = taken["autoattack"][0].verdicts
     shared = {"case": case.name, "threat": case.threat, "n": case.examples}
     return [{**shared, "way": way, **row} for way, turns in taken.items() for row in costs(turns, reference)]
@@ -167,8 +170,7 @@ def show(table: list[dict[str, Any]]) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     found = []
-    chosen = sys.argv[1:]
-    for case in [case for case in cases() if not chosen or case.name in chosen]:
+    for case in chosen(sys.argv[1:]):
         table = rows(case)
         show(table)
         found += table

@@ -33,12 +33,10 @@ def _watched(layer: nn.Conv2d) -> bool:
 
 def _pays(layer: nn.Conv2d) -> bool:
     (kernel, _), (stride, _) = layer.kernel_size, layer.stride
-    named = isinstance(layer.padding, str)
-    square = all(len(set(sides)) == 1 for sides in (layer.kernel_size, layer.stride, layer.padding))
+    sides = (layer.kernel_size, layer.stride, layer.padding)
+    square = all(isinstance(side, tuple) and len(set(side)) == 1 for side in sides)  # padding may have a name
     plain = layer.padding_mode == "zeros" and layer.groups == 1 and layer.dilation == (1, 1)
-    return (
-        square and plain and not named and kernel > 1 and layer.in_channels <= (_FEW if stride == 1 else _FEW_STRIDED)
-    )
+    return square and plain and kernel > 1 and layer.in_channels <= (_FEW if stride == 1 else _FEW_STRIDED)
 
 
 class Narrow(nn.Module):

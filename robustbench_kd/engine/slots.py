@@ -227,7 +227,7 @@ class Turnover:
 
     def _turned(self, slots: _Slots) -> _Slots | None:
         """Returns the batch with dead rows replaced or taken out, None where nothing is left to do."""
-        dead = len(slots.alive) - int(np.count_nonzero(slots.alive))
+        dead = int(np.count_nonzero(~slots.alive))
         if not dead and not self._queue:
             return slots
         fresh = self._fresh(self._stage.size - len(slots.rows) + dead) if self._in_step(slots) else None

@@ -137,8 +137,10 @@ class Oracle:
     def _drawn(self, defence: Randomized, images: Images, key: Key, n: int, numbers: Tensor) -> Tensor:
         """Returns the draws of these numbers `(k,)` of the first n images, `(k, n, classes)`."""
         rows, times = len(images), len(numbers)
-        drawn = replace(key, ids=key.ids.repeat(times), draw=numbers.repeat_interleave(rows))
-        logits = self._checked(self._drawing(defence, drawn, n * times), images.repeat(times, 1, 1, 1))
+        ids, draw = key.ids.repeat(times), numbers.repeat_interleave(rows)
+        drawn = replace(key, ids=ids.to(self.device), draw=draw.to(self.device))
+        repeated = images.to(self.device).repeat(times, 1, 1, 1)
+        logits = self._checked(lambda some: self._counted(defence.draw(some, drawn), n * times), repeated)
         return logits.view(times, rows, logits.shape[1])[:, :n]
 
     def weights(self, answers: int) -> Tensor:
@@ -150,13 +152,6 @@ class Oracle:
 
     def _asking(self, member: nn.Module, n: int) -> Classifier:
         return lambda images: self._counted(member(images), n)
-
-    def _drawing(self, defence: Randomized, key: Key, n: int) -> Classifier:
-        def ask(images: Images) -> Logits:
-            there = replace(key, ids=key.ids.to(images.device), draw=key.draw.to(images.device))
-            return self._counted(defence.draw(images, there), n)
-
-        return ask
 
     def _key(self, stream: str, images: Images, draw: int) -> Key:
         rows = torch.arange(len(images), device=images.device)
