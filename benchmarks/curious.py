@@ -21,7 +21,7 @@ from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine.evaluate import evaluate
-from robustbench_kd.engine.request import Request
+from robustbench_kd.engine.run.request import Request
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import freeze
 

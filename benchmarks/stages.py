@@ -26,8 +26,8 @@ from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine.evaluate import Outcome, evaluate
-from robustbench_kd.engine.levers import Levers
-from robustbench_kd.engine.request import Request
+from robustbench_kd.engine.passes.speedups import Levers
+from robustbench_kd.engine.run.request import Request
 
 ROOT = Path(__file__).parent.parent
 # What is measured: the engine and the suite. The first is what the others are held against.

@@ -24,7 +24,7 @@ from robustbench_kd.core.rundir import EXAMPLES, RECORD, read_record
 from robustbench_kd.core.statistics import holm
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine.similarity import STUDENT, Comparison, compare
+from robustbench_kd.similarity.compare import STUDENT, Comparison, compare
 
 ROOT = Path(__file__).parent.parent
 TEACHER = "digits-teacher"

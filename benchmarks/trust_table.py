@@ -21,13 +21,13 @@ from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine.asking import Meter
-from robustbench_kd.engine.checkup import Scope, offered, probe_of, trials_of
-from robustbench_kd.engine.plan import plan
+from robustbench_kd.engine.probing.access import Meter
+from robustbench_kd.engine.probing.checkup import Scope, offered, probe_of, trials_of
+from robustbench_kd.engine.run.stages import plan
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 from robustbench_kd.tensors.probe import NoGradientError, Probe
-from robustbench_kd.tensors.trials import Trials
+from robustbench_kd.tensors.short_attacks import Trials
 from robustbench_kd.trust import gradient_coherence, gradient_mismatch, loss_gain, unstable_loss
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ from torch import nn
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.engine.request import Request
+from robustbench_kd.engine.run.request import Request
 from robustbench_kd.tensors.contracts import Dataset
 
 SHAPE = (1, 8, 8)

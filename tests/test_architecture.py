@@ -11,7 +11,7 @@ import pytest
 PACKAGE = "robustbench_kd"
 ROOT = Path(__file__).parents[1] / PACKAGE
 COMPONENTS = {"attacks", "models", "defences", "datasets", "distill", "trust", "suites"}
-FOURTH = {"engine", "training", "analysis"}
+FOURTH = {"engine", "similarity", "training", "analysis"}
 FLOORS = {
     "core": 0,
     "tensors": 1,

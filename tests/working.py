@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from robustbench_kd.core.errors import ModelError
-from robustbench_kd.engine.progress import Progress
+from robustbench_kd.engine.run.progress import Progress
 
 
 def moment(stage, robust, left):

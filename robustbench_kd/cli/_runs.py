@@ -8,7 +8,7 @@ from robustbench_kd.cli import _console
 from robustbench_kd.core.records import Accuracy, Claim, Detection, RunRecord
 from robustbench_kd.core.text import duration
 from robustbench_kd.engine.evaluate import Outcome
-from robustbench_kd.engine.progress import Observer, Progress
+from robustbench_kd.engine.run.progress import Observer, Progress
 
 
 def observer(line: _console.Line, label: str) -> Observer:

@@ -15,8 +15,8 @@ from robustbench_kd.core.threat import Threat
 
 if TYPE_CHECKING:
     from robustbench_kd.engine.evaluate import Outcome
-    from robustbench_kd.engine.progress import Observer
-    from robustbench_kd.engine.request import Request
+    from robustbench_kd.engine.run.progress import Observer
+    from robustbench_kd.engine.run.request import Request
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Load = Callable[[dict[str, Any]], "Request"]
@@ -103,7 +103,7 @@ def insist(outcomes: list["Outcome"]) -> None:
 def _here(load: Load, options: dict[str, Any], request: "Request", observer: "Observer") -> None:
     import torch
 
-    from robustbench_kd.engine.workers import in_processes
+    from robustbench_kd.engine.workers.local import in_processes
 
     count = min(options["workers"], len(request.data))
     threads = max(1, torch.get_num_threads() // count)
@@ -112,7 +112,7 @@ def _here(load: Load, options: dict[str, Any], request: "Request", observer: "Ob
 
 def _on_ray(load: Load, options: dict[str, Any], request: "Request", _observer: "Observer") -> None:
     from robustbench_kd.cli import _console
-    from robustbench_kd.engine.on_ray import on_ray
+    from robustbench_kd.engine.workers.on_ray import on_ray
 
     count = min(options["workers"], len(request.data))
     absolute = options | {"results": options["results"].resolve(), "data_dir": Path(options["data_dir"]).resolve()}

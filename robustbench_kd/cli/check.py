@@ -13,7 +13,7 @@ from robustbench_kd.core.threat import Threat
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Subject, Target
-    from robustbench_kd.engine.inspection import Inspection
+    from robustbench_kd.engine.inspect import Inspection
     from robustbench_kd.tensors.contracts import Dataset
 
 _USUAL_THREAT = "linf:8/255"
@@ -57,7 +57,7 @@ def command(target: str, **options: Any) -> None:
     """  # fmt: skip
     from robustbench_kd.checkpoints.target import describe, load
     from robustbench_kd.cli import _console, _devices
-    from robustbench_kd.engine.inspection import inspect
+    from robustbench_kd.engine.inspect import inspect
 
     found = []
     for described in describe(target, _options.choices(options)):

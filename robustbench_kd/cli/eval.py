@@ -17,8 +17,8 @@ from robustbench_kd.core.threat import Threat, parse_curve
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Target
     from robustbench_kd.engine.evaluate import Outcome
-    from robustbench_kd.engine.levers import Levers
-    from robustbench_kd.engine.request import Request
+    from robustbench_kd.engine.passes.speedups import Levers
+    from robustbench_kd.engine.run.request import Request
     from robustbench_kd.tensors.contracts import Dataset
 
 Curve = list[Threat]
@@ -172,7 +172,7 @@ def request(  # what is evaluated, then how
     """Loads a target and its data, and returns what to evaluate; `opened` is that of `opener`."""
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _adaptive, _console, _devices
-    from robustbench_kd.engine.request import Request
+    from robustbench_kd.engine.run.request import Request
 
     device = _devices.choose(options["device"])
     data = opened(options["dataset"] or (target.card.dataset if target.card else "digits"))
@@ -235,7 +235,7 @@ def outcomes_of(
 
 
 def _levers(options: dict[str, Any]) -> "Levers":
-    from robustbench_kd.engine.levers import Levers
+    from robustbench_kd.engine.passes.speedups import Levers
 
     asked = Levers(**{name: options[name] for name in ("precision", "fold", "channels_last", "compile")})
     return asked if options["engine"] == "native" else replace(asked, fold=False)

@@ -43,7 +43,7 @@ def _merged(folders: list[Path]) -> tuple[list["Outcome"], list[str]]:
     """Returns what could be merged, and what is said of the rest."""
     from robustbench_kd.cli import _runs
     from robustbench_kd.engine.evaluate import Outcome
-    from robustbench_kd.engine.merge import merge
+    from robustbench_kd.engine.record.merge import merge
 
     outcomes: list[Outcome] = []
     problems: list[str] = []

@@ -13,8 +13,8 @@ from robustbench_kd.core.threat import Threat, parse_threats
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Subject, Target
-    from robustbench_kd.engine.series import Row
-    from robustbench_kd.engine.similarity import Comparison
+    from robustbench_kd.similarity.bootstrap import Row
+    from robustbench_kd.similarity.compare import Comparison
     from robustbench_kd.tensors.contracts import Dataset
 
 _ROLES = ("teacher", "student", "independent", "null")
@@ -66,8 +66,8 @@ def command(teacher: str, student: str, **options: Any) -> None:
     """  # fmt: skip
     from robustbench_kd.cli import _console, _devices
     from robustbench_kd.core.rundir import run_folder, to_csv, write_text
-    from robustbench_kd.engine.series import Row
-    from robustbench_kd.engine.similarity import Comparison
+    from robustbench_kd.similarity.bootstrap import Row
+    from robustbench_kd.similarity.compare import Comparison
 
     targets = [_one(text, options) for text in (teacher, student, *options["baselines"])]
     if len(targets) > len(_ROLES):
@@ -132,9 +132,9 @@ def _loaded(target: "Target", data: "Dataset") -> "Subject":
 def _rows(asked: "Comparison", results: Path) -> "list[Row]":
     """Returns all rows: what is measured on the networks, then what stored runs say of them."""
     from robustbench_kd.cli import _console
-    from robustbench_kd.engine import retained
-    from robustbench_kd.engine.series import summarise
-    from robustbench_kd.engine.similarity import INDEPENDENT, compare, flops
+    from robustbench_kd.similarity import retained_robustness as retained
+    from robustbench_kd.similarity.bootstrap import summarise
+    from robustbench_kd.similarity.compare import INDEPENDENT, compare, flops
 
     names = [(network.name, role) for network, role in zip(asked.networks, _ROLES, strict=False)]
     with _console.progress() as line:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from robustbench_kd.core.suites import Suite
     from robustbench_kd.engine.evaluate import Outcome
     from robustbench_kd.engine.forecast import Forecast
-    from robustbench_kd.engine.request import Request
+    from robustbench_kd.engine.run.request import Request
 
 T = TypeVar("T")
 Failures = dict[str, RkdError]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from robustbench_kd.checkpoints.subject import Target
     from robustbench_kd.core.records import Identity, RunRecord
-    from robustbench_kd.engine.claims import Check
+    from robustbench_kd.engine.reverify.checks import Check
 
 
 @click.command("verify")
@@ -60,7 +60,7 @@ def command(run: Path, *, target: str, **options: Any) -> None:
     """  # fmt: skip
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _console, _devices
-    from robustbench_kd.engine.verification import Means, verify
+    from robustbench_kd.engine.reverify.reverify import Means, verify
 
     folder, record = _stored(run)
     described = _target(target, record.identity, options)

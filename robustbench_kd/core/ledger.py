@@ -29,7 +29,7 @@ class Decision(Frozen):
 
     `margin` is the true class's logit less the largest other one, on the image that decided. `wrong` is the share of a
     randomized defence's answers that err, None where it is plain from `broken`, `rejected` the share of those that reject,
-    None where the defence never does. `image` holds what decided, as `engine/images.py` writes it, where it is asked for
+    None where the defence never does. `image` holds what decided, as `engine/judging/packing.py` writes it, where it is asked for
     again later.
     """
 

@@ -14,27 +14,25 @@ import torch
 from robustbench_kd.core.errors import IncompleteError, UsageError, unknown_name
 from robustbench_kd.core.ledger import Entry, Ledger, finished, unfinished
 from robustbench_kd.core.records import Finding, RunRecord, Severity
-from robustbench_kd.core.rundir import (
-    ADVERSARIAL,
-    JOB,
-    LEDGER,
-    stored_record,
-    write_interrupted,
-    write_text,
-)
+from robustbench_kd.core.rundir import ADVERSARIAL, JOB, LEDGER, stored_record, write_interrupted, write_text
 from robustbench_kd.core.shards import Shard
 from robustbench_kd.core.suites import Suite
-from robustbench_kd.engine import detection, native, preflight, reference, scoring, sequential
-from robustbench_kd.engine.batches import one_must_fit
-from robustbench_kd.engine.job import Job
-from robustbench_kd.engine.levers import Levers, searched
-from robustbench_kd.engine.merge import write_all
-from robustbench_kd.engine.plan import plan
-from robustbench_kd.engine.progress import Observer, Tracker, nobody
-from robustbench_kd.engine.question import question
-from robustbench_kd.engine.request import Request
-from robustbench_kd.engine.summary import Summary, adversarial, summarise, summary_of
-from robustbench_kd.engine.tuning import batch_size
+from robustbench_kd.engine import clean_pass as preflight
+from robustbench_kd.engine.autoattack import cascade as reference
+from robustbench_kd.engine.judging import rejection as detection
+from robustbench_kd.engine.judging import rescore as scoring
+from robustbench_kd.engine.native import cascade as native
+from robustbench_kd.engine.passes.batch_size import batch_size
+from robustbench_kd.engine.passes.batching import one_must_fit
+from robustbench_kd.engine.passes.speedups import Levers, searched
+from robustbench_kd.engine.record import early_stop as sequential
+from robustbench_kd.engine.record.build import Summary, adversarial, summarise, summary_of
+from robustbench_kd.engine.record.merge import write_all
+from robustbench_kd.engine.run.plan import question
+from robustbench_kd.engine.run.progress import Observer, Tracker, nobody
+from robustbench_kd.engine.run.request import Request
+from robustbench_kd.engine.run.run import Job
+from robustbench_kd.engine.run.stages import plan
 from robustbench_kd.tensors import stored_images
 from robustbench_kd.tensors.contracts import Classifier, Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision

@@ -9,10 +9,10 @@ import torch
 from robustbench_kd.core.records import Identity
 from robustbench_kd.core.rundir import LEDGER, stored_record
 from robustbench_kd.core.suites import Suite
-from robustbench_kd.engine import autoattack
-from robustbench_kd.engine.plan import Step
-from robustbench_kd.engine.question import question
-from robustbench_kd.engine.request import Request
+from robustbench_kd.engine.autoattack import package as autoattack
+from robustbench_kd.engine.run.plan import question
+from robustbench_kd.engine.run.request import Request
+from robustbench_kd.engine.run.stages import Step
 from robustbench_kd.tensors.oracle import Oracle
 
 State = Literal["done", "unfinished", "to do"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustbench_kd.core.errors import ModelError
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
 from robustbench_kd.tensors.defence import Key, Mixture, Randomized
-from robustbench_kd.tensors.heap import keep_heap
+from robustbench_kd.tensors.malloc import keep_heap
 
 # On a CPU a row of a smaller batch takes other kernels, which round otherwise: networks of `models/` need at least 16.
 _ROWS = 16

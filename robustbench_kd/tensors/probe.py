@@ -3,7 +3,7 @@
 A check is one file of `trust/`. It offers functions of up to three names, each of which returns findings:
 
 - `probe(sample: Probe)` spends a few dozen passes on each image; `rkd check` runs no others.
-- `search(trials: Trials)` looks at short attacks (`tensors/trials.py`), which run once for all checks.
+- `search(trials: Trials)` looks at short attacks (`tensors/short_attacks.py`), which run once for all checks.
 - `judge(facts: Facts)` reads what a finished run left behind, without a pass.
 """
 

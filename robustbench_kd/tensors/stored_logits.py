@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_kd.core.errors import CheckpointError, ModelError, UsageError
-from robustbench_kd.tensors import keyed_random, sealed
+from robustbench_kd.tensors import hashed_file as sealed
+from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.contracts import Classifier, Dataset, Images, Logits
 
 _SCHEMA = "1"

@@ -19,11 +19,11 @@ from robustbench_kd.tensors.distillation import Terms, total
 from robustbench_kd.tensors.geometry import steepest
 from robustbench_kd.training import distributed
 from robustbench_kd.training.batches import batches, split
-from robustbench_kd.training.course import Company, Course, open_course
 from robustbench_kd.training.events import Accuracies, Epoch, Observer, Step, Trained
-from robustbench_kd.training.memory import Memory
 from robustbench_kd.training.recipe import Recipe
 from robustbench_kd.training.schedule import learning_rate
+from robustbench_kd.training.training_checkpoint import Memory
+from robustbench_kd.training.training_state import Company, Course, open_course
 from robustbench_kd.training.validation import evaluate
 
 Built = TypeVar("Built")

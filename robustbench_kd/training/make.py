@@ -14,16 +14,16 @@ from robustbench_kd.checkpoints.card import Card, is_file_name, read_card, write
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors import sealed
+from robustbench_kd.tensors import hashed_file as sealed
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.training import distributed
-from robustbench_kd.training.course import Company
 from robustbench_kd.training.design import Composition, Network, shape_of
 from robustbench_kd.training.events import Observer, Trained
 from robustbench_kd.training.loop import train
-from robustbench_kd.training.memory import Memory
 from robustbench_kd.training.recipe import Recipe
 from robustbench_kd.training.teachers import Tutor, archive, described, load_teachers
+from robustbench_kd.training.training_checkpoint import Memory
+from robustbench_kd.training.training_state import Company
 
 _MOST_SEEDS = 2**63
 _SETTINGS = ("method", "threat", "data_fingerprint", "recipe")  # what a card says of how its weights were made

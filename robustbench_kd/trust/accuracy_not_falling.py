@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 
 from robustbench_kd.core.records import Finding, Severity
-from robustbench_kd.tensors.trials import Trials
+from robustbench_kd.tensors.short_attacks import Trials
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _CHECK = "accuracy-not-falling"

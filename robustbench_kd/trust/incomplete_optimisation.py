@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.trials import Trace, Trials
+from robustbench_kd.tensors.short_attacks import Trace, Trials
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _LAST, _RISE = 10, 0.05  # both from Pintor et al. 2022

@@ -1,7 +1,7 @@
 """Random noise breaks images that gradients do not."""
 
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.trials import Trials
+from robustbench_kd.tensors.short_attacks import Trials
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _LIMITS = Limits(yellow=0.02, red=0.05)  # at most one image of 64 of an honest network, masked ones up to eight

@@ -2,7 +2,7 @@
 
 from robustbench_kd.core.records import Finding
 from robustbench_kd.core.threat import Norm
-from robustbench_kd.tensors.trials import Trials
+from robustbench_kd.tensors.short_attacks import Trials
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _LIMITS = Limits(yellow=0.02)  # no image of any honest network, 3 to 8 % of masked ones

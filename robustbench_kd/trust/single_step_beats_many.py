@@ -3,7 +3,7 @@
 import torch
 
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.trials import Trials
+from robustbench_kd.tensors.short_attacks import Trials
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _LIMITS = Limits(

@@ -2,7 +2,7 @@
 
 from robustbench_kd.core.records import Finding
 from robustbench_kd.tensors.probe import WHOLE, Facts
-from robustbench_kd.tensors.trials import Trials
+from robustbench_kd.tensors.short_attacks import Trials
 from robustbench_kd.trust._grade import Limits, of_examples, of_sample
 
 _CHECK = "transfer-beats-white-box"

@@ -1,7 +1,7 @@
 """An attack without limit leaves images standing (IoAF I6)."""
 
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.trials import Trials
+from robustbench_kd.tensors.short_attacks import Trials
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _LIMITS = Limits(yellow=0.02, red=0.1)  # no image of any honest network stands

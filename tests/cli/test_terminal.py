@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from robustbench_kd.cli import _console, _runs
-from robustbench_kd.engine.progress import Progress
+from robustbench_kd.engine.run.progress import Progress
 
 ROW = ["digits-teacher", "classifier", "100.0 [88.6, 100.0]", "76.7 [59.1, 88.2]", "consistent", "188,394"]
 SIDES = ["left", "left", "right", "right", "left", "right"]

@@ -14,8 +14,8 @@ from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.defences.ensemble import RandomizedEnsemble
 from robustbench_kd.engine.evaluate import evaluate
-from robustbench_kd.engine.plan import Extra, plan
-from robustbench_kd.engine.sample import missed
+from robustbench_kd.engine.native.subsampling import missed
+from robustbench_kd.engine.run.stages import Extra, plan
 from robustbench_kd.tensors.defence import Surface
 from robustbench_kd.tensors.oracle import Oracle
 

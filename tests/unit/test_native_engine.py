@@ -17,10 +17,10 @@ from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine import evaluate as evaluation
 from robustbench_kd.engine.evaluate import evaluate
-from robustbench_kd.engine.levers import Levers
-from robustbench_kd.engine.plan import Step, build
-from robustbench_kd.engine.queue import Queue
-from robustbench_kd.engine.request import Request
+from robustbench_kd.engine.native.queue import Queue
+from robustbench_kd.engine.passes.speedups import Levers
+from robustbench_kd.engine.run.request import Request
+from robustbench_kd.engine.run.stages import Step, build
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surface
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from robustbench_kd.core.rundir import DRAWS
 from robustbench_kd.core.suites import parse_suite
-from robustbench_kd.engine import scoring
 from robustbench_kd.engine.evaluate import evaluate
+from robustbench_kd.engine.judging import rescore as scoring
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surface
 

@@ -9,7 +9,7 @@ from torch import nn
 from robustbench_kd.attacks.apgd import Apgd
 from robustbench_kd.attacks.fab import Fab
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.engine.search import Search, Spent
+from robustbench_kd.engine.passes.search import Search, Spent
 from robustbench_kd.tensors.attack import Rows
 from robustbench_kd.tensors.defence import Key
 

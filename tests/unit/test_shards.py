@@ -17,7 +17,7 @@ from robustbench_kd.core.rundir import DRAWS, EXAMPLES, JOB, LEDGER, read_record
 from robustbench_kd.core.shards import Shard, shards
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine.evaluate import evaluate, evaluate_shard
-from robustbench_kd.engine.merge import merge
+from robustbench_kd.engine.record.merge import merge
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 

@@ -17,11 +17,11 @@ from robustbench_kd.core.errors import ModelError, UsageError
 from robustbench_kd.core.rundir import RECORD
 from robustbench_kd.core.statistics import interval
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.engine import retained
-from robustbench_kd.engine.gradcam import gradcam, last_map
-from robustbench_kd.engine.series import Series, summarise
-from robustbench_kd.engine.similarity import Comparison, compare, flops, fool
-from robustbench_kd.engine.transformations import DOMAINS, INVARIANCES, blur, colour, crop, edges, negative, noise
+from robustbench_kd.similarity import retained_robustness as retained
+from robustbench_kd.similarity.bootstrap import Series, summarise
+from robustbench_kd.similarity.compare import Comparison, compare, flops, fool
+from robustbench_kd.similarity.gradcam import gradcam, last_map
+from robustbench_kd.similarity.transformations import DOMAINS, INVARIANCES, blur, colour, crop, edges, negative, noise
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.geometry import inside
 

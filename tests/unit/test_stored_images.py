@@ -12,8 +12,8 @@ from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import read_examples
 from robustbench_kd.core.rundir import ADVERSARIAL, EXAMPLES, RECORD
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.engine import merge
 from robustbench_kd.engine.evaluate import evaluate
+from robustbench_kd.engine.record import merge
 from robustbench_kd.tensors.geometry import inside
 from robustbench_kd.tensors.stored_images import SHOWN, StoredImages, read, write
 

@@ -17,12 +17,12 @@ from robustbench_kd.tensors.geometry import inside, random_start
 from robustbench_kd.tensors.losses import kl_divergence
 from robustbench_kd.training.augmentation import augment
 from robustbench_kd.training.batches import split
-from robustbench_kd.training.course import Company, open_course
 from robustbench_kd.training.events import Epoch, Step
 from robustbench_kd.training.inner import attack, mode, pgd
 from robustbench_kd.training.loop import seeded_build, train
 from robustbench_kd.training.recipe import Recipe, load_recipe
 from robustbench_kd.training.schedule import learning_rate
+from robustbench_kd.training.training_state import Company, open_course
 from robustbench_kd.training.validation import evaluate
 
 LINF = Threat.parse("linf:0.1")

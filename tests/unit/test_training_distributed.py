@@ -17,11 +17,11 @@ from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.training import distributed
-from robustbench_kd.training.course import Company
 from robustbench_kd.training.events import Epoch
 from robustbench_kd.training.loop import seeded_build, train
-from robustbench_kd.training.memory import Memory
 from robustbench_kd.training.recipe import Recipe
+from robustbench_kd.training.training_checkpoint import Memory
+from robustbench_kd.training.training_state import Company
 
 pytestmark = [
     pytest.mark.slow,

@@ -18,9 +18,9 @@ from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.defences import smoothed
-from robustbench_kd.engine.asking import Meter
-from robustbench_kd.engine.checkup import PROBES, Scope, checkup, probe_of
-from robustbench_kd.engine.plan import plan
+from robustbench_kd.engine.probing.access import Meter
+from robustbench_kd.engine.probing.checkup import PROBES, Scope, checkup, probe_of
+from robustbench_kd.engine.run.stages import plan
 from robustbench_kd.tensors.oracle import Oracle
 
 SHAPE = (1, 8, 8)

@@ -8,8 +8,8 @@ from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.core.records import Severity, Work
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.engine.checkup import facts_of, judge, stage_facts
-from robustbench_kd.engine.plan import plan
+from robustbench_kd.engine.probing.checkup import facts_of, judge, stage_facts
+from robustbench_kd.engine.run.stages import plan
 from robustbench_kd.tensors.oracle import Oracle
 from robustbench_kd.tensors.probe import Facts, StageFacts
 from robustbench_kd.trust import (

@@ -11,8 +11,8 @@ from torch import nn
 from robustbench_kd.core.records import Severity
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine.asking import Meter
-from robustbench_kd.engine.checkup import Scope, offered, probe_of
+from robustbench_kd.engine.probing.access import Meter
+from robustbench_kd.engine.probing.checkup import Scope, offered, probe_of
 from robustbench_kd.tensors.oracle import Oracle
 from robustbench_kd.tensors.probe import NoGradientError
 from robustbench_kd.trust import (

@@ -10,11 +10,11 @@ from oracles import Quantised, constant, images_for, linear, nearest_mean
 from robustbench_kd.core.records import Severity
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine.asking import Meter
-from robustbench_kd.engine.checkup import Scope, offered, probe_of, trials_of
+from robustbench_kd.engine.probing.access import Meter
+from robustbench_kd.engine.probing.checkup import Scope, offered, probe_of, trials_of
 from robustbench_kd.tensors.geometry import inside
 from robustbench_kd.tensors.oracle import Oracle
-from robustbench_kd.tensors.trials import Trace
+from robustbench_kd.tensors.short_attacks import Trace
 from robustbench_kd.trust import (
     accuracy_not_falling,
     incomplete_optimisation,

@@ -8,9 +8,9 @@ from working import dying, failing, noting
 
 from robustbench_kd.core.errors import IncompleteError, ModelError, UsageError
 from robustbench_kd.core.shards import shards
-from robustbench_kd.engine import on_ray as module
-from robustbench_kd.engine.on_ray import on_ray
-from robustbench_kd.engine.workers import in_processes
+from robustbench_kd.engine.workers import on_ray as module
+from robustbench_kd.engine.workers.local import in_processes
+from robustbench_kd.engine.workers.on_ray import on_ray
 
 
 def names(folder):

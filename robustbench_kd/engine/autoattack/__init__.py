@@ -1,0 +1,1 @@
+"""The AutoAttack package behind the same protocol."""

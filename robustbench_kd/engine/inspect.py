@@ -1,0 +1,211 @@
+"""Looks at a loaded defence before any attack: what it answers, whether its input is right, what an evaluation would cost."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from robustbench_kd.checkpoints.normalisation import PRESETS
+from robustbench_kd.checkpoints.subject import Subject
+from robustbench_kd.checkpoints.target import assemble
+from robustbench_kd.core.errors import ModelError
+from robustbench_kd.core.plugins import files
+from robustbench_kd.core.records import Accuracy, Finding
+from robustbench_kd.core.statistics import accuracy
+from robustbench_kd.core.suites import ADAPTIVE, for_classes, parse_suite
+from robustbench_kd.core.threat import Threat
+from robustbench_kd.engine import clean_pass as preflight
+from robustbench_kd.engine.probing.checkup import Scope, checkup
+from robustbench_kd.engine.run.stages import plan
+from robustbench_kd.tensors.contracts import Dataset, Images, Logits
+from robustbench_kd.tensors.oracle import Oracle, full_precision, is_out_of_memory
+
+_REPEATS = 3
+_NONE = "none"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one suite costs for an image that no attack breaks: passes, and seconds of the model alone."""
+
+    suite: str
+    passes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a pass of one image within a batch, measured three times, and the spread of that relative to the median.
+
+    `megabytes` is what autograd keeps of one image between a forward and a backward pass; None where it cannot be told.
+    """
+
+    batch: int
+    forward: float
+    backward: float
+    spread: float
+    megabytes: float | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a defence before any attack.
+
+    `outputs` says what kind of numbers it gives, `pixels` the range of those of the images, `normalisation` the usual name
+    of the one in use and `normalisations` the clean accuracy under others, best first; there are none where the defence is
+    no plain classifier.
+    """
+
+    classes: int
+    pixels: tuple[float, float]
+    outputs: str
+    clean: Accuracy
+    normalisation: str
+    normalisations: dict[str, float]
+    findings: list[Finding]
+    speed: Speed
+    costs: list[Cost]
+
+
+def inspect(
+    subject: Subject, data: Dataset, threat: Threat, *, device: torch.device, seed: int = 0, batch_size: int = 250
+) -> Inspection:
+    """Inspects a defence on the images of a data set, in seconds; the threat sets the scale of probes.
+
+    Raises `ModelError` where the defence does not give finite logits for these images and labels.
+    """
+    with full_precision():
+        oracle = Oracle(subject.model, device, seed=seed)
+        logits = _answers(oracle, data.images, batch_size)
+        classes = preflight.classes(oracle, logits, data)
+        right = _usual(subject, data, device, batch_size) if subject.family == "classifier" else {}
+        used = _name(subject)
+        correct = logits.argmax(dim=1) == data.labels
+        scope = Scope(seed=seed, searches=False, right=right, normalisation=used)
+        found = checkup(oracle, data, correct.nonzero()[:, 0].tolist(), threat, scope).findings
+        speed = _speed(oracle, data.images[:batch_size])
+    return Inspection(
+        classes=classes,
+        pixels=(float(data.images.min()), float(data.images.max())),
+        outputs=_kind(logits),
+        clean=accuracy(int(correct.sum()), len(correct)),
+        normalisation=used,
+        normalisations=_ranked(right, used),
+        findings=found,
+        speed=speed,
+        costs=_costs(oracle, threat, classes, speed),
+    )
+
+
+def _answers(oracle: Oracle, images: Images, batch_size: int) -> Logits:
+    return torch.cat([oracle.logits(batch) for batch in torch.split(images, batch_size)])
+
+
+def _usual(subject: Subject, data: Dataset, device: torch.device, batch_size: int) -> dict[str, Tensor]:
+    """Returns which images are right under each usual normalisation that fits their channels, and the one in use."""
+    channels = data.images.shape[1]
+    tried = {name: one for name, one in PRESETS.items() if len(one.mean) in {1, channels}}
+    found = {}
+    for name, normalisation in {_NONE: None, **tried, _name(subject): subject.normalisation}.items():
+        oracle = Oracle(assemble(subject.network, normalisation), device)
+        try:
+            found[name] = _answers(oracle, data.images, batch_size).argmax(dim=1) == data.labels
+        except ModelError:  # no finite logits: it is the wrong one
+            found[name] = torch.zeros_like(data.labels, dtype=torch.bool)
+    return found
+
+
+def _name(subject: Subject) -> str:
+    """Returns the usual name of the normalisation in use, or its numbers."""
+    if subject.normalisation is None:
+        return _NONE
+    text = str(subject.normalisation)
+    return next((name for name, preset in PRESETS.items() if str(preset) == text), text)
+
+
+def _ranked(right: dict[str, Tensor], used: str) -> dict[str, float]:
+    shares = {name: float(correct.float().mean()) for name, correct in right.items()}
+    return dict(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0] != used)))
+
+
+def _kind(logits: Logits) -> str:
+    def sum_to_one(values: Tensor) -> bool:
+        return bool(((values.sum(dim=1) - 1).abs() < 1e-4).all())
+
+    if bool((logits >= 0).all()) and sum_to_one(logits):
+        return "probabilities"
+    return "log-probabilities" if sum_to_one(logits.exp()) else "logits"
+
+
+def _speed(oracle: Oracle, images: Images) -> Speed:
+    images = images.to(oracle.device)
+    kept = _kept(oracle, images)
+    forward = [_timed(lambda: _pass(oracle, images, backwards=False), oracle.device) for _ in range(_REPEATS)]
+    both = forward
+    if kept is not None:
+        both = [_timed(lambda: _pass(oracle, images, backwards=True), oracle.device) for _ in range(_REPEATS)]
+    once, twice = sorted(forward)[_REPEATS // 2], sorted(both)[_REPEATS // 2]
+    return Speed(
+        batch=len(images),
+        forward=once / len(images),
+        backward=max(twice - once, 0) / len(images),
+        spread=(max(both) - min(both)) / twice,
+        megabytes=None if kept is None else kept / len(images) / 2**20,
+    )
+
+
+def _kept(oracle: Oracle, images: Images) -> int | None:
+    """Returns the bytes that autograd keeps for a backward pass, or None where there is no such pass."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    try:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            _pass(oracle, images, backwards=True)
+    except Exception as error:  # a model is a person's own code and can raise anything; `zero-gradients` says so
+        if is_out_of_memory(error):
+            raise
+        return None
+    return sum(sizes.values())
+
+
+def _pass(oracle: Oracle, images: Images, *, backwards: bool) -> None:
+    with torch.set_grad_enabled(backwards):
+        points = images.detach().requires_grad_(backwards)
+        logits = oracle(points)
+        if backwards:
+            torch.autograd.grad(logits.sum(), points)
+
+
+def _timed(work: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _costs(oracle: Oracle, threat: Threat, classes: int, speed: Speed) -> list[Cost]:
+    """Returns what each suite costs for an image that stands to its end, the cheapest first."""
+    names = [f"standard+{ADAPTIVE}" if name == ADAPTIVE else name for name in files("suites", ".toml")]
+    costs = [_cost(oracle, name, threat, classes, speed) for name in names if name != "rand" or oracle.randomized]
+    return sorted(costs, key=lambda cost: cost.passes)
+
+
+def _cost(oracle: Oracle, name: str, threat: Threat, classes: int, speed: Speed) -> Cost:
+    suite, _ = for_classes(parse_suite(name), classes)
+    guided: Sequence[tuple[int, tuple[bool, ...]]] = [
+        (step.surface.passes * step.attack.jobs(threat.norm, classes), step.attack.schedule(threat.norm))
+        for step in plan(suite, oracle, threat)
+        if step.attack is not None
+    ]
+    forwards = sum(jobs * len(schedule) for jobs, schedule in guided)
+    backwards = sum(jobs * sum(schedule) for jobs, schedule in guided)
+    seconds = forwards * speed.forward + backwards * speed.backward
+    return Cost(suite=name, passes=forwards + backwards, seconds=seconds)

@@ -1,0 +1,1 @@
+"""What counts as broken, rejected or correct; images as text for the ledger."""

@@ -1,0 +1,1 @@
+"""Our own engine: attacks on a slot batch, without a pass for a decided example."""

@@ -1,0 +1,1 @@
+"""Everything that calls a model during a search, and makes that fast."""

@@ -1,0 +1,103 @@
+"""Finds the batch size of a run by trial: the one with the least time per image for a step of an attack.
+
+Verdicts do not depend on it, so noise in the timing costs time and nothing else.
+"""
+
+import time
+from statistics import fmean
+
+import torch
+
+from robustbench_kd.engine.passes.batching import halved
+from robustbench_kd.tensors.contracts import Classifier, Images
+from robustbench_kd.tensors.oracle import is_out_of_memory
+
+_FIRST = 16
+_GAIN = 0.95  # of the seconds per image: a larger batch that leaves more of them is no better
+_NEARLY = 0.9  # of a batch's seconds per image: it is nearly the fastest if the fastest leaves more of them
+_OWN = 60  # operations on images that an attack adds to its passes: 57 in a step of APGD, 68 in one of Square
+_PATIENCE = 4  # times the best size so far, after which no larger one is tried: one bad doubling may be a disturbance
+_TRIAL = 0.2  # seconds of steps of one size; their mean counts, since the least favours short steps on a busy machine
+_SLOW = 3.0  # seconds for one batch, after which no larger one is tried either
+_ROOM = 0.7  # of a GPU's memory; the slots hold several copies of their images besides
+
+
+def batch_size(ask: Classifier, images: Images, device: torch.device, *, most: int) -> int:
+    """Returns a power of two of at most `most` rows: the largest of those with nearly the least time per image.
+
+    Timed are a forward pass, a backward pass and as many operations as an attack needs beside them. Of equals the largest
+    is taken, because forward passes alone and the projections of FAB gain from larger batches for longer.
+
+    Args:
+        ask: What the search asks, not compiled, since that would be compiled for each size.
+        images: Some images `(n, c, h, w)` on any device; they are repeated as needed.
+        device: Where `ask` wants them.
+        most: Rows that a run can fill, at least 1.
+
+    Raises:
+        IncompleteError: If not even one image fits in memory.
+    """
+    size = min(_FIRST, _power_below(most))
+    while (seconds := _seconds(ask, _rows(images, size), device)) is None:
+        size = halved(size)
+    best, costs = size, {size: seconds / size}
+    while 2 * size <= most and size < _PATIENCE * best and costs[size] * size <= _SLOW:
+        size *= 2
+        seconds = _seconds(ask, _rows(images, size), device)
+        if seconds is None or _crowded(device):
+            break
+        costs[size] = seconds / size
+        best = size if costs[size] < _GAIN * costs[best] else best
+    return max(size for size, cost in costs.items() if _NEARLY * cost <= min(costs.values()))
+
+
+def _seconds(ask: Classifier, images: Images, device: torch.device) -> float | None:
+    """Returns the mean seconds of a step after one to warm up, or those of that if it is long; None out of memory."""
+    try:
+        points = images.to(device)
+        first, runs = _timed(ask, points, device), list[float]()
+        while first < _TRIAL and sum(runs) < _TRIAL:
+            runs.append(_timed(ask, points, device))
+        return fmean(runs or [first])
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _timed(ask: Classifier, images: Images, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    points = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = ask(points)
+    if logits.requires_grad:  # a defence without gradients has forward passes only
+        torch.autograd.grad(logits.sum(), points)
+    for _ in range(_OWN):
+        images = images + 1
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _crowded(device: torch.device) -> bool:
+    """Tells whether too little of a GPU's memory is left."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free > _ROOM * total
+
+
+def _rows(images: Images, size: int) -> Images:
+    return images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
+
+
+def _power_below(most: int) -> int:
+    """Returns the largest power of two that is not above a number of at least 1."""
+    return int(2 ** (most.bit_length() - 1))

@@ -1,0 +1,297 @@
+"""Speed levers of the search: folding, layout, precision and compilation of a copy that attacks ask in the model's place.
+
+A lever can only make an attack weaker, never a verdict wrong: success is judged by the unmodified model in fp32 with TF32
+off. Each lever is a request. One that does not suit a model is left out, and a note says why.
+
+bf16 needs no scaled loss: it has the exponents of fp32, so what underflows in fp16 does not underflow in it. But 8 bits are
+too few for logits, since an attack compares losses that differ by less: the layers that give them compute in fp32.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_kd.core.errors import unknown_name
+from robustbench_kd.engine.passes.batchnorm_folding import fold, replace_part
+from robustbench_kd.engine.passes.input_convolution import rearrange
+from robustbench_kd.tensors.contracts import Classifier, Images, Logits
+from robustbench_kd.tensors.oracle import freeze, is_out_of_memory
+
+Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
+Wrapper: TypeAlias = Callable[[Classifier], Classifier]
+
+_CLOSE = 1e-3  # of the largest logit: what rearranged fp32 arithmetic may change
+_ROUGH = 0.5  # of the largest logit: where rounding changes more, the answers say nothing about the model
+
+
+@dataclass(frozen=True)
+class Levers:
+    """What a search may do to be faster.
+
+    Args:
+        precision: `tf32` lets GPUs round what they multiply to 10 bits of mantissa, `bf16` to 7 bits under autocast.
+        fold: Batch normalisation becomes part of the convolution or linear layer before it. On a CPU, in fp32 and with no
+            other lever, convolutions of few channels get a faster gradient too.
+        channels_last: Weights and images lie in memory with the channels innermost.
+        compile: The model is compiled for batches of one size; on a GPU into CUDA graphs.
+
+    Raises:
+        UsageError: If there is no such precision.
+
+    >>> Levers(precision="bf16", fold=True).label
+    'bf16+fold'
+    """
+
+    precision: Precision = "fp32"
+    fold: bool = False
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise unknown_name("precision", self.precision, get_args(Precision))
+
+    @property
+    def label(self) -> str:
+        """Returns the levers in one word, for records."""
+        chosen = {"fold": self.fold, "channels-last": self.channels_last, "compile": self.compile}
+        return "+".join([self.precision, *(name for name, wanted in chosen.items() if wanted)])
+
+
+class Searched:
+    """What a search asks in place of a model; `notes` say which levers were left out, some only after the first call."""
+
+    def __init__(self, ask: Classifier, notes: list[str]) -> None:
+        self.notes = notes
+        self._ask = ask
+
+    def __call__(self, images: Images) -> Logits:
+        """Returns logits `(n, classes)` in float32, differentiable where the images are."""
+        return self._ask(images)
+
+
+def searched(model: nn.Module, device: torch.device, levers: Levers, *, size: int, probe: Images) -> Searched:
+    """Returns what the search asks instead of a frozen model on the device; the model itself is never modified.
+
+    Args:
+        model: The true model, deterministic.
+        device: Where it is.
+        levers: What to try. TF32 is no property of a model: see `reduced`.
+        size: Rows of a compiled batch; what is smaller is filled up from half of it on, what is larger divided.
+        probe: A few images `(n, c, h, w)`. A lever under which the model fails on them, or answers differently, is left out.
+    """
+    draft, notes = _Draft(model), []
+    if levers.precision == "tf32" and device.type != "cuda":
+        notes.append("tf32 needs a CUDA device: the search runs in fp32")
+    probe = probe.to(device)
+    for name, change, tolerance in _changes(levers, device, probe):
+        draft, note = _tried(draft, name, change, probe, tolerance)
+        notes += [note] if note else []
+    if not levers.compile:
+        return Searched(draft.ask, notes)
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    tolerance = _ROUGH if levers.precision == "bf16" else _CLOSE
+    return Searched(_Compiled(draft, size, mode, tolerance, notes), notes)
+
+
+@contextmanager
+def reduced(levers: Levers, device: torch.device) -> Iterator[None]:
+    """Allows TF32 where the levers ask for it and the device has it; the passes of a search belong inside.
+
+    A forward pass alone is not enough: a backward pass reads the switch when it runs.
+    """
+    if levers.precision != "tf32" or device.type != "cuda":
+        yield
+        return
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A module, and what is wrapped around it from the inside out."""
+
+    module: nn.Module
+    wrappers: tuple[Wrapper, ...] = ()
+
+    def ask(self, images: Images) -> Logits:
+        return self.around(self.module)(images)
+
+    def around(self, core: Classifier) -> Classifier:
+        """Returns another form of the module, wrapped in the same way."""
+        return reduce(lambda inner, wrap: wrap(inner), self.wrappers, core)
+
+
+Change: TypeAlias = Callable[[_Draft], _Draft]
+
+
+def _changes(levers: Levers, device: torch.device, probe: Images) -> list[tuple[str, Change, float]]:
+    """Returns the wanted changes in order: name, change, and by how much it may move the logits."""
+    changes: dict[str, tuple[bool, Change, float]] = {
+        "fold": (levers.fold, _folded, _CLOSE),
+        "narrow": (levers == Levers(fold=True) and device.type == "cpu", _rearranged, _CLOSE),
+        "channels-last": (levers.channels_last, _laid_out, _CLOSE),
+        "bf16": (levers.precision == "bf16", partial(_rounded, kind=device.type, probe=probe), _ROUGH),
+    }
+    return [(name, change, tolerance) for name, (wanted, change, tolerance) in changes.items() if wanted]
+
+
+def _tried(draft: _Draft, name: str, change: Change, probe: Images, tolerance: float) -> tuple[_Draft, str]:
+    """Returns the changed draft, or the same one and why nothing could be changed."""
+    try:
+        changed = change(draft)
+        _require_agreement(changed.ask, draft.ask, probe.detach().requires_grad_(), tolerance)
+    except Exception as error:  # noqa: BLE001  # a model is a person's own code and can raise anything
+        return draft, _left_out(name, error)
+    return changed, ""
+
+
+def _left_out(name: str, error: Exception) -> str:
+    """Returns the note for a lever that failed; raises the error again where memory ran out."""
+    if is_out_of_memory(error):
+        raise error
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return f"{name} was left out of the search: {reason}"
+
+
+def _require_agreement(ask: Classifier, true: Classifier, images: Images, tolerance: float) -> None:
+    """Raises whatever a forward or backward pass raises, and `ValueError` for logits unlike the true ones."""
+    expected, found = true(images.detach()).detach(), ask(images)
+    if found.requires_grad:
+        torch.autograd.grad(found.sum(), images, retain_graph=True)
+    difference, scale = (found.detach() - expected).abs().max(), expected.abs().max().clamp(min=1)
+    if not difference <= tolerance * scale:
+        raise ValueError(f"logits of up to {scale:.3g} changed by {difference:.2g}")
+
+
+def _folded(draft: _Draft) -> _Draft:
+    """Returns the draft with batch normalisation folded into the layers before it, in a copy."""
+    module = _copied(draft.module)
+    fold(module)
+    return replace(draft, module=module)
+
+
+def _rearranged(draft: _Draft) -> _Draft:
+    """Returns the draft with faster gradients of convolutions of few channels, in a copy."""
+    module = _copied(draft.module)
+    rearrange(module)
+    return replace(draft, module=module)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(module)
+    freeze(copied)
+    return copied
+
+
+def _laid_out(draft: _Draft) -> _Draft:
+    """Returns the draft with channels innermost, in a copy; gradients come back in the usual layout."""
+    module = _copied(draft.module).to(memory_format=torch.channels_last)
+    return replace(draft, module=module, wrappers=(*draft.wrappers, _channels_last))
+
+
+def _channels_last(inner: Classifier) -> Classifier:
+    def ask(images: Images) -> Logits:
+        laid = images.view_as(images).contiguous(memory_format=torch.channels_last)
+        if laid.requires_grad:
+            laid.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return inner(laid)
+
+    return ask
+
+
+def _rounded(draft: _Draft, kind: str, probe: Images) -> _Draft:
+    """Returns the draft under autocast to bf16, in a copy whose layers that give logits compute in fp32."""
+    with torch.no_grad():
+        classes = draft.ask(probe).shape[1]
+    module = _copied(draft.module)
+    heads = [
+        name for name, part in module.named_modules() if isinstance(part, nn.Linear) and part.out_features == classes
+    ]
+    for name in heads:
+        replace_part(module, name, _Full(module.get_submodule(name), kind))
+    return replace(draft, module=module, wrappers=(*draft.wrappers, partial(_autocast, kind=kind)))
+
+
+def _autocast(inner: Classifier, kind: str) -> Classifier:
+    def ask(images: Images) -> Logits:
+        with torch.autocast(kind, torch.bfloat16):
+            logits = inner(images)
+        return logits.float()
+
+    return ask
+
+
+class _Full(nn.Module):
+    """A layer that computes in fp32 within an autocast."""
+
+    def __init__(self, layer: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind = layer, kind
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(self.kind, enabled=False):
+            output: Tensor = self.layer(features.float())
+        return output
+
+
+class _Compiled:
+    """Asks the compiled module in batches of one size, so that one graph serves all, or the plain one where that fails.
+
+    A batch that would be less than half full is asked as it is. There are two graphs, with and without gradient; each is
+    compiled at the first call that needs it, and compared there.
+    """
+
+    def __init__(self, draft: _Draft, size: int, mode: str, tolerance: float, notes: list[str]) -> None:
+        self._draft, self._size, self._mode, self._tolerance, self._notes = draft, size, mode, tolerance, notes
+        self._asks: dict[bool, Classifier] = {}
+
+    def __call__(self, images: Images) -> Logits:
+        return torch.cat([self._piece(piece) for piece in torch.split(images, self._size)])
+
+    def _piece(self, images: Images) -> Logits:
+        if 2 * len(images) < self._size:
+            return self._draft.ask(images)
+        steep = torch.is_grad_enabled() and images.requires_grad
+        if steep not in self._asks:
+            self._asks[steep] = self._best(images.detach().requires_grad_(steep))
+        return self._asks[steep](images)
+
+    def _best(self, images: Images) -> Classifier:
+        """Returns the compiled form if it works on these images, else the plain one."""
+        try:
+            with warnings.catch_warnings(action="ignore"):  # a compiler's advice is not for those who evaluate
+                return self._compiled(images)
+        except Exception as error:  # noqa: BLE001  # a compiler and its backends raise errors of every kind
+            self._notes.append(_left_out("compile", error))
+            return self._draft.ask
+
+    def _compiled(self, images: Images) -> Classifier:
+        fast = self._draft.around(torch.compile(self._draft.module, dynamic=False, mode=self._mode))
+        ask = partial(_filled, fast, self._size)
+        _require_agreement(ask, self._draft.ask, images, self._tolerance)
+        return ask
+
+
+def _filled(ask: Classifier, size: int, images: Images) -> Logits:
+    """Returns the logits of at most `size` images, asked with the last one repeated until there are as many.
+
+    CUDA graphs write to the same memory at every call, so logits and gradients are copied out of it.
+    """
+    own = images.view_as(images)
+    if own.requires_grad:
+        own.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    missing = size - len(own)
+    full = torch.cat([own, own[-1:].expand(missing, -1, -1, -1)]) if missing else own.contiguous()
+    return ask(full)[: len(own)].clone()

@@ -1,0 +1,1 @@
+"""Looks at a defence before and beside the attacks."""

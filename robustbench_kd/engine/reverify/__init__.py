@@ -1,0 +1,1 @@
+"""Asks a finished run again: its stored images, its claims."""

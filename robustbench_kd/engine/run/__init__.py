@@ -1,0 +1,1 @@
+"""Asked, planned, under way: the request, the plan with its stages and identity, the run."""

@@ -1,0 +1,1 @@
+"""Lets several processes decide the examples of one run."""

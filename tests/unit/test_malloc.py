@@ -1,0 +1,36 @@
+"""Memory that is freed stays with the process, so that the next step needs no new pages."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from robustbench_kd.tensors import malloc as heap
+
+FAULTS = """
+import resource, torch
+from robustbench_kd.tensors.malloc import keep_heap
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        [torch.ones(2**18) for _ in range(64)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_heap()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such thresholds")
+def test_memory_that_is_freed_and_taken_again_costs_no_page_faults():
+    out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, check=True, text=True)
+    assert int(out.stdout) < 100
+
+
+def test_elsewhere_nothing_happens(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _name: pytest.fail("there is no mallopt"))
+    heap.keep_heap()
