@@ -1,8 +1,9 @@
 """Front ends on real CIFAR-10 networks: what AutoAttack says of a randomized ensemble of them, and what adaptive attacks leave.
 
-Source of the phenomenon: Boytsov et al. 2025 (arXiv 2402.17018). The front ends are not trained: random convolutions whose
-batch norm is calibrated on training images, rescaled to change a pixel by 0.01 on average. Run it by `make curious`, with
-`RKD_TEST_DATA` naming the folder of the networks. Writes build/curious.md; the runs stay in build/curious.
+Source of the phenomenon: Boytsov et al. 2025 (arXiv 2402.17018). The front ends are not trained:
+random convolutions whose batch norm is calibrated on training images, rescaled to change a pixel by
+0.01 on average. Run it by `make curious`, with `RKD_TEST_DATA` naming the folder of the networks.
+Writes build/curious.md; the runs stay in build/curious.
 """
 
 import os
@@ -99,7 +100,9 @@ def row(subject: Subject, case: Case, images: Dataset) -> tuple[str, ...]:
     package = run(subject, case, images, suite=PACKAGE, engine="autoattack")
     adaptive = run(subject, case, images, suite="adaptive", engine="native")
     expected = package.robust_draws.mean if package.robust_draws else package.robust
-    shown = [percent(value) for value in (adaptive.clean, package.robust, expected, adaptive.robust)]
+    shown = [
+        percent(value) for value in (adaptive.clean, package.robust, expected, adaptive.robust)
+    ]
     return subject.name, case.threat, str(len(images)), *shown, package.verdict or ""
 
 

@@ -1,8 +1,9 @@
 """Repeats stored runs of shipped classifiers that take a minute at most, and fails where verdicts changed.
 
-Run it by `make regression`, or on another device by `make regression DEVICE=cuda`. A run with the same run id answers the
-same question in the same circumstances: not one verdict may differ. Where circumstances changed, such as the version of
-torch, single verdicts may flip, and `rkd gate` decides. Writes build/regression.
+Run it by `make regression`, or on another device by `make regression DEVICE=cuda`. A run with the
+same run id answers the same question in the same circumstances: not one verdict may differ. Where
+circumstances changed, such as the version of torch, single verdicts may flip, and `rkd gate`
+decides. Writes build/regression.
 """
 
 import os
@@ -36,16 +37,24 @@ def chosen(stored: list[Run]) -> list[Run]:
         and not run.identity.carried
     ]
     ascending = sorted(cheap, key=lambda run: run.record.seconds)
-    return list({(run.identity.architecture, run.identity.protocol_hash()): run for run in ascending}.values())
+    return list(
+        {
+            (run.identity.architecture, run.identity.protocol_hash()): run for run in ascending
+        }.values()
+    )
 
 
 def repeat(run: Run, device: str) -> None:
     """Evaluates what a run was asked, as its report says to; what fails is missing afterwards, and the gate says so."""
-    told = " ".join(repetition(run.identity).command).replace(CHECKPOINT, shlex.quote(str(CARDS / f"{run.model}.toml")))
+    told = " ".join(repetition(run.identity).command).replace(
+        CHECKPOINT, shlex.quote(str(CARDS / f"{run.model}.toml"))
+    )
     arguments = shlex.split(told)[1:]
     where = ["--results", str(FRESH), *(["--device", device] if device else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "robustbench_kd", *arguments, *where], check=False, env=environment)
+    subprocess.run(
+        [sys.executable, "-m", "robustbench_kd", *arguments, *where], check=False, env=environment
+    )
 
 
 def flipped(gate: Gate) -> list[str]:
@@ -54,7 +63,8 @@ def flipped(gate: Gate) -> list[str]:
         f"{cell.after.folder}: {cell.change.name} verdicts differ from the same run in {STORED}: "
         f"lost {listed(cell.change.lost)}, gained {listed(cell.change.gained)}"
         for cell in gate.cells
-        if cell.before.folder.name == cell.after.folder.name and (cell.change.lost or cell.change.gained)
+        if cell.before.folder.name == cell.after.folder.name
+        and (cell.change.lost or cell.change.gained)
     ]
 
 
@@ -65,10 +75,16 @@ def main() -> None:
     for run in baseline.values():
         repeat(run, device=sys.argv[1] if len(sys.argv) > 1 else "")
     fresh, problems = read_runs(FRESH)
-    gate = judge([run for run in fresh if run.key in baseline], [*damaged, *problems], baseline, Limits())
+    gate = judge(
+        [run for run in fresh if run.key in baseline], [*damaged, *problems], baseline, Limits()
+    )
     write_text(FRESH / "gate.xml", junit.render(gate))
     write_text(FRESH / "gate.md", markdown.gate(gate))
-    failures = [*(cell.text for cell in gate.failures), *(gap.text for gap in gate.gaps), *flipped(gate)]
+    failures = [
+        *(cell.text for cell in gate.failures),
+        *(gap.text for gap in gate.gaps),
+        *flipped(gate),
+    ]
     print(markdown.gate(gate))
     print("\n".join(failures) or f"{len(baseline)} runs, no verdict changed beyond chance")
     sys.exit(1 if failures or not baseline else 0)

@@ -1,7 +1,7 @@
 """Seconds that a leaderboard and a report take from files alone: 200 made-up runs of 1,000 examples.
 
-Run it by `python benchmarks/reports.py [FOLDER]`; each command is a process of its own, so that its start counts too. With
-a folder the runs and the report stay there to be looked at.
+Run it by `python benchmarks/reports.py [FOLDER]`; each command is a process of its own, so that its
+start counts too. With a folder the runs and the report stay there to be looked at.
 """
 
 import os
@@ -12,7 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from robustbench_kd.core.records import Accuracy, ExampleRow, Finding, Identity, RunRecord, Severity, Stage, verdict
+from robustbench_kd.core.records import (
+    Accuracy,
+    ExampleRow,
+    Finding,
+    Identity,
+    RunRecord,
+    Severity,
+    Stage,
+    verdict,
+)
 from robustbench_kd.core.rundir import run_folder, write_record
 from robustbench_kd.core.statistics import interval
 
@@ -84,7 +93,15 @@ def record(model: int, eps: int, eps_text: str, examples: list[ExampleRow]) -> R
         gone.add(name)
         left = accuracy(sum(row.broken_by not in gone for row in examples))
         passes = EXAMPLES * (1, 120, 900, 1200, 5000)[number]
-        stages.append(Stage(stage=name, accuracy=left, forwards=passes, backwards=passes // 2, seconds=3.0 * number))
+        stages.append(
+            Stage(
+                stage=name,
+                accuracy=left,
+                forwards=passes,
+                backwards=passes // 2,
+                seconds=3.0 * number,
+            )
+        )
     findings = [] if model % 5 else [masked(model)]
     return RunRecord(
         run_id=asked.run_id(),
@@ -106,7 +123,12 @@ def record(model: int, eps: int, eps_text: str, examples: list[ExampleRow]) -> R
 def masked(model: int) -> Finding:
     severity = Severity.RED if model % 10 else Severity.YELLOW
     message = "gradients are zero on a third of the images"
-    return Finding(check="zero-gradients", severity=severity, message=message, advice="attack the bare backbone")
+    return Finding(
+        check="zero-gradients",
+        severity=severity,
+        message=message,
+        advice="attack the bare backbone",
+    )
 
 
 def make(results: Path, *, shift: int) -> None:
@@ -122,7 +144,9 @@ def seconds(*arguments: str) -> tuple[float, float]:
     """Wall and processor time of one command; the latter does not depend on what else the machine does."""
     command = [sys.executable, "-m", "robustbench_kd", *arguments]
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

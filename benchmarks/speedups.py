@@ -1,8 +1,8 @@
 """Seconds per image of a forward pass, and of one with its backward pass, under each speed lever of the search.
 
-All variants of a model are measured in turn, in one process, again and again: on shared or noisy machines only the ratios
-mean something. Real networks are measured where `RKD_TEST_DATA` names their folder, a ResNet-18 where there is a GPU. Writes
-build/speedups.csv.
+All variants of a model are measured in turn, in one process, again and again: on shared or noisy
+machines only the ratios mean something. Real networks are measured where `RKD_TEST_DATA` names
+their folder, a ResNet-18 where there is a GPU. Writes build/speedups.csv.
 """
 
 import csv
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from robustbench_kd.checkpoints.subject import Choices
 from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.engine.passes.batch_size import batch_size
-from robustbench_kd.engine.passes.speedups import Levers, Searched, reduced, searched
+from robustbench_kd.engine.passes.speedups import SearchModel, Speedups, reduced, searched
 from robustbench_kd.models import resnet
 from robustbench_kd.tensors.oracle import freeze, full_precision
 
@@ -31,20 +31,20 @@ DEVICE = torch.device("cuda" if GPU else "cpu")
 ROWS = 512 if GPU else 64
 SECONDS = 12.0  # for each model, compilation not counted
 LEAST = 0.02  # seconds of one measurement
-PLAIN = Levers()
+PLAIN = Speedups()
 VARIANTS = [
     PLAIN,
-    Levers(fold=True),
-    Levers(channels_last=True),
-    Levers(fold=True, channels_last=True),
-    *([Levers("tf32"), Levers("tf32", fold=True, channels_last=True)] if GPU else []),
-    Levers("bf16"),
-    Levers("bf16", fold=True),
-    Levers("bf16", fold=True, channels_last=True),
-    *([Levers(compile=True)] if GPU else []),
-    Levers(fold=True, compile=True),
-    Levers("bf16", fold=True, compile=True),
-    *([Levers("bf16", fold=True, channels_last=True, compile=True)] if GPU else []),
+    Speedups(fold=True),
+    Speedups(channels_last=True),
+    Speedups(fold=True, channels_last=True),
+    *([Speedups("tf32"), Speedups("tf32", fold=True, channels_last=True)] if GPU else []),
+    Speedups("bf16"),
+    Speedups("bf16", fold=True),
+    Speedups("bf16", fold=True, channels_last=True),
+    *([Speedups(compile=True)] if GPU else []),
+    Speedups(fold=True, compile=True),
+    Speedups("bf16", fold=True, compile=True),
+    *([Speedups("bf16", fold=True, channels_last=True, compile=True)] if GPU else []),
 ]
 
 
@@ -61,13 +61,17 @@ class Case:
 class Variant:
     """What a search would ask, and what it took to make it."""
 
-    levers: Levers
-    ask: Searched
+    speedups: Speedups
+    ask: SearchModel
     prepared: float
 
 
 def cases() -> Iterator[Case]:
-    yield Case("digits-small", stored(str(ROOT / "checkpoints" / "digits-small.toml"), (1, 8, 8)), (1, 8, 8))
+    yield Case(
+        "digits-small",
+        stored(str(ROOT / "checkpoints" / "digits-small.toml"), (1, 8, 8)),
+        (1, 8, 8),
+    )
     if data := os.environ.get("RKD_TEST_DATA"):
         for name, file in {"resnet2b": "resnet2b.pth", "resnet20": "resnet20-12fca82f.th"}.items():
             target, architecture = f"{data}/models/{file}", f"{data}/real_models.py:{name}"
@@ -76,7 +80,9 @@ def cases() -> Iterator[Case]:
         yield Case("resnet18", resnet.build, (3, 32, 32))
 
 
-def stored(target: str, shape: tuple[int, int, int], architecture: str = "") -> Callable[[], nn.Module]:
+def stored(
+    target: str, shape: tuple[int, int, int], architecture: str = ""
+) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         (described,) = describe(target, Choices(architecture=architecture))
         return load(described, classes=10, shape=shape).model
@@ -84,12 +90,12 @@ def stored(target: str, shape: tuple[int, int, int], architecture: str = "") -> 
     return build
 
 
-def forward(ask: Searched, images: Tensor) -> None:
+def forward(ask: SearchModel, images: Tensor) -> None:
     with torch.no_grad():
         ask(images)
 
 
-def both(ask: Searched, images: Tensor) -> None:
+def both(ask: SearchModel, images: Tensor) -> None:
     points = images.detach().requires_grad_()
     torch.autograd.grad(ask(points).logsumexp(dim=1).sum(), points)
 
@@ -97,14 +103,14 @@ def both(ask: Searched, images: Tensor) -> None:
 PASSES = {"forward": forward, "forward+backward": both}
 
 
-def prepare(model: nn.Module, levers: Levers, images: Tensor) -> Variant:
+def prepare(model: nn.Module, speedups: Speedups, images: Tensor) -> Variant:
     start = time.perf_counter()
-    ask = searched(model, DEVICE, levers, size=ROWS, probe=images[:4])
-    with reduced(levers, DEVICE):
+    ask = searched(model, DEVICE, speedups, size=ROWS, probe=images[:4])
+    with reduced(speedups, DEVICE):
         for run in PASSES.values():
             run(ask, images)
     wait()
-    return Variant(levers, ask, time.perf_counter() - start)
+    return Variant(speedups, ask, time.perf_counter() - start)
 
 
 def wait() -> None:
@@ -121,9 +127,11 @@ def timed(into: list[tuple[float, float]], images: int) -> Iterator[None]:
     into.append(((time.perf_counter() - wall) / images, (time.process_time() - cpu) / images))
 
 
-def measure(variants: list[Variant], images: Tensor) -> dict[tuple[str, str], list[tuple[float, float]]]:
+def measure(
+    variants: list[Variant], images: Tensor
+) -> dict[tuple[str, str], list[tuple[float, float]]]:
     found: dict[tuple[str, str], list[tuple[float, float]]] = {
-        (variant.levers.label, name): [] for variant in variants for name in PASSES
+        (variant.speedups.label, name): [] for variant in variants for name in PASSES
     }
     trial: list[tuple[float, float]] = []
     with timed(trial, 1):
@@ -133,7 +141,10 @@ def measure(variants: list[Variant], images: Tensor) -> dict[tuple[str, str], li
     while time.perf_counter() < end:
         for variant in variants:
             for name, run in PASSES.items():
-                with reduced(variant.levers, DEVICE), timed(found[variant.levers.label, name], times * ROWS):
+                with (
+                    reduced(variant.speedups, DEVICE),
+                    timed(found[variant.speedups.label, name], times * ROWS),
+                ):
                     for _ in range(times):
                         run(variant.ask, images)
     return found
@@ -144,16 +155,22 @@ def table(case: Case) -> list[dict[str, Any]]:
     freeze(model)
     images = torch.rand(ROWS, *case.shape).to(DEVICE)
     start = time.perf_counter()
-    size = batch_size(searched(model, DEVICE, PLAIN, size=0, probe=images[:4]), images, DEVICE, most=4096)
-    print(f"\n{case.name}: batch size {size} chosen in {time.perf_counter() - start:.1f} s; {ROWS} rows measured")
-    variants = [prepare(model, levers, images) for levers in VARIANTS]
+    size = batch_size(
+        searched(model, DEVICE, PLAIN, size=0, probe=images[:4]), images, DEVICE, most=4096
+    )
+    print(
+        f"\n{case.name}: batch size {size} chosen in {time.perf_counter() - start:.1f} s; {ROWS} rows measured"
+    )
+    variants = [prepare(model, speedups, images) for speedups in VARIANTS]
     for variant in variants:
         print("".join(f"  {variant.levers.label}: {note}\n" for note in variant.ask.notes), end="")
     found = measure(variants, images)
     rows = []
     for variant in variants:
         for name in PASSES:
-            wall, cpu = (median(values) for values in zip(*found[variant.levers.label, name], strict=True))
+            wall, cpu = (
+                median(values) for values in zip(*found[variant.speedups.label, name], strict=True)
+            )
             plain = [median(values) for values in zip(*found[PLAIN.label, name], strict=True)]
             rows.append(
                 {
@@ -161,9 +178,9 @@ def table(case: Case) -> list[dict[str, Any]]:
                     "device": torch.cuda.get_device_name() if GPU else "cpu",
                     "torch": torch.__version__,
                     "rows": ROWS,
-                    "levers": variant.levers.label,
+                    "speedups": variant.speedups.label,
                     "passes": name,
-                    "measurements": len(found[variant.levers.label, name]),
+                    "measurements": len(found[variant.speedups.label, name]),
                     "wall_us": 1e6 * wall,
                     "cpu_us": 1e6 * cpu,
                     "wall_ratio": plain[0] / wall,
@@ -177,9 +194,13 @@ def table(case: Case) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     key = "wall" if GPU else "cpu"
-    print(f"{'levers':32}{'forward us':>12}{'ratio':>8}{'both us':>12}{'ratio':>8}{'prepared s':>12}")
+    print(
+        f"{'levers':32}{'forward us':>12}{'ratio':>8}{'both us':>12}{'ratio':>8}{'prepared s':>12}"
+    )
     for one, other in zip(rows[::2], rows[1::2], strict=True):
-        values = "".join(f"{row[f'{key}_us']:12.1f}{row[f'{key}_ratio']:8.2f}" for row in (one, other))
+        values = "".join(
+            f"{row[f'{key}_us']:12.1f}{row[f'{key}_ratio']:8.2f}" for row in (one, other)
+        )
         print(f"{one['levers']:32}{values}{one['prepared_s']:12.1f}")
 
 

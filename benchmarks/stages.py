@@ -1,8 +1,9 @@
 """Cost of an evaluation by the package, our engine and its fast mode, in turn, in one process; verdicts that differ.
 
-Run it by `make bench`. Every way is taken three times, in turn, and seconds are medians: on shared or noisy machines only the
-ratios mean something. `attacks` is the sum of the stages, the same budget for both engines; `total` has the checks of the
-model besides. Real networks are measured too where `RKD_TEST_DATA` names their folder. Writes build/bench.csv.
+Run it by `make bench`. Every way is taken three times, in turn, and seconds are medians: on shared
+or noisy machines only the ratios mean something. `attacks` is the sum of the stages, the same
+budget for both engines; `total` has the checks of the model besides. Real networks are measured too
+where `RKD_TEST_DATA` names their folder. Writes build/bench.csv.
 """
 
 import csv
@@ -26,12 +27,16 @@ from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine.evaluate import Outcome, evaluate
-from robustbench_kd.engine.passes.speedups import Levers
+from robustbench_kd.engine.passes.speedups import Speedups
 from robustbench_kd.engine.run.request import Request
 
 ROOT = Path(__file__).parent.parent
 # What is measured: the engine and the suite. The first is what the others are held against.
-WAYS = {"autoattack": ("autoattack", "standard"), "native": ("native", "standard"), "fast": ("native", "fast")}
+WAYS = {
+    "autoattack": ("autoattack", "standard"),
+    "native": ("native", "standard"),
+    "fast": ("native", "fast"),
+}
 TURNS = 3
 COSTS = ("seconds", "forwards", "backwards")
 
@@ -55,19 +60,56 @@ def chosen(names: list[str]) -> list[Case]:
 
 def cases() -> list[Case]:
     digits = [
-        Case("digits-plain", str(ROOT / "checkpoints" / "digits-plain.toml"), "digits", "linf:0.2", 200),
-        Case("digits-small", str(ROOT / "checkpoints" / "digits-small.toml"), "digits", "linf:0.2", 200),
+        Case(
+            "digits-plain",
+            str(ROOT / "checkpoints" / "digits-plain.toml"),
+            "digits",
+            "linf:0.2",
+            200,
+        ),
+        Case(
+            "digits-small",
+            str(ROOT / "checkpoints" / "digits-small.toml"),
+            "digits",
+            "linf:0.2",
+            200,
+        ),
     ]
     data = os.environ.get("RKD_TEST_DATA")
     if not data:
         return digits
-    images, code, models = f"npz:{data}/cifar10_test_1000.npz", f"{data}/real_models.py", f"{data}/models"
+    images, code, models = (
+        f"npz:{data}/cifar10_test_1000.npz",
+        f"{data}/real_models.py",
+        f"{data}/models",
+    )
     return [
         *digits,
         Case("resnet2b", f"{models}/resnet2b.pth", images, "linf:2/255", 100, f"{code}:resnet2b"),
-        Case("cifar_cnn_a_adv", f"{models}/cifar_cnn_a_adv.model", images, "linf:2/255", 100, f"{code}:cnn_a"),
-        Case("resnet20", f"{models}/resnet20-12fca82f.th", images, "linf:8/255", 100, f"{code}:resnet20"),
-        Case("resnet20", f"{models}/resnet20-12fca82f.th", images, "linf:2/255", 300, f"{code}:resnet20"),
+        Case(
+            "cifar_cnn_a_adv",
+            f"{models}/cifar_cnn_a_adv.model",
+            images,
+            "linf:2/255",
+            100,
+            f"{code}:cnn_a",
+        ),
+        Case(
+            "resnet20",
+            f"{models}/resnet20-12fca82f.th",
+            images,
+            "linf:8/255",
+            100,
+            f"{code}:resnet20",
+        ),
+        Case(
+            "resnet20",
+            f"{models}/resnet20-12fca82f.th",
+            images,
+            "linf:2/255",
+            300,
+            f"{code}:resnet20",
+        ),
     ]
 
 
@@ -81,8 +123,17 @@ def measure(
     subject = load(target, classes=data.classes, shape=(channels, height, width))
     threat, chosen = Threat.parse(case.threat), parse_suite(suite)
     wall, cpu = time.perf_counter(), time.process_time()
-    levers = Levers(fold=engine == "native")  # as the command line has it
-    request = Request(subject, data, threat, chosen, torch.device("cpu"), seed=seed, engine=engine, levers=levers)
+    speedups = Speedups(fold=engine == "native")  # as the command line has it
+    request = Request(
+        subject,
+        data,
+        threat,
+        chosen,
+        torch.device("cpu"),
+        seed=seed,
+        engine=engine,
+        speedups=speedups,
+    )
     outcome = evaluate(request, results)
     return outcome, time.perf_counter() - wall, time.process_time() - cpu
 
@@ -115,7 +166,11 @@ def rows(case: Case) -> list[dict[str, Any]]:
             taken[way].append(take(case, engine, suite))
     reference = taken["autoattack"][0].verdicts
     shared = {"case": case.name, "threat": case.threat, "n": case.examples}
-    return [{**shared, "way": way, **row} for way, turns in taken.items() for row in costs(turns, reference)]
+    return [
+        {**shared, "way": way, **row}
+        for way, turns in taken.items()
+        for row in costs(turns, reference)
+    ]
 
 
 def costs(turns: list[Taken], reference: list[str]) -> Iterator[dict[str, Any]]:
@@ -141,7 +196,9 @@ def costs(turns: list[Taken], reference: list[str]) -> Iterator[dict[str, Any]]:
         "cpu_seconds": median(turn.cpu for turn in turns),
         "forwards": first.record.forwards,
         "backwards": first.record.backwards,
-        "differing": sum(one != other for one, other in zip(reference, first.verdicts, strict=True)),
+        "differing": sum(
+            one != other for one, other in zip(reference, first.verdicts, strict=True)
+        ),
         "missed": first.record.missed,
     }
 
@@ -151,7 +208,9 @@ def show(table: list[dict[str, Any]]) -> None:
     ways = {way: {row["stage"]: row for row in table if row["way"] == way} for way in WAYS}
     reference = ways["autoattack"]
     print(f"\n{table[0]['case']} {table[0]['threat']}, {table[0]['n']} examples")
-    print(f"{'way':12}{'stage':10}{'accuracy':>10}{'seconds':>10}{'ratio':>8}{'passes':>12}{'ratio':>8}")
+    print(
+        f"{'way':12}{'stage':10}{'accuracy':>10}{'seconds':>10}{'ratio':>8}{'passes':>12}{'ratio':>8}"
+    )
     for way, stages in ways.items():
         for name, row in stages.items():
             if way == "fast" and name not in {"attacks", "total"}:
@@ -163,7 +222,11 @@ def show(table: list[dict[str, Any]]) -> None:
             print(f"{way:12}{name:10}{row['accuracy']:>10.3f}{spent}")
         total = stages["total"]
         cpu = reference["total"]["cpu_seconds"] / total["cpu_seconds"]
-        missed = "" if total["missed"] is None else f", could have missed {100 * total['missed']:.1f} points"
+        missed = (
+            ""
+            if total["missed"] is None
+            else f", could have missed {100 * total['missed']:.1f} points"
+        )
         print(f"{'':12}CPU time {cpu:.2f} : 1, {total['differing']} verdicts differ{missed}")
 
 

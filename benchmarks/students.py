@@ -1,8 +1,9 @@
 """Distillation methods on one teacher: accuracies and gradient cosines over seeds, and what is significant.
 
-Reads the shipped cards `digits-METHOD-SEED` and their finished runs in `results/`; measures the cosine of input gradients with
-the first teacher. Run it by `make students-table`; it writes build/students.md. A method differs from another one significantly
-where the paired tests of all seeds say so, each on the same test images, after Holm's correction for all methods.
+Reads the shipped cards `digits-METHOD-SEED` and their finished runs in `results/`; measures the
+cosine of input gradients with the first teacher. Run it by `make students-table`; it writes
+build/students.md. A method differs from another one significantly where the paired tests of all
+seeds say so, each on the same test images, after Holm's correction for all methods.
 """
 
 import sys
@@ -31,7 +32,15 @@ TEACHER = "digits-teacher"
 THREAT = "linf:0.2"
 AGAINST = "rslad"
 ADDED = "-igdm"
-HEADINGS = ("method", "seeds", "clean %", "robust %", f"against {AGAINST}, points", "significant", "gradient cosine")
+HEADINGS = (
+    "method",
+    "seeds",
+    "clean %",
+    "robust %",
+    f"against {AGAINST}, points",
+    "significant",
+    "gradient cosine",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,11 @@ def students() -> dict[str, list[Student]]:
     found: defaultdict[str, list[Student]] = defaultdict(list)
     for card in sorted((ROOT / "checkpoints").glob("digits-*.toml")):
         method, _, seed = card.stem.removeprefix("digits-").rpartition("-")
-        runs = [path for path in (ROOT / "results" / card.stem).glob(f"*/{RECORD}") if asked(read_record(path))]
+        runs = [
+            path
+            for path in (ROOT / "results" / card.stem).glob(f"*/{RECORD}")
+            if asked(read_record(path))
+        ]
         if method and seed.isdecimal() and runs:
             robust = {row.index: row.robust for row in read_examples(runs[0].parent / EXAMPLES)}
             found[method].append(Student(method, int(seed), read_record(runs[0]), robust))
@@ -75,7 +88,9 @@ def cosine(student: Student) -> float:
 @cache
 def measured(name: str) -> float:
     networks = subject(TEACHER), subject(name)
-    series = compare(Comparison(networks, open_dataset("digits"), Threat.parse(THREAT), torch.device("cpu")))
+    series = compare(
+        Comparison(networks, open_dataset("digits"), Threat.parse(THREAT), torch.device("cpu"))
+    )
     (found,) = [one for one in series if one.measure == "gradient cosine" and one.place == STUDENT]
     return float(found.values.mean())
 
@@ -83,7 +98,11 @@ def measured(name: str) -> float:
 def changes(found: list[Student], others: list[Student]) -> list[Change]:
     """Returns the paired change of each seed from one method to another."""
     by_seed = {one.seed: one for one in others}
-    return [change("robust", by_seed[one.seed].robust, one.robust) for one in found if one.seed in by_seed]
+    return [
+        change("robust", by_seed[one.seed].robust, one.robust)
+        for one in found
+        if one.seed in by_seed
+    ]
 
 
 def agreed(pairs: list[Change]) -> float:
@@ -101,16 +120,25 @@ def percent(value: float) -> str:
 
 
 def table(known: dict[str, list[Student]]) -> Iterator[str]:
-    pairs = {method: changes(found, known[AGAINST]) for method, found in known.items() if method != AGAINST}
+    pairs = {
+        method: changes(found, known[AGAINST])
+        for method, found in known.items()
+        if method != AGAINST
+    }
     adjusted = dict(zip(pairs, holm([agreed(each) for each in pairs.values()]), strict=True))
     yield f"| {' | '.join(HEADINGS)} |"
     yield "| --- | --: | --: | --: | --: | --- | --: |"
-    ranked = sorted(known.items(), key=lambda pair: -mean(accuracy(one, "robust") for one in pair[1]))
+    ranked = sorted(
+        known.items(), key=lambda pair: -mean(accuracy(one, "robust") for one in pair[1])
+    )
     for method, found in ranked:
         cells = [
             method,
             str(len(found)),
-            *(spread([accuracy(one, name) for one in found], percent) for name in ("clean", "robust")),
+            *(
+                spread([accuracy(one, name) for one in found], percent)
+                for name in ("clean", "robust")
+            ),
         ]
         if method in pairs:
             cells.append(f"{100 * mean(pair.difference for pair in pairs[method]):+.1f}")
@@ -143,7 +171,9 @@ def main() -> None:
     torch.set_num_threads(1)
     known = students()
     if AGAINST not in known:
-        sys.exit(f"no finished runs of {AGAINST} at {THREAT} in results/: 'make students' evaluates them")
+        sys.exit(
+            f"no finished runs of {AGAINST} at {THREAT} in results/: 'make students' evaluates them"
+        )
     lines = [*table(known), "", *additions(known)]
     path = ROOT / "build" / "students.md"
     path.parent.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """What every check says of models that are broken on purpose and of honest ones; fills the tables of docs/trust.md.
 
-Run it by `make trust-table`. Real networks are measured where `RKD_TEST_DATA` names their folder; without them the tables are
-printed and docs/trust.md is left alone.
+Run it by `make trust-table`. Real networks are measured where `RKD_TEST_DATA` names their folder;
+without them the tables are printed and docs/trust.md is left alone.
 """
 
 import os
@@ -27,7 +27,7 @@ from robustbench_kd.engine.run.stages import plan
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 from robustbench_kd.tensors.probe import NoGradientError, Probe
-from robustbench_kd.tensors.short_attacks import Trials
+from robustbench_kd.tensors.short_attacks import ShortAttacks
 from robustbench_kd.trust import gradient_coherence, gradient_mismatch, loss_gain, unstable_loss
 
 ROOT = Path(__file__).parent.parent
@@ -78,21 +78,42 @@ def broken_cases() -> list[Case]:
     data = digits()
     right = {
         name: model()(data.images).argmax(dim=1) == data.labels
-        for name, model in (("none", lambda: broken.digits("plain")), ("mnist", broken.wrong_normalisation))
+        for name, model in (
+            ("none", lambda: broken.digits("plain")),
+            ("mnist", broken.wrong_normalisation),
+        )
     }
     wrong = Case(
-        "wrong normalisation", broken.wrong_normalisation, "linf:0.15", digits, "normalisation", right, "mnist"
+        "wrong normalisation",
+        broken.wrong_normalisation,
+        "linf:0.15",
+        digits,
+        "normalisation",
+        right,
+        "mnist",
     )
     return [*cases, wrong]
 
 
 def honest_cases() -> list[Case]:
     random = oracles.linear
-    cases = [Case("linear, random", random, "linf:0.02", lambda: oracles.images_for(random(), n=100, shape=(1, 8, 8)))]
-    cases += [Case("nearest mean", oracles.nearest_mean, threat, digits) for threat in ("linf:0.05", "l2:0.5")]
+    cases = [
+        Case(
+            "linear, random",
+            random,
+            "linf:0.02",
+            lambda: oracles.images_for(random(), n=100, shape=(1, 8, 8)),
+        )
+    ]
+    cases += [
+        Case("nearest mean", oracles.nearest_mean, threat, digits)
+        for threat in ("linf:0.05", "l2:0.5")
+    ]
     for name in ("plain", "teacher", "small"):
         for threat in ("linf:0.1", "linf:0.2", "l2:1", "l1:6"):
-            cases.append(Case(f"digits-{name}", lambda name=name: broken.digits(name), threat, digits))
+            cases.append(
+                Case(f"digits-{name}", lambda name=name: broken.digits(name), threat, digits)
+            )
     cases.append(Case("declared ensemble", broken.declared_ensemble, "linf:0.15", digits))
     cases.append(Case("front end, depth 8", lambda: broken.masked(depth=8), "linf:0.15", digits))
     return [*cases, *real_cases()]
@@ -133,7 +154,9 @@ def examine(case: Case) -> Row:
         trials = trials_of(sample, oracle, parts=True, meter=meter)
         findings = [*said("probe", sample), *said("search", trials)]
         passes = (meter.forwards + meter.backwards) / len(sample)
-        standard = sum(step.passes(threat.norm, 10) for step in plan(parse_suite("standard"), oracle, threat))
+        standard = sum(
+            step.passes(threat.norm, 10) for step in plan(parse_suite("standard"), oracle, threat)
+        )
         return Row(case, len(sample), findings, measure(sample, trials), passes, passes / standard)
 
 
@@ -147,11 +170,13 @@ def said(kind: str, about: Any) -> list[Finding]:
     return found
 
 
-def measure(sample: Probe, trials: Trials) -> list[str]:
+def measure(sample: Probe, trials: ShortAttacks) -> list[str]:
     """Returns the numbers behind the findings: medians over images, then shares of the sample."""
     try:
         gains = [middle(gain) for gain in loss_gain.gains(sample)]
-        agreed = [middle(gradient_mismatch.agreement(sample, share)) for share in gradient_mismatch.SCALES]
+        agreed = [
+            middle(gradient_mismatch.agreement(sample, share)) for share in gradient_mismatch.SCALES
+        ]
         steady = [middle(gradient_coherence.cosines(sample)), middle(unstable_loss.changes(sample))]
         rows = [trials.broken, trials.unlucky, trials.prolonged.broken, trials.repeated.broken]
     except NoGradientError:
@@ -165,7 +190,9 @@ def middle(values: Tensor) -> str:
 
 
 def names(findings: Iterable[Finding], severity: Severity, without: str = "") -> str:
-    found = dict.fromkeys(one.check for one in findings if one.severity is severity and one.check != without)
+    found = dict.fromkeys(
+        one.check for one in findings if one.severity is severity and one.check != without
+    )
     return ", ".join(found) or "-"
 
 
@@ -177,7 +204,9 @@ def broken_table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         meant = row.case.meant
         raised = next((str(one.severity) for one in row.findings if one.check == meant), "**no**")
-        others = (names(row.findings, severity, meant) for severity in (Severity.RED, Severity.YELLOW))
+        others = (
+            names(row.findings, severity, meant) for severity in (Severity.RED, Severity.YELLOW)
+        )
         lines.append(" | ".join([f"| {row.case.name}", meant, raised, *others]) + " |")
     return lines
 
@@ -219,7 +248,13 @@ def measured_table(rows: Sequence[Row]) -> list[str]:
         "| model | threat | " + " | ".join(heads) + " |",
         "| --- | --- | " + " | ".join("--:" for _ in heads) + " |",
     ]
-    return [*lines, *(" | ".join([f"| {row.case.name}", row.case.threat, *row.measured]) + " |" for row in rows)]
+    return [
+        *lines,
+        *(
+            " | ".join([f"| {row.case.name}", row.case.threat, *row.measured]) + " |"
+            for row in rows
+        ),
+    ]
 
 
 def filled(page: str, name: str, lines: Sequence[str]) -> str:
@@ -233,17 +268,25 @@ def examined(cases: Iterable[Case]) -> list[Row]:
     rows = []
     for case in cases:
         rows.append(examine(case))
-        print(f"{case.name} {case.threat}: {names(rows[-1].findings, Severity.RED)}", file=sys.stderr)
+        print(
+            f"{case.name} {case.threat}: {names(rows[-1].findings, Severity.RED)}", file=sys.stderr
+        )
     return rows
 
 
 def main() -> None:
     torch.set_num_threads(1)
     bad, good = examined(broken_cases()), examined(honest_cases())
-    tables = {"broken": broken_table(bad), "honest": honest_table(good), "measured": measured_table([*bad, *good])}
+    tables = {
+        "broken": broken_table(bad),
+        "honest": honest_table(good),
+        "measured": measured_table([*bad, *good]),
+    }
     print("\n\n".join("\n".join(lines) for lines in tables.values()))
     if not os.environ.get("RKD_TEST_DATA"):
-        print("\ndocs/trust.md is left alone: RKD_TEST_DATA names no real networks", file=sys.stderr)
+        print(
+            "\ndocs/trust.md is left alone: RKD_TEST_DATA names no real networks", file=sys.stderr
+        )
         return
     page = PAGE.read_text(encoding="utf-8")
     for name, lines in tables.items():

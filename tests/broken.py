@@ -1,6 +1,7 @@
 """Models that are broken on purpose, each with the finding that it must raise, and what checks need to be tried on them.
 
-Every function without a leading underscore that returns a module is a factory: `rkd check tests/broken.py:rounded`.
+Every function without a leading underscore that returns a module is a factory: `rkd check
+tests/broken.py:rounded`.
 """
 
 import math
@@ -143,7 +144,9 @@ def detached():
 
 
 def noisy():
-    return Through(digits("plain"), before=lambda images: images + 0.1 * torch.randn_like(images)).eval()
+    return Through(
+        digits("plain"), before=lambda images: images + 0.1 * torch.randn_like(images)
+    ).eval()
 
 
 def reseeding():
@@ -151,7 +154,9 @@ def reseeding():
 
 
 def one_hot():
-    return Through(digits("plain"), after=lambda logits: functional.one_hot(logits.argmax(dim=1), 10).float()).eval()
+    return Through(
+        digits("plain"), after=lambda logits: functional.one_hot(logits.argmax(dim=1), 10).float()
+    ).eval()
 
 
 def batch_statistics():
@@ -161,7 +166,9 @@ def batch_statistics():
 def stopped():
     """A front end that blurs, and lets no gradient through."""
     blur = torch.full((1, 1, 3, 3), 1 / 9)
-    return Through(digits("plain"), before=lambda images: functional.conv2d(images, blur, padding=1).detach()).eval()
+    return Through(
+        digits("plain"), before=lambda images: functional.conv2d(images, blur, padding=1).detach()
+    ).eval()
 
 
 def infinite_slope():
@@ -185,7 +192,9 @@ def masked(seed=0, depth=33):
     """An untrained deep front end, which masks the gradients of what stands behind it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        front = frontend.assemble([digits("plain")], shape=SHAPE, depth=depth, width=16, amplitude=0.05)
+        front = frontend.assemble(
+            [digits("plain")], shape=SHAPE, depth=depth, width=16, amplitude=0.05
+        )
     data = open_dataset("digits", split="train")
     front.fit(data.images, data.labels, data.images[:1], data.labels[:1])
     return front.eval()

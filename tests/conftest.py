@@ -28,7 +28,9 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden", action="store_true", help="write tests/golden anew instead of comparing with it")
+    parser.addoption(
+        "--golden", action="store_true", help="write tests/golden anew instead of comparing with it"
+    )
 
 
 def pytest_collection_modifyitems(items):
@@ -143,7 +145,9 @@ def rkd_process():
     def start(*arguments, stdout=subprocess.PIPE):
         command = [sys.executable, "-m", "robustbench_kd", *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment
+        )
         started.append(process)
         return process
 
@@ -163,4 +167,7 @@ def digits_net(factories, tmp_path):
         "suite": "apgd-ce",
         "results": tmp_path / "results",
     }
-    return [f"{factories}:nearest_mean", *(part for name, value in options.items() for part in (f"--{name}", value))]
+    return [
+        f"{factories}:nearest_mean",
+        *(part for name, value in options.items() for part in (f"--{name}", value)),
+    ]

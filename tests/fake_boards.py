@@ -4,7 +4,15 @@ import hashlib
 
 from robustbench_kd.analysis.leaderboard import Leaderboard, beside, rank
 from robustbench_kd.analysis.published import Published
-from robustbench_kd.core.records import Accuracy, Draws, Finding, Identity, RunRecord, Severity, Stage
+from robustbench_kd.core.records import (
+    Accuracy,
+    Draws,
+    Finding,
+    Identity,
+    RunRecord,
+    Severity,
+    Stage,
+)
 from robustbench_kd.core.statistics import interval
 
 AUTOATTACK = ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -62,7 +70,11 @@ def run(model="net", robust=0.5, clean=0.9, **identity):
         "versions": {"torch": "2.10.0"},
     }
     asked = Identity.model_validate(known | identity)
-    stages = [("clean", clean, 200, 0), ("apgd-ce", robust, 18_180, 18_180), ("square", robust, 500_200, 0)]
+    stages = [
+        ("clean", clean, 200, 0),
+        ("apgd-ce", robust, 18_180, 18_180),
+        ("square", robust, 500_200, 0),
+    ]
     return RunRecord(
         run_id=hashlib.sha256(repr(sorted((known | identity).items())).encode()).hexdigest()[:16],
         status="complete",
@@ -71,7 +83,13 @@ def run(model="net", robust=0.5, clean=0.9, **identity):
         clean=accuracy(clean),
         robust=accuracy(robust),
         stages=[
-            Stage(stage=name, accuracy=accuracy(left), forwards=forwards, backwards=backwards, seconds=1.5)
+            Stage(
+                stage=name,
+                accuracy=accuracy(left),
+                forwards=forwards,
+                backwards=backwards,
+                seconds=1.5,
+            )
             for name, left, forwards, backwards in stages
         ],
         forwards=518_580,
@@ -87,7 +105,11 @@ def adaptive(model="ensemble", standard=0.8, robust=0.2, **identity):
     asked = {"family": "ensemble", "suite": "standard+adaptive", "attacks": AUTOATTACK} | identity
     record = run(model, robust, **asked)
     draws = Draws(
-        exact=True, draws=4, mean=accuracy(robust), all_correct=accuracy(robust / 2), majority=accuracy(robust)
+        exact=True,
+        draws=4,
+        mean=accuracy(robust),
+        all_correct=accuracy(robust / 2),
+        majority=accuracy(robust),
     )
     finding = Finding(
         check="adaptive-gap",
@@ -98,7 +120,12 @@ def adaptive(model="ensemble", standard=0.8, robust=0.2, **identity):
         threshold=0.05,
         examples=[3, 17],
     )
-    found = {"standard": accuracy(standard), "robust_draws": draws, "findings": [finding], "verdict": "unreliable"}
+    found = {
+        "standard": accuracy(standard),
+        "robust_draws": draws,
+        "findings": [finding],
+        "verdict": "unreliable",
+    }
     return record.model_copy(update=found)
 
 
@@ -138,7 +165,9 @@ def example():
         adaptive(dataset="cifar10", eps=8 / 255, eps_text="8/255"),
         fast(),
         numbers=[
-            published("Other2024", 0.64, dataset="cifar10", eps=8 / 255, standard=0.71, unreliable=True),
+            published(
+                "Other2024", 0.64, dataset="cifar10", eps=8 / 255, standard=0.71, unreliable=True
+            ),
             published("Another2020", 0.66, dataset="cifar10", eps=8 / 255),
             published("Elsewhere2020", 0.66, dataset="mnist"),
         ],

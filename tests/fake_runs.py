@@ -80,7 +80,9 @@ def record(asked, examples, **fields):
     for name in ("clean", *asked.attacks):
         gone.add(name)
         left = accuracy(sum(row.broken_by not in gone for row in examples), len(examples))
-        stages.append(Stage(stage=name, accuracy=left, forwards=len(examples), backwards=0, seconds=1.5))
+        stages.append(
+            Stage(stage=name, accuracy=left, forwards=len(examples), backwards=0, seconds=1.5)
+        )
     known = {
         "run_id": asked.run_id(),
         "status": "complete",
@@ -102,7 +104,9 @@ def made(results, plan=USUAL, *, verdict="consistent", **fields):
     asked = identity(plan.n, **fields)
     examples = rows(plan)
     folder = run_folder(results, asked.model, asked.run_id())
-    return Run(folder, record(asked, examples, verdict=verdict), {row.index: row for row in examples})
+    return Run(
+        folder, record(asked, examples, verdict=verdict), {row.index: row for row in examples}
+    )
 
 
 def store(results, plan=USUAL, *, verdict="consistent", **fields):

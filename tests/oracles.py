@@ -1,6 +1,7 @@
 """Classifiers with known answers, and what a test needs to evaluate them.
 
-Every function without a leading underscore that returns a module is a factory: `rkd eval tests/oracles.py:linear`.
+Every function without a leading underscore that returns a module is a factory: `rkd eval
+tests/oracles.py:linear`.
 """
 
 import contextlib
@@ -95,7 +96,9 @@ def nearest_mean():
     from robustbench_kd.datasets import open_dataset
 
     data = open_dataset("digits", split="train")
-    means = torch.stack([data.images[data.labels == label].mean(dim=0) for label in range(10)]).flatten(1)
+    means = torch.stack(
+        [data.images[data.labels == label].mean(dim=0) for label in range(10)]
+    ).flatten(1)
     return Linear(2 * means, -means.square().sum(dim=1)).eval()
 
 
@@ -133,7 +136,12 @@ def conv(classes=10, channels=3, width=6):
     """A convolutional network for 8x8 images with random weights, the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(classes)
-        layers = [nn.Conv2d(channels, width, 3, 1, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1), nn.ReLU()]
+        layers = [
+            nn.Conv2d(channels, width, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 2, 1),
+            nn.ReLU(),
+        ]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * width, classes)).eval()
 
 
@@ -226,7 +234,9 @@ def request(model, data, *, threat="linf:0.05", suite="apgd-ce", **options):
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     options = {"probes": False} | options
-    return Request(subject, data, Threat.parse(threat), parse_suite(suite), torch.device("cpu"), **options)
+    return Request(
+        subject, data, Threat.parse(threat), parse_suite(suite), torch.device("cpu"), **options
+    )
 
 
 def told(attack, state, model, wanted=True):

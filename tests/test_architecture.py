@@ -44,7 +44,9 @@ def imports(name) -> Iterator[str]:
             yield from (found.name for found in node.names)
         elif isinstance(node, ast.ImportFrom):
             full = [f"{node.module}.{found.name}" for found in node.names]
-            yield from (one if one in MODULES else f"{'.' * node.level}{node.module}" for one in full)
+            yield from (
+                one if one in MODULES else f"{'.' * node.level}{node.module}" for one in full
+            )
 
 
 @cache
@@ -114,12 +116,16 @@ def test_imports_run_in_no_circle():
     ],
 )
 def test_a_library_is_used_only_where_it_belongs(library, allowed):
-    users = {name for name in INSIDE if library in {found.partition(".")[0] for found in imports(name)}}
+    users = {
+        name for name in INSIDE if library in {found.partition(".")[0] for found in imports(name)}
+    }
     assert {name for name in users if room(name) not in allowed} == set()
 
 
 def test_files_stay_short():
-    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    lengths = {
+        name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()
+    }
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
@@ -131,7 +137,9 @@ def test_functions_stay_short():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     lengths = {(name, node.name): 1 + node.end_lineno - node.lineno for name, node in functions}
-    assert {place: lines for place, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
+    assert {
+        place: lines for place, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION
+    } == {}
 
 
 def test_only_the_command_line_prints():
@@ -139,7 +147,9 @@ def test_only_the_command_line_prints():
         (name, node.lineno)
         for name in INSIDE
         for node in ast.walk(tree(name))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
     ]
     assert [place for place in calls if room(place[0]) != "cli"] == []
 

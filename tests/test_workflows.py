@@ -74,18 +74,25 @@ def test_no_expression_is_pasted_into_a_script(path):
 def test_every_action_is_pinned_and_says_its_version(path):
     lines = re.findall(r"uses: (.*)", path.read_text(encoding="utf-8"))
     assert lines
-    assert all(line.startswith("./") or re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\S+", line) for line in lines)
+    assert all(
+        line.startswith("./") or re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\S+", line)
+        for line in lines
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)
 def test_a_checkout_leaves_no_token_behind(path):
-    found = [step for step in steps(read(path)) if step.get("uses", "").startswith("actions/checkout@")]
+    found = [
+        step for step in steps(read(path)) if step.get("uses", "").startswith("actions/checkout@")
+    ]
     assert all(step["with"]["persist-credentials"] is False for step in found)
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)
 def test_every_make_target_exists(path):
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     called = {found for script in scripts(path) for found in re.findall(r"\bmake ([\w-]+)", script)}
     assert called <= targets
     assert called or path not in WORKFLOWS
@@ -105,7 +112,8 @@ def test_the_action_uses_all_its_inputs():
 
 
 @pytest.mark.parametrize(
-    ("threats", "typed"), [("", []), ("linf:8/255\nl2:0.5 ", ["--threat=linf:8/255", "--threat=l2:0.5"])]
+    ("threats", "typed"),
+    [("", []), ("linf:8/255\nl2:0.5 ", ["--threat=linf:8/255", "--threat=l2:0.5"])],
 )
 def test_the_action_types_what_its_inputs_say_and_nothing_they_hold_acts(tmp_path, threats, typed):
     hostile = "$(touch taken);`touch taken`"
@@ -118,9 +126,17 @@ def test_the_action_types_what_its_inputs_say_and_nothing_they_hold_acts(tmp_pat
     given |= {"targets": f"a.toml\n  b.toml {hostile}", "threats": threats, "baseline": hostile}
     for step in steps(content):
         if "run" in step:
-            values = {name: given[text.split(".")[1].removesuffix(" }}")] for name, text in step["env"].items()}
+            values = {
+                name: given[text.split(".")[1].removesuffix(" }}")]
+                for name, text in step["env"].items()
+            }
             environment = values | {"PATH": f"{stub.parent}:{os.environ['PATH']}"}
-            subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], env=environment, cwd=tmp_path, check=True)
+            subprocess.run(
+                ["bash", "-eo", "pipefail", "-c", step["run"]],
+                env=environment,
+                cwd=tmp_path,
+                check=True,
+            )
     told = (tmp_path / "eval.txt").read_text().splitlines()
     assert told[1:] == [
         *typed,

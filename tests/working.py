@@ -12,11 +12,15 @@ from robustbench_kd.engine.run.progress import Progress
 
 def moment(stage, robust, left):
     """A moment of a shard of ten examples."""
-    return Progress(stage, decided=1, total=4, robust=robust, examples=10, passes=100, passes_left=left)
+    return Progress(
+        stage, decided=1, total=4, robust=robust, examples=10, passes=100, passes_left=left
+    )
 
 
 def _noting(folder, shard, observer):
-    observer(moment("square" if shard.number == 1 else "apgd-ce", robust=shard.number, left=shard.number))
+    observer(
+        moment("square" if shard.number == 1 else "apgd-ce", robust=shard.number, left=shard.number)
+    )
     (folder / str(shard.number)).touch()
 
 

@@ -11,7 +11,10 @@ _PROPERTY = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A", ":": "%3A", ","
 
 def render(gate: Gate) -> list[str]:
     """Returns one line per regression and gap, which are errors, and per note, which is a warning."""
-    failures = [command("error", f"{cell.after.model}: robustness regression", cell.text) for cell in gate.failures]
+    failures = [
+        command("error", f"{cell.after.model}: robustness regression", cell.text)
+        for cell in gate.failures
+    ]
     gaps = [command("error", f"{gap.model}: not judged", gap.text) for gap in gate.gaps]
     return [*failures, *gaps, *(command("warning", "robustness gate", note) for note in gate.notes)]
 

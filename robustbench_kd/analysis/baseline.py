@@ -10,7 +10,15 @@ from pathlib import Path
 from robustbench_kd.analysis.leaderboard import title
 from robustbench_kd.analysis.runs import Key, Run, read_runs, threat
 from robustbench_kd.core.errors import NotComparableError, RecordError
-from robustbench_kd.core.rundir import ATTACKS, DRAWS, EXAMPLES, FINDINGS, RECORD, run_folder, write_text
+from robustbench_kd.core.rundir import (
+    ATTACKS,
+    DRAWS,
+    EXAMPLES,
+    FINDINGS,
+    RECORD,
+    run_folder,
+    write_text,
+)
 
 
 def read_baseline(folder: Path) -> dict[Key, Run]:
@@ -37,7 +45,8 @@ def one_each(runs: Iterable[Run], folder: Path) -> dict[Key, Run]:
 def update(folder: Path, known: dict[Key, Run], runs: dict[Key, Run]) -> list[str]:
     """Writes runs into a baseline, each file whole or not at all, and removes those they replace; returns what it did.
 
-    A new run is complete before the old one goes. Raises `RecordError` where a file cannot be written.
+    A new run is complete before the old one goes. Raises `RecordError` where a file cannot be
+    written.
     """
     return [_put(folder, run, known.get(key)) for key, run in runs.items()]
 
@@ -52,7 +61,9 @@ def _put(folder: Path, run: Run, old: Run | None) -> str:
     if old is None:
         return f"{name}: added as '{place}'"
     return (
-        f"{name}: '{place}' replaces '{old.folder.name}'" if old.folder.name != place.name else f"{name}: written anew"
+        f"{name}: '{place}' replaces '{old.folder.name}'"
+        if old.folder.name != place.name
+        else f"{name}: written anew"
     )
 
 

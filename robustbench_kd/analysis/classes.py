@@ -26,9 +26,19 @@ def by_class(runs: Sequence[tuple[str, Sequence[int], Sequence[bool]]]) -> Heat 
     classes = sorted({label for _, found in shares for label in found})
     if not classes:
         return None
-    kept = sorted(sorted(classes, key=lambda label: _mean(label, [found for _, found in shares]))[:MOST_CLASSES])
-    note = f" The {MOST_CLASSES} weakest of {len(classes)} classes." if len(classes) > MOST_CLASSES else ""
-    return Heat(tuple(kept), tuple((name, tuple(map(found.get, kept))) for name, found in shares), note)
+    kept = sorted(
+        sorted(classes, key=lambda label: _mean(label, [found for _, found in shares]))[
+            :MOST_CLASSES
+        ]
+    )
+    note = (
+        f" The {MOST_CLASSES} weakest of {len(classes)} classes."
+        if len(classes) > MOST_CLASSES
+        else ""
+    )
+    return Heat(
+        tuple(kept), tuple((name, tuple(map(found.get, kept))) for name, found in shares), note
+    )
 
 
 def _shares(labels: Sequence[int], robust: Sequence[bool]) -> dict[int, tuple[float, int]]:

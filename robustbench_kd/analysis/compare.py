@@ -26,8 +26,9 @@ _MADE = ("seed", "batch_size", "device")
 class Comparison:
     """How run `b` differs from run `a`.
 
-    `stages` are the accuracies on clean images, after each attack but the last, and after all of them. `classes` are
-    those of which an example differs after all of them, most lost first, their p-values adjusted for all classes (Holm).
+    `stages` are the accuracies on clean images, after each attack but the last, and after all of
+    them. `classes` are those of which an example differs after all of them, most lost first, their
+    p-values adjusted for all classes (Holm).
     """
 
     a: Run
@@ -69,7 +70,9 @@ def obstacles(a: Run, b: Run) -> list[str]:
 
 def clean_change(a: Run, b: Run) -> Change:
     """Returns the change on clean images."""
-    return change("clean", _each(a, lambda row: row.clean_correct), _each(b, lambda row: row.clean_correct))
+    return change(
+        "clean", _each(a, lambda row: row.clean_correct), _each(b, lambda row: row.clean_correct)
+    )
 
 
 def robust_change(a: Run, b: Run) -> Change:
@@ -82,9 +85,13 @@ def notes(runs: Iterable[Run]) -> tuple[str, ...]:
     found = []
     for run in runs:
         if run.randomized:
-            found.append(f"{run.folder}: randomized; an image counts as robust where its most frequent answer is right")
+            found.append(
+                f"{run.folder}: randomized; an image counts as robust where its most frequent answer is right"
+            )
         if run.record.verdict in ("suspicious", "unreliable"):
-            found.append(f"{run.folder}: the robust accuracy is {run.record.verdict}; its findings say why")
+            found.append(
+                f"{run.folder}: the robust accuracy is {run.record.verdict}; its findings say why"
+            )
     return tuple(dict.fromkeys(printable(note) for note in found))
 
 
@@ -110,13 +117,27 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def change_json(found: Change) -> dict[str, Any]:
     """Returns a change as JSON has it."""
-    fields = ("name", "mark", "n", "before", "after", "difference", "ci_low", "ci_high", "p", "lost", "gained")
+    fields = (
+        "name",
+        "mark",
+        "n",
+        "before",
+        "after",
+        "difference",
+        "ci_low",
+        "ci_high",
+        "p",
+        "lost",
+        "gained",
+    )
     return {field: getattr(found, field) for field in fields}
 
 
 def _after_attacks(a: Run, b: Run) -> list[Change]:
     """Returns the changes after each attack but the last; none where attacks differ, or have no say of their own."""
-    names, others = ([stage.stage for stage in run.record.stages if stage.stage != "clean"] for run in (a, b))
+    names, others = (
+        [stage.stage for stage in run.record.stages if stage.stage != "clean"] for run in (a, b)
+    )
     if names != others or a.randomized or b.randomized:
         return []
     return [_after(a, b, names[:count]) for count in range(1, len(names))]
@@ -132,12 +153,16 @@ def _classes(a: Run, b: Run) -> tuple[Change, ...]:
     labels = sorted(set(_each(a, lambda row: row.label).values()))
     found = [_of_class(a, b, label) for label in labels]
     adjusted = holm([one.p for one in found])
-    tested = [replace(one, p=p) for one, p in zip(found, adjusted, strict=True) if one.lost or one.gained]
+    tested = [
+        replace(one, p=p) for one, p in zip(found, adjusted, strict=True) if one.lost or one.gained
+    ]
     return tuple(sorted(tested, key=lambda one: one.difference))
 
 
 def _of_class(a: Run, b: Run, label: int) -> Change:
-    robust = [{i: row.robust for i, row in run.examples.items() if row.label == label} for run in (a, b)]
+    robust = [
+        {i: row.robust for i, row in run.examples.items() if row.label == label} for run in (a, b)
+    ]
     return change(f"class {label}", *robust)
 
 
@@ -149,7 +174,10 @@ def _differences(a: Identity, b: Identity, fields: Iterable[str]) -> list[str]:
     differing = [field for field in fields if getattr(a, field) != getattr(b, field)]
     shown = ["eps_text" if field == "eps" else field for field in differing]
     return [
-        _against(field.removesuffix("_text").replace("_", " "), getattr(a, field), getattr(b, field)) for field in shown
+        _against(
+            field.removesuffix("_text").replace("_", " "), getattr(a, field), getattr(b, field)
+        )
+        for field in shown
     ]
 
 

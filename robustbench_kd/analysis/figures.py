@@ -19,17 +19,22 @@ SERIES = 8  # colours that can be told apart
 
 _WIDTH = 4.8  # inches, which a page stretches to the width it has
 _LONGEST = 24  # letters of a name
-_LETTER, _LINE_HEIGHT = 0.018, 0.06  # size of a name's letters in a scatter plot, as shares of its axes
+# Size of a name's letters in a scatter plot, as shares of its axes.
+_LETTER, _LINE_HEIGHT = 0.018, 0.06
 _LABELLED = 8  # points of a scatter plot with a name
 # Each colour stands for a variable of the page's style, which has one for light and one for dark.
 _INK, _MUTED, _LINE, _REST = "#000001", "#000002", "#000003", "#000004"
 _COLOURS = tuple(f"#0001{number:02x}" for number in range(SERIES))
-_VARIABLES = {_INK: "currentColor", _MUTED: "var(--muted)", _LINE: "var(--line)", _REST: "var(--rest)"} | {
-    colour: f"var(--s{number})" for number, colour in enumerate(_COLOURS)
-}
+_VARIABLES = {
+    _INK: "currentColor",
+    _MUTED: "var(--muted)",
+    _LINE: "var(--line)",
+    _REST: "var(--rest)",
+} | {colour: f"var(--s{number})" for number, colour in enumerate(_COLOURS)}
 _PAINT = re.compile(r"(fill|stroke): (#000[0-9a-f]{3})\b")
 _NEEDLESS = re.compile(
-    r'(?<=<g) id="[^"]*"|<defs>\s*<style.*?</style>\s*</defs>|font-family: [^;"]*; |(?<=\n) +', re.DOTALL
+    r'(?<=<g) id="[^"]*"|<defs>\s*<style.*?</style>\s*</defs>|font-family: [^;"]*; |(?<=\n) +',
+    re.DOTALL,
 )
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -84,12 +89,23 @@ class Curve:
 def scatter(points: Sequence[Point]) -> str:
     """Returns clean against robust accuracy with their intervals, and a line through the points that no other beats."""
     with _drawn(height=3.5) as (figure, axes):
-        clean, robust = ([100 * getattr(point, side).value for point in points] for side in ("clean", "robust"))
-        front = sorted(place for *place, point in zip(clean, robust, points, strict=True) if point.best)
-        axes.plot(
-            [x for x, _ in front], [y for _, y in front], color=_COLOURS[1], linewidth=1.2, linestyle="--", zorder=2
+        clean, robust = (
+            [100 * getattr(point, side).value for point in points] for side in ("clean", "robust")
         )
-        axes.add_collection(LineCollection(_crosses(_prominent(points)), colors=_REST, linewidths=0.8, zorder=2))
+        front = sorted(
+            place for *place, point in zip(clean, robust, points, strict=True) if point.best
+        )
+        axes.plot(
+            [x for x, _ in front],
+            [y for _, y in front],
+            color=_COLOURS[1],
+            linewidth=1.2,
+            linestyle="--",
+            zorder=2,
+        )
+        axes.add_collection(
+            LineCollection(_crosses(_prominent(points)), colors=_REST, linewidths=0.8, zorder=2)
+        )
         paints = [_COLOURS[0] if point.best else _MUTED for point in points]
         axes.scatter(clean, robust, s=30, color=paints, zorder=3, linewidth=0)
         _name_points(axes, points)
@@ -98,15 +114,22 @@ def scatter(points: Sequence[Point]) -> str:
         return _svg(figure)
 
 
-def bars(rows: Sequence[Bar], colours: Sequence[int | None], label: str, *, most: float | None = None) -> str:
+def bars(
+    rows: Sequence[Bar], colours: Sequence[int | None], label: str, *, most: float | None = None
+) -> str:
     """Returns rows of stacked parts, the first row on top; a part without a colour of its own is grey."""
     with _drawn(height=0.62 + 0.27 * len(rows), left=_margin(rows), bottom=0.52) as (figure, axes):
         starts = [0.0] * len(rows)
         for number, colour in enumerate(colours):
             ends = [start + row.parts[number] for start, row in zip(starts, rows, strict=True)]
-            boxes = [_box(start, end, row) for row, (start, end) in enumerate(zip(starts, ends, strict=True))]
+            boxes = [
+                _box(start, end, row)
+                for row, (start, end) in enumerate(zip(starts, ends, strict=True))
+            ]
             paint = _REST if colour is None else _COLOURS[colour]
-            axes.add_collection(PolyCollection(boxes, facecolors=paint, linewidths=0), autolim=False)
+            axes.add_collection(
+                PolyCollection(boxes, facecolors=paint, linewidths=0), autolim=False
+            )
             starts = ends
         axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -121,9 +144,18 @@ def curves(shown: Sequence[Curve], norm: str) -> str:
     with _drawn(height=3.3) as (figure, axes):
         for curve, colour in zip(shown, _COLOURS, strict=False):
             radii = [radius for radius, _ in curve.radii]
-            low, high = ([100 * getattr(one, end) for one in curve.accuracies] for end in ("ci_low", "ci_high"))
+            low, high = (
+                [100 * getattr(one, end) for one in curve.accuracies]
+                for end in ("ci_low", "ci_high")
+            )
             axes.fill_between(radii, low, high, color=colour, alpha=0.16, linewidth=0)
-            axes.plot(radii, [100 * one.value for one in curve.accuracies], color=colour, marker="o", markersize=4)
+            axes.plot(
+                radii,
+                [100 * one.value for one in curve.accuracies],
+                color=colour,
+                marker="o",
+                markersize=4,
+            )
         ticks = dict(sorted(radius for curve in shown for radius in curve.radii))
         if len(ticks) <= SERIES:
             axes.set_xticks(list(ticks), [_short(text) for text in ticks.values()])
@@ -165,7 +197,10 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
         name = _short(point.name)
         inward, width = x > 0.5, _LETTER * len(name)
         start = x - width if inward else x
-        while any(start < end and begin < start + width and abs(height - h) < _LINE_HEIGHT for begin, end, h in taken):
+        while any(
+            start < end and begin < start + width and abs(height - h) < _LINE_HEIGHT
+            for begin, end, h in taken
+        ):
             height -= 0.01
         taken.append((start, start + width, height))
         axes.annotate(
@@ -181,10 +216,13 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
 
 
 @contextmanager
-def _drawn(*, height: float, left: float = 0.52, bottom: float = 0.48) -> Iterator[tuple[Figure, Axes]]:
+def _drawn(
+    *, height: float, left: float = 0.52, bottom: float = 0.48
+) -> Iterator[tuple[Figure, Axes]]:
     """Gives a figure of a height in inches with one pair of axes, whose margins are in inches too."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the reader's fonts draw the text, not ours
+        # The reader's fonts draw the text, not ours.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(_WIDTH, height))
         size = (1 - (left + 0.15) / _WIDTH, 1 - (bottom + 0.1) / height)
         yield figure, figure.add_axes((left / _WIDTH, bottom / height, *size))

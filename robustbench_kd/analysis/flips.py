@@ -57,7 +57,9 @@ def _flips(before: _Stored | None, after: _Stored, left_out: list[str]) -> list[
         return []
     old, new = read_verdicts(*before), read_verdicts(*after)
     if old.labels != new.labels:
-        left_out.append(f"{identity.model} is not comparable: the same data, but other indices or labels in {EXAMPLES}")
+        left_out.append(
+            f"{identity.model} is not comparable: the same data, but other indices or labels in {EXAMPLES}"
+        )
         return []
     found = change("robust", old.robust, new.robust)
     return [

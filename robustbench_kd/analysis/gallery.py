@@ -59,12 +59,19 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     height, width, channels = pixels.shape
     header = struct.pack(">2I5B", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows, 9)) + _chunk(b"IEND", b"")
+    chunks = (
+        _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows, 9)) + _chunk(b"IEND", b"")
+    )
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def _exhibits(path: Path) -> tuple[Exhibit, ...]:
@@ -76,7 +83,10 @@ def _exhibits(path: Path) -> tuple[Exhibit, ...]:
     if channels not in _COLOUR_TYPES:
         return ()
     most = max(1, _MOST_PIXELS // (height * width))
-    return tuple(_exhibit(stored, row, originals[row], images[row]) for row in range(min(most, len(originals))))
+    return tuple(
+        _exhibit(stored, row, originals[row], images[row])
+        for row in range(min(most, len(originals)))
+    )
 
 
 def _reduced(images: Pixels) -> Pixels:
@@ -89,7 +99,9 @@ def _exhibit(stored: StoredImages, row: int, original: Pixels, image: Pixels) ->
     change = 0.5 + _ENLARGED * (image - original)
     side_by_side = np.concatenate([original, change, image], axis=2).transpose(1, 2, 0)
     source = "data:image/png;base64," + base64.b64encode(png(_bytes(side_by_side))).decode()
-    numbers: list[Any] = [getattr(stored, name)[row].item() for name in ("ids", "labels", "predictions")]
+    numbers: list[Any] = [
+        getattr(stored, name)[row].item() for name in ("ids", "labels", "predictions")
+    ]
     return Exhibit(source, *numbers)
 
 

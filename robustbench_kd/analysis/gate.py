@@ -5,7 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_kd.analysis.compare import change_json, clean_change, notes, obstacles, robust_change
+from robustbench_kd.analysis.compare import (
+    change_json,
+    clean_change,
+    notes,
+    obstacles,
+    robust_change,
+)
 from robustbench_kd.analysis.leaderboard import title
 from robustbench_kd.analysis.paired import Change, percent
 from robustbench_kd.analysis.runs import Key, Run
@@ -17,8 +23,8 @@ from robustbench_kd.core.text import printable
 class Limits:
     """What may be lost, in fractions of the examples.
 
-    A drop fails where it exceeds `tolerance` and its one-sided p-value, adjusted for all accuracies of the gate, is at most
-    `alpha`; beyond `hard_limit` it fails in any case.
+    A drop fails where it exceeds `tolerance` and its one-sided p-value, adjusted for all accuracies
+    of the gate, is at most `alpha`; beyond `hard_limit` it fails in any case.
     """
 
     tolerance: float = 0.01
@@ -30,7 +36,8 @@ class Limits:
 class Cell:
     """One accuracy of one model against its baseline; `reason` says why it fails and is empty where it does not.
 
-    `mark` is `!` where it fails, otherwise like that of a comparison. `p` is McNemar's exact one-sided p-value for a drop, adjusted for all accuracies of the gate (Holm).
+    `mark` is `!` where it fails, otherwise like that of a comparison. `p` is McNemar's exact
+    one-sided p-value for a drop, adjusted for all accuracies of the gate (Holm).
     """
 
     before: Run
@@ -79,13 +86,20 @@ class Gate:
     @property
     def headline(self) -> str:
         """The outcome in a few words, `passed` or `failed: 2 regressions`."""
-        counts = [_counted(len(self.failures), "regression"), _counted(len(self.gaps), "run") + " not judged"]
-        told = [text for text, found in zip(counts, (self.failures, self.gaps), strict=True) if found]
+        counts = [
+            _counted(len(self.failures), "regression"),
+            _counted(len(self.gaps), "run") + " not judged",
+        ]
+        told = [
+            text for text, found in zip(counts, (self.failures, self.gaps), strict=True) if found
+        ]
         state = "failed" if self.failures else "incomplete"
         return f"{state}: {', '.join(told)}" if told else "passed"
 
 
-def judge(runs: Sequence[Run], problems: Iterable[str], baseline: dict[Key, Run], limits: Limits) -> Gate:
+def judge(
+    runs: Sequence[Run], problems: Iterable[str], baseline: dict[Key, Run], limits: Limits
+) -> Gate:
     """Judges runs against the baseline runs of the same model and protocol."""
     pairs = [(baseline[run.key], run) for run in runs if run.key in baseline]
     comparable = [(old, new) for old, new in pairs if not obstacles(old, new)]
@@ -118,12 +132,26 @@ def as_json(gate: Gate) -> dict[str, Any]:
 
 
 def _cell_json(cell: Cell) -> dict[str, Any]:
-    runs = {"model": cell.after.model, "baseline": str(cell.before.folder), "run": str(cell.after.folder)}
-    return {**runs, **change_json(cell.change), "p": cell.p, "mark": cell.mark, "reason": cell.reason}
+    runs = {
+        "model": cell.after.model,
+        "baseline": str(cell.before.folder),
+        "run": str(cell.after.folder),
+    }
+    return {
+        **runs,
+        **change_json(cell.change),
+        "p": cell.p,
+        "mark": cell.mark,
+        "reason": cell.reason,
+    }
 
 
 def _cells(pairs: Sequence[tuple[Run, Run]], limits: Limits) -> tuple[Cell, ...]:
-    found = [(old, new, measure(old, new)) for old, new in pairs for measure in (robust_change, clean_change)]
+    found = [
+        (old, new, measure(old, new))
+        for old, new in pairs
+        for measure in (robust_change, clean_change)
+    ]
     adjusted = holm([mcnemar_drop(len(change.lost), len(change.gained)) for _, _, change in found])
     return tuple(_cell(*one, p, limits) for one, p in zip(found, adjusted, strict=True))
 
@@ -138,9 +166,7 @@ def _reason(change: Change, p: float, limits: Limits) -> str:
     if limits.hard_limit is not None and drop > limits.hard_limit:
         return f"a drop beyond the hard limit of {percent(limits.hard_limit)} points"
     if drop > limits.tolerance and p <= limits.alpha:
-        return (
-            f"a drop beyond the tolerance of {percent(limits.tolerance)} points and beyond chance (adjusted p {p:.1g})"
-        )
+        return f"a drop beyond the tolerance of {percent(limits.tolerance)} points and beyond chance (adjusted p {p:.1g})"
     return ""
 
 
@@ -153,7 +179,11 @@ def _mark(change: Change, p: float, limits: Limits) -> str:
 
 def _mismatches(pairs: Iterable[tuple[Run, Run]]) -> list[Gap]:
     found = [(new, obstacles(old, new)) for old, new in pairs]
-    return [Gap(new.model, _named(new), f"not comparable: {'; '.join(why)}") for new, why in found if why]
+    return [
+        Gap(new.model, _named(new), f"not comparable: {'; '.join(why)}")
+        for new, why in found
+        if why
+    ]
 
 
 def _missing(runs: Iterable[Run], baseline: dict[Key, Run]) -> list[Gap]:
@@ -175,12 +205,15 @@ def _named(run: Run) -> str:
 def _power(cells: Sequence[Cell], limits: Limits) -> list[str]:
     """Says where there are too few examples for a drop beyond the tolerance to be more than chance."""
     fewest = min((cell.change.n for cell in cells), default=0)
-    losses = math.ceil(math.log2(max(1, len(cells)) / limits.alpha))  # with none gained p is 2 to the minus losses
+    # With none gained p is 2 to the minus losses.
+    losses = math.ceil(math.log2(max(1, len(cells)) / limits.alpha))
     if not cells or limits.hard_limit is not None or losses <= limits.tolerance * fewest:
         return []
     which = f"below {percent(losses / fewest)} points " if losses <= fewest else ""
     tests = _counted(len(cells), "test")
-    return [f"with {fewest} examples and {tests} no drop {which}can be significant: evaluate more, or set --hard-limit"]
+    return [
+        f"with {fewest} examples and {tests} no drop {which}can be significant: evaluate more, or set --hard-limit"
+    ]
 
 
 def _counted(number: int, what: str) -> str:

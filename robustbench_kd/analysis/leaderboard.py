@@ -12,7 +12,18 @@ from robustbench_kd.core.rundir import RECORD, read_record
 from robustbench_kd.core.text import printable
 from robustbench_kd.core.threat import Threat
 
-KEYS = ("model", "family", "architecture", "dataset", "norm", "threat", "suite", "engine", "mode", "verdict")
+KEYS = (
+    "model",
+    "family",
+    "architecture",
+    "dataset",
+    "norm",
+    "threat",
+    "suite",
+    "engine",
+    "mode",
+    "verdict",
+)
 ORDERS: Mapping[str, Callable[[RunRecord], tuple[float, str]]] = {
     "robust": lambda record: (-_robust(record), ""),
     "clean": lambda record: (-_clean(record), ""),
@@ -59,8 +70,8 @@ class View:
 def read_leaderboard(results: Path, view: View | None = None) -> Leaderboard:
     """Reads every run under a folder and ranks those that a view wants.
 
-    Unreadable and unfinished runs are left out, and named. Raises `RecordError` where there is no such folder, and
-    `UsageError` for a view that makes no sense.
+    Unreadable and unfinished runs are left out, and named. Raises `RecordError` where there is no
+    such folder, and `UsageError` for a view that makes no sense.
     """
     records, left_out = read_records(results)
     return Leaderboard(show(records.values(), view or View()), left_out)
@@ -69,7 +80,9 @@ def read_leaderboard(results: Path, view: View | None = None) -> Leaderboard:
 def read_records(results: Path) -> tuple[dict[Path, RunRecord], tuple[str, ...]]:
     """Returns the records of finished runs by folder, and why others are left out; raises `RecordError`."""
     if not results.is_dir():
-        raise RecordError(f"there is no results folder '{results}': run 'rkd eval' first, or name another folder")
+        raise RecordError(
+            f"there is no results folder '{results}': run 'rkd eval' first, or name another folder"
+        )
     records, left_out = {}, []
     for path in sorted(results.glob(f"*/*/{RECORD}")):
         try:
@@ -80,7 +93,9 @@ def read_records(results: Path) -> tuple[dict[Path, RunRecord], tuple[str, ...]]
         if record.status == "complete":
             records[path.parent] = record
         else:
-            left_out.append(f"'{path.parent}' is unfinished: run the same 'rkd eval' again to resume it")
+            left_out.append(
+                f"'{path.parent}' is unfinished: run the same 'rkd eval' again to resume it"
+            )
     return records, tuple(left_out)
 
 
@@ -104,7 +119,9 @@ def rank(records: Iterable[RunRecord]) -> list[Board]:
 
 def beside(leaderboard: Leaderboard, published: Collection[Published]) -> Leaderboard:
     """Returns the leaderboard with published numbers beneath the runs for the same data set and threat."""
-    return replace(leaderboard, boards=tuple(_beside(board, published) for board in leaderboard.boards))
+    return replace(
+        leaderboard, boards=tuple(_beside(board, published) for board in leaderboard.boards)
+    )
 
 
 def gap(record: RunRecord) -> float | None:
@@ -139,25 +156,38 @@ def _place(record: RunRecord) -> tuple[str, str, float, str, str]:
 
 def _board(group: list[RunRecord], titles: Counter[str]) -> Board:
     ordered = sorted(
-        group, key=lambda record: (-_robust(record), -_clean(record), record.identity.model, record.run_id)
+        group,
+        key=lambda record: (
+            -_robust(record),
+            -_clean(record),
+            record.identity.model,
+            record.run_id,
+        ),
     )
     values = [_robust(record) for record in ordered]
     name = title(ordered[0].identity)
-    if titles[name] > 1:  # they differ in what a title has no room for, such as the images themselves
+    # They differ in what a title has no room for, such as the images themselves.
+    if titles[name] > 1:
         name += f", protocol {printable(ordered[0].protocol_hash)}"
-    return Board(name, records=tuple(ordered), ranks=tuple(values.index(value) + 1 for value in values))
+    return Board(
+        name, records=tuple(ordered), ranks=tuple(values.index(value) + 1 for value in values)
+    )
 
 
 def _arranged(board: Board, view: View) -> Board:
     pairs = zip(board.records, board.ranks, strict=True)
     ordered = sorted(pairs, key=lambda pair: ORDERS[view.sort](pair[0]))[: view.top]
-    return replace(board, records=tuple(pair[0] for pair in ordered), ranks=tuple(pair[1] for pair in ordered))
+    return replace(
+        board, records=tuple(pair[0] for pair in ordered), ranks=tuple(pair[1] for pair in ordered)
+    )
 
 
 def _beside(board: Board, published: Collection[Published]) -> Board:
     identity = board.records[0].identity
     fitting = [number for number in published if number.fits(identity)]
-    return replace(board, published=tuple(sorted(fitting, key=lambda number: (-number.robust, number.model))))
+    return replace(
+        board, published=tuple(sorted(fitting, key=lambda number: (-number.robust, number.model)))
+    )
 
 
 def _robust(record: RunRecord) -> float:

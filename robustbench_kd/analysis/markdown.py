@@ -31,8 +31,12 @@ def comparison(found: Comparison) -> str:
     about = f"A is {_run(found.a)}, B is {_run(found.b)}; {code(found.title)}."
     headings = ("", "accuracy", "A %", "B %", "B - A, points", "lost", "gained", "p")
     stages = _table(headings, [_row(change) for change in found.stages])
-    classes = _table(("", "class", *headings[2:]), [_row(change) for change in found.classes[:MOST]])
-    flips = f"Lost under attack: {listed(found.robust.lost)}.\nGained: {listed(found.robust.gained)}."
+    classes = _table(
+        ("", "class", *headings[2:]), [_row(change) for change in found.classes[:MOST]]
+    )
+    flips = (
+        f"Lost under attack: {listed(found.robust.lost)}.\nGained: {listed(found.robust.gained)}."
+    )
     remarks = _items([*provenance(found.a, found.b), *found.notes])
     legend = f"{_MARKS}. Intervals of 95 %; p by McNemar's exact test, for classes adjusted for their number (Holm)."
     parts = [heading, about, stages, *([classes] if found.classes else []), flips, remarks, legend]
@@ -53,9 +57,15 @@ def gate(found: Gate) -> str:
         "gained",
         "drop p",
     )
-    failed = [f"- **{cell.change.name} accuracy** of {_run(cell.after)}: {cell.reason}" for cell in found.failures]
+    failed = [
+        f"- **{cell.change.name} accuracy** of {_run(cell.after)}: {cell.reason}"
+        for cell in found.failures
+    ]
     gaps = [f"- not judged: {code(gap.text)}" for gap in found.gaps]
-    added = [f"- new, without a baseline: {_run(run)}, {code(title(run.identity))}" for run in found.added]
+    added = [
+        f"- new, without a baseline: {_run(run)}, {code(title(run.identity))}"
+        for run in found.added
+    ]
     parts = [
         f"### Robustness gate {found.headline}",
         "\n".join([*failed, *gaps, *added]),
@@ -72,16 +82,32 @@ def _run(run: Run) -> str:
 
 def _row(change: Change) -> tuple[str, ...]:
     numbers = (percent(change.before), percent(change.after), points(change), str(len(change.lost)))
-    return (code(change.mark), code(change.name), *numbers, str(len(change.gained)), p_text(change.p))
+    return (
+        code(change.mark),
+        code(change.name),
+        *numbers,
+        str(len(change.gained)),
+        p_text(change.p),
+    )
 
 
 def _cell(cell: Cell) -> tuple[str, ...]:
     _, name, *numbers, _ = _row(cell.change)
-    return (code(cell.mark), code(cell.after.model), code(title(cell.after.identity)), name, *numbers, p_text(cell.p))
+    return (
+        code(cell.mark),
+        code(cell.after.model),
+        code(title(cell.after.identity)),
+        name,
+        *numbers,
+        p_text(cell.p),
+    )
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = [":--" if heading in ("", "model", "protocol", "accuracy", "class") else "--:" for heading in headings]
+    rule = [
+        ":--" if heading in ("", "model", "protocol", "accuracy", "class") else "--:"
+        for heading in headings
+    ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
 
 

@@ -17,7 +17,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def render_page(template: str, **content: Any) -> str:
     """Returns a page from a template; every text is escaped, and its control characters spelled out.
 
-    The page's policy names its one script by hash: what a hostile name might smuggle in would not run.
+    The page's policy names its one script by hash: what a hostile name might smuggle in would not
+    run.
     """
     return _environment().get_template(template).render(**content)
 

@@ -77,7 +77,9 @@ def percent(share: float) -> str:
 
 def points(change: Change) -> str:
     """Returns a difference in percentage points, with its interval, such as `-3.0 [-4.1, -1.9]`."""
-    difference, low, high = (_signed(share) for share in (change.difference, change.ci_low, change.ci_high))
+    difference, low, high = (
+        _signed(share) for share in (change.difference, change.ci_low, change.ci_high)
+    )
     return f"{difference} [{low}, {high}]"
 
 

@@ -55,7 +55,11 @@ def losses(records: Sequence[RunRecord]) -> Picture:
     names = [name for name in reversed(colours) if name != _BEFORE]
     rows = [_lost(record, names) for record in records[:MOST_ROWS]]
     paints: list[int | None] = [0, *(colours[name] for name in names), None]
-    keys = [("stands", 0), *((name, colours[name]) for name in reversed(names)), ("wrong before any attack", None)]
+    keys = [
+        ("stands", 0),
+        *((name, colours[name]) for name in reversed(names)),
+        ("wrong before any attack", None),
+    ]
     caption = f"Share of the images that each attack broke first, in the order they ran.{_first_of(records)}"
     svg = Markup(figures.bars(rows, paints, "images, %", most=100))  # noqa: S704  # escaped there
     return Picture("What each attack took", caption, svg, _keys(keys))
@@ -86,8 +90,11 @@ def security(records: Iterable[RunRecord]) -> list[Security]:
         identity = record.identity
         radii = groups.setdefault(_regardless_of_radius(identity), {})
         own = radii.setdefault((identity.model, identity.checkpoint_sha256), {})
-        own[identity.eps] = min(own.get(identity.eps, record), record, key=_robust)  # the worst of several seeds
-    several = [[list(own.values()) for own in group.values() if len(own) > 1] for group in groups.values()]
+        # The worst of several seeds.
+        own[identity.eps] = min(own.get(identity.eps, record), record, key=_robust)
+    several = [
+        [list(own.values()) for own in group.values() if len(own) > 1] for group in groups.values()
+    ]
     return [_security(models) for models in several if models]
 
 
@@ -104,7 +111,9 @@ def _lost(record: RunRecord, names: Sequence[str]) -> Bar:
 def _spent(record: RunRecord, names: Sequence[str]) -> Bar:
     passes: defaultdict[str, float] = defaultdict(float)
     for stage in record.stages:
-        passes[_label(stage)] += (stage.forwards + stage.backwards) / max(1, record.identity.examples)
+        passes[_label(stage)] += (stage.forwards + stage.backwards) / max(
+            1, record.identity.examples
+        )
     return Bar(record.identity.model, _summed(passes, names))
 
 
@@ -131,7 +140,9 @@ def _stage_colours(records: Sequence[RunRecord]) -> dict[str, int | None]:
 
 def _security(models: list[list[RunRecord]]) -> Security:
     ordered = [sorted(records, key=lambda record: record.identity.eps) for records in models]
-    shown = sorted(ordered, key=lambda records: (-_robust(records[-1]), records[0].identity.model))[:SERIES]
+    shown = sorted(ordered, key=lambda records: (-_robust(records[-1]), records[0].identity.model))[
+        :SERIES
+    ]
     drawn = [_curve(records) for records in shown]
     identity = shown[0][0].identity
     more = f" The {SERIES} best of {len(models)} models." if len(models) > SERIES else ""
@@ -141,12 +152,16 @@ def _security(models: list[list[RunRecord]]) -> Security:
         svg=Markup(figures.curves(drawn, printable(identity.norm))),  # noqa: S704  # escaped there
         keys=_keys((curve.name, number) for number, curve in enumerate(drawn)),
     )
-    return Security(picture, _warning([records[-1] for records in shown if _robust(records[-1]) > _ZERO]))
+    return Security(
+        picture, _warning([records[-1] for records in shown if _robust(records[-1]) > _ZERO])
+    )
 
 
 def _curve(records: Sequence[RunRecord]) -> Curve:
     start = [(0.0, "0", records[0].clean)]
-    points = start + [(one.identity.eps, printable(one.identity.eps_text), one.robust) for one in records]
+    points = start + [
+        (one.identity.eps, printable(one.identity.eps_text), one.robust) for one in records
+    ]
     known = [(eps, text, accuracy) for eps, text, accuracy in points if accuracy]
     radii = tuple((eps, text) for eps, text, _ in known)
     return Curve(records[0].identity.model, radii, tuple(accuracy for _, _, accuracy in known))
@@ -155,7 +170,10 @@ def _curve(records: Sequence[RunRecord]) -> Curve:
 def _warning(above: Sequence[RunRecord]) -> str:
     if not above:
         return ""
-    left = [f"{one.identity.model} has {100 * _robust(one):.1f} % at {one.identity.eps_text}" for one in above]
+    left = [
+        f"{one.identity.model} has {100 * _robust(one):.1f} % at {one.identity.eps_text}"
+        for one in above
+    ]
     return printable(
         f"{', '.join(left)}, the largest radius here. A curve has to reach zero: evaluate larger radii; where it never "
         "does, the attacks fail and the numbers say nothing."

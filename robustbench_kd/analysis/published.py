@@ -1,7 +1,8 @@
 """Published numbers, read from RobustBench's `model_info` files: reference lines, never ranked.
 
-Source: RobustBench/robustbench, `model_info/<data set>/<threat>/<model>.json`. Accuracies are percent, mostly as text;
-`external` is the result of a stronger attack than AutoAttack, where somebody found one.
+Source: RobustBench/robustbench, `model_info/<data set>/<threat>/<model>.json`. Accuracies are
+percent, mostly as text; `external` is the result of a stronger attack than AutoAttack, where
+somebody found one.
 """
 
 import math
@@ -60,11 +61,14 @@ _ENTRIES = TypeAdapter(list[_Entry])
 def read_published(path: Path) -> tuple[tuple[Published, ...], tuple[str, ...]]:
     """Reads one file, or every file in the folders `Linf`, `L2` and `L1` below a folder, and says what could not be read.
 
-    The norm is the name of the file's folder, as in RobustBench, unless the file has `threat_model`. A file holds one
-    entry or a list of them. Raises `RecordError` where there is nothing.
+    The norm is the name of the file's folder, as in RobustBench, unless the file has
+    `threat_model`. A file holds one entry or a list of them. Raises `RecordError` where there is
+    nothing.
     """
     if not path.exists():
-        raise RecordError(f"there is no '{path}': give a file or folder of RobustBench's model_info")
+        raise RecordError(
+            f"there is no '{path}': give a file or folder of RobustBench's model_info"
+        )
     files = _files(path) if path.is_dir() else [path]
     numbers: list[Published] = []
     left_out: list[str] = []

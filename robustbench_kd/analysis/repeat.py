@@ -57,7 +57,9 @@ def _command(target: str, identity: Identity) -> tuple[str, ...]:
     ]
     if identity.batch_size:  # 0 where verdicts do not depend on it
         options.append(("--batch-size", str(identity.batch_size)))
-    return f"rkd eval {shlex.quote(target)}", *_joined([*options, *_mode(identity), *_levers(identity)])
+    return f"rkd eval {shlex.quote(target)}", *_joined(
+        [*options, *_mode(identity), *_levers(identity)]
+    )
 
 
 def _mode(identity: Identity) -> list[tuple[str, ...]]:
@@ -70,10 +72,10 @@ def _mode(identity: Identity) -> list[tuple[str, ...]]:
 
 def _levers(identity: Identity) -> list[tuple[str, ...]]:
     """Returns the options of a search that was not asked as by default."""
-    precision, *levers = identity.precision.split("+")
+    precision, *speedups = identity.precision.split("+")
     changed = [("--precision", precision)] if precision != "fp32" else []
-    unfolded = [("--no-fold",)] if identity.engine == "native" and "fold" not in levers else []
-    return [*changed, *unfolded, *((f"--{lever}",) for lever in levers if lever != "fold")]
+    unfolded = [("--no-fold",)] if identity.engine == "native" and "fold" not in speedups else []
+    return [*changed, *unfolded, *((f"--{lever}",) for lever in speedups if lever != "fold")]
 
 
 def _joined(options: Sequence[tuple[str, ...]]) -> list[str]:

@@ -10,7 +10,15 @@ from robustbench_kd.analysis.classes import Heat, by_class
 from robustbench_kd.analysis.gallery import Gallery, galleries
 from robustbench_kd.analysis.leaderboard import Board, rank, read_records
 from robustbench_kd.analysis.page import render_page
-from robustbench_kd.analysis.pictures import MOST_ROWS, Picture, Security, costs, losses, security, trade_off
+from robustbench_kd.analysis.pictures import (
+    MOST_ROWS,
+    Picture,
+    Security,
+    costs,
+    losses,
+    security,
+    trade_off,
+)
 from robustbench_kd.analysis.repeat import Repetition, repetition
 from robustbench_kd.analysis.table import Table, legend, mode, percent, tabulate
 from robustbench_kd.core.errors import RecordError
@@ -96,7 +104,9 @@ def render(report: Report) -> str:
     return render_page("report.html", report=report)
 
 
-def _section(board: Board, folders: Sequence[tuple[RunRecord, Path]], left_out: list[str]) -> Section:
+def _section(
+    board: Board, folders: Sequence[tuple[RunRecord, Path]], left_out: list[str]
+) -> Section:
     return Section(
         table=tabulate(board),
         trade_off=trade_off(board.records),
@@ -115,7 +125,9 @@ def _folders(board: Board, records: Mapping[Path, RunRecord]) -> list[tuple[RunR
     return [(record, folders[id(record)]) for record in board.records[:MOST_ROWS]]
 
 
-def _verdicts(runs: Sequence[tuple[RunRecord, Path]], left_out: list[str]) -> list[tuple[str, list[int], list[bool]]]:
+def _verdicts(
+    runs: Sequence[tuple[RunRecord, Path]], left_out: list[str]
+) -> list[tuple[str, list[int], list[bool]]]:
     """Reads labels and verdicts of runs; adds to `left_out` what cannot be read."""
     found = []
     for record, folder in runs:
@@ -141,7 +153,12 @@ def _remarks(records: Sequence[RunRecord]) -> tuple[Remark, ...]:
 
 def _details(record: RunRecord) -> Details:
     stages = tuple(
-        (stage.stage, percent(stage.accuracy), f"{stage.forwards + stage.backwards:,}", duration(stage.seconds))
+        (
+            stage.stage,
+            percent(stage.accuracy),
+            f"{stage.forwards + stage.backwards:,}",
+            duration(stage.seconds),
+        )
         for stage in record.stages
     )
     return Details(record, mode(record), stages, _facts(record), repetition(record.identity))
@@ -160,4 +177,8 @@ def _facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
         "precision": identity.precision,
         "versions": ", ".join(f"{name} {version}" for name, version in identity.versions.items()),
     }
-    return tuple((name.replace("_", " "), text) for name, text in (known | record.environment).items() if text)
+    return tuple(
+        (name.replace("_", " "), text)
+        for name, text in (known | record.environment).items()
+        if text
+    )

@@ -58,20 +58,26 @@ def read_run(folder: Path) -> Run:
     """Reads a run directory; raises `RecordError` for a damaged one and `IncompleteError` for an unfinished one."""
     record = read_record(folder / RECORD)
     if record.status != "complete":
-        raise IncompleteError(f"'{folder}' is unfinished: run the same 'rkd eval' again to resume it")
+        raise IncompleteError(
+            f"'{folder}' is unfinished: run the same 'rkd eval' again to resume it"
+        )
     return with_examples(folder, record)
 
 
 def with_examples(folder: Path, record: RunRecord) -> Run:
     """Reads the examples of a complete run; raises `RecordError` where they are damaged or contradict the record."""
     columns = _consistent(folder, record, ExampleRow._fields[1:])
-    return Run(folder, record, dict(zip(columns["index"], map(ExampleRow, *columns.values()), strict=True)))
+    return Run(
+        folder, record, dict(zip(columns["index"], map(ExampleRow, *columns.values()), strict=True))
+    )
 
 
 def read_verdicts(folder: Path, record: RunRecord) -> Verdicts:
     """Reads what became of the examples of a complete run and no more; raises like `with_examples`."""
     columns = _consistent(folder, record, ("label", *_TOLD))
-    labels, robust = (dict(zip(columns["index"], columns[name], strict=True)) for name in ("label", "robust"))
+    labels, robust = (
+        dict(zip(columns["index"], columns[name], strict=True)) for name in ("label", "robust")
+    )
     return Verdicts(labels, robust)
 
 
@@ -89,7 +95,8 @@ def read_runs(results: Path) -> tuple[list[Run], list[str]]:
 def find_run(text: str, results: Path) -> Run:
     """Reads the run that a person named: its directory, its `run.json`, a model's folder or a run id's beginning.
 
-    A folder may be named from `results` on. Raises `UsageError` unless exactly one run is meant, and like `read_run`.
+    A folder may be named from `results` on. Raises `UsageError` unless exactly one run is meant,
+    and like `read_run`.
     """
     named = [*_at(Path(text)), *_at(results / text)] or _by_id(text, results)
     found = sorted({folder.resolve(): folder for folder in named}.values())
@@ -100,7 +107,9 @@ def find_run(text: str, results: Path) -> Run:
         )
     if len(found) > 1:
         known = ", ".join(_described(folder) for folder in found[:10])
-        raise UsageError(f"'{text}' holds {len(found)} runs: name one of {known}{', ...' if len(found) > 10 else ''}")
+        raise UsageError(
+            f"'{text}' holds {len(found)} runs: name one of {known}{', ...' if len(found) > 10 else ''}"
+        )
     return read_run(found[0])
 
 
@@ -134,11 +143,15 @@ def _described(folder: Path) -> str:
 def _consistent(folder: Path, record: RunRecord, names: Sequence[str]) -> dict[str, list[Any]]:
     """Reads columns of the examples, `_TOLD` among them; raises `RecordError` where they and the record contradict each other."""
     if record.clean is None or record.robust is None:
-        raise RecordError(f"'{folder / RECORD}' calls itself complete but lacks accuracies; delete it and run again")
+        raise RecordError(
+            f"'{folder / RECORD}' calls itself complete but lacks accuracies; delete it and run again"
+        )
     path = folder / EXAMPLES
     columns = read_columns(path, *names)
     if len(columns["index"]) != record.clean.n:
-        raise RecordError(f"'{path}': expected {record.clean.n} examples as in {RECORD}, got {len(columns['index'])}")
+        raise RecordError(
+            f"'{path}': expected {record.clean.n} examples as in {RECORD}, got {len(columns['index'])}"
+        )
     if record.robust_draws is None:  # otherwise the accuracies are expectations
         _check_stages(path, record, columns)
         _check_share(folder, "clean", record.clean, columns["clean_correct"])
@@ -148,10 +161,14 @@ def _consistent(folder: Path, record: RunRecord, names: Sequence[str]) -> dict[s
 
 def _check_stages(path: Path, record: RunRecord, columns: Mapping[str, Sequence[Any]]) -> None:
     known = {"", *(stage.stage for stage in record.stages)}
-    for index, robust, broken_by in zip(*(columns[name] for name in ("index", "robust", "broken_by")), strict=True):
+    for index, robust, broken_by in zip(
+        *(columns[name] for name in ("index", "robust", "broken_by")), strict=True
+    ):
         if broken_by not in known or robust == bool(broken_by):
             what = f"{'' if robust else 'not '}robust, broken by '{printable(broken_by)}'"
-            raise RecordError(f"'{path}': example {index} is {what}; delete its folder and run again")
+            raise RecordError(
+                f"'{path}': example {index} is {what}; delete its folder and run again"
+            )
 
 
 def _check_share(folder: Path, kind: str, told: Accuracy, counted: Sequence[bool]) -> None:

@@ -16,7 +16,8 @@ _NUMBERS = (
     "different tables differ in data, examples, threat, suite, engine or mode and must not be ranked together."
 )
 _AUTOATTACK = {"apgd-ce", "apgd-t", "fab-t", "square"}
-# Every heading in order, and whether its cells are numbers. Of the three before "adaptive %" a table has one.
+# Every heading in order, and whether its cells are numbers. Of the three before "adaptive %" a
+# table has one.
 _HEADINGS = {
     "#": True,
     "model": False,
@@ -65,7 +66,9 @@ class Table:
 def tabulate(board: Board) -> Table:
     """Returns the table of a board; a column is there only where some row fills it."""
     first = _first_heading(board)
-    rows = [_cells(rank, record, first) for rank, record in zip(board.ranks, board.records, strict=True)]
+    rows = [
+        _cells(rank, record, first) for rank, record in zip(board.ranks, board.records, strict=True)
+    ]
     references = [_reference(number, first) for number in board.published]
     columns = tuple(
         Column(heading, numeric)
@@ -90,9 +93,13 @@ def legend(boards: Sequence[Board]) -> list[str]:
             "that every draw gets right."
         )
     if any(record.identity.mode == "fast" for record in records):
-        notes.append("Fast runs may miss adversarial images, up to the points they name with 95 % confidence.")
+        notes.append(
+            "Fast runs may miss adversarial images, up to the points they name with 95 % confidence."
+        )
     if numbers:
-        notes.append("Published numbers come from RobustBench: others ran them, perhaps on other examples.")
+        notes.append(
+            "Published numbers come from RobustBench: others ran them, perhaps on other examples."
+        )
     return notes
 
 
@@ -120,7 +127,12 @@ def percent(accuracy: Accuracy | None) -> str:
 
 def _first_heading(board: Board) -> str:
     """Returns the name of the number before adaptive attacks, or of the only one where there are none."""
-    if not any([*(record.standard for record in board.records), *(number.standard for number in board.published)]):
+    if not any(
+        [
+            *(record.standard for record in board.records),
+            *(number.standard for number in board.published),
+        ]
+    ):
         return "robust %"
     return "AutoAttack %" if is_autoattack(board.records[0].identity) else "before adaptive %"
 
@@ -144,7 +156,10 @@ def _cells(rank: int, record: RunRecord, first: str) -> dict[str, Cell]:
     }
     if difference is None:
         return cells
-    return cells | {"adaptive %": _accuracy(record.robust), "gap": Cell(f"{100 * difference:.1f}", difference)}
+    return cells | {
+        "adaptive %": _accuracy(record.robust),
+        "gap": Cell(f"{100 * difference:.1f}", difference),
+    }
 
 
 def _reference(number: Published, first: str) -> dict[str, Cell]:
@@ -157,10 +172,15 @@ def _reference(number: Published, first: str) -> dict[str, Cell]:
     if number.standard is None:
         return cells
     difference = number.standard - number.robust
-    return cells | {"adaptive %": _share(number.robust), "gap": Cell(f"{100 * difference:.1f}", difference)}
+    return cells | {
+        "adaptive %": _share(number.robust),
+        "gap": Cell(f"{100 * difference:.1f}", difference),
+    }
 
 
-def _in_order(rows: list[dict[str, Cell]], columns: tuple[Column, ...]) -> tuple[tuple[Cell, ...], ...]:
+def _in_order(
+    rows: list[dict[str, Cell]], columns: tuple[Column, ...]
+) -> tuple[tuple[Cell, ...], ...]:
     return tuple(tuple(row.get(column.heading, Cell()) for column in columns) for row in rows)
 
 

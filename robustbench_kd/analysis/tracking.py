@@ -32,8 +32,14 @@ def entry(record: RunRecord) -> Entry:
 def _params(record: RunRecord) -> dict[str, str]:
     fields = record.identity.model_dump(exclude={"versions"})
     versions = {f"versions/{name}": version for name, version in record.identity.versions.items()}
-    known = {name: " ".join(value) if isinstance(value, list) else str(value) for name, value in fields.items()}
-    return {_plain(name): text for name, text in (known | versions | {"verdict": record.verdict or ""}).items()}
+    known = {
+        name: " ".join(value) if isinstance(value, list) else str(value)
+        for name, value in fields.items()
+    }
+    return {
+        _plain(name): text
+        for name, text in (known | versions | {"verdict": record.verdict or ""}).items()
+    }
 
 
 def _metrics(record: RunRecord) -> dict[str, float]:
@@ -41,7 +47,11 @@ def _metrics(record: RunRecord) -> dict[str, float]:
     found = {name: accuracy.value for name, accuracy in accuracies.items() if accuracy}
     found |= {"passes": record.forwards + record.backwards, "seconds": record.seconds}
     for stage in record.stages:
-        own = {"accuracy": stage.accuracy.value, "passes": stage.forwards + stage.backwards, "seconds": stage.seconds}
+        own = {
+            "accuracy": stage.accuracy.value,
+            "passes": stage.forwards + stage.backwards,
+            "seconds": stage.seconds,
+        }
         found |= {f"stages/{stage.stage}/{name}": value for name, value in own.items()}
     return found
 

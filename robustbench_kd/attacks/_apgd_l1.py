@@ -1,6 +1,7 @@
 """APGD's path in l1: sparse steps, whose number of pixels follows the support of the best point.
 
-Source: Croce and Hein 2021, "Mind the box", section 4, as `attack_single_run` and `decr_eps_pgd` in AutoAttack do it.
+Source: Croce and Hein 2021, "Mind the box", section 4, as `attack_single_run` and `decr_eps_pgd` in
+AutoAttack do it.
 """
 
 import math
@@ -23,10 +24,11 @@ _TINY = 1e-10
 class L1Path:
     """Where each row stands; tensors lead with the row, the other fields hold for all rows.
 
-    `stages` counts the stages left, and the radius is `eps` times that number. `early` and `final` are the steps of
-    the stages before the last and of the last; `early` is 0 where there is one stage. `step` counts the evaluated
-    points of the stage. A step moves the `share` of the pixels with the largest gradients; `support` is the number of
-    pixels in which the best point differed from the image when the share was last set.
+    `stages` counts the stages left, and the radius is `eps` times that number. `early` and `final`
+    are the steps of the stages before the last and of the last; `early` is 0 where there is one
+    stage. `step` counts the evaluated points of the stage. A step moves the `share` of the pixels
+    with the largest gradients; `support` is the number of pixels in which the best point differed
+    from the image when the share was last set.
     """
 
     centre: Images
@@ -71,13 +73,17 @@ class L1Path:
         )
         restarted, path = _check(reached)
         base = _choose(restarted, path.best, self.point)
-        return _move(path, base + _sparse_step(path, _choose(restarted, path.best_gradient, gradient)))
+        return _move(
+            path, base + _sparse_step(path, _choose(restarted, path.best_gradient, gradient))
+        )
 
     def _of_stage(self, early: int, final: int) -> Tensor:
         return torch.where(self.stages == 1, final, early)
 
 
-def begin(rows: Rows, targets: Labels, threat: Threat, points: Images, steps: int, *, large_radius: bool) -> L1Path:
+def begin(
+    rows: Rows, targets: Labels, threat: Threat, points: Images, steps: int, *, large_radius: bool
+) -> L1Path:
     """Returns the path of jobs that start from the given points `(n, c, h, w)`."""
     stages = torch.full_like(rows.job, STAGES if large_radius else 1)
     early = math.ceil(0.3 * steps) if large_radius else 0
@@ -111,8 +117,9 @@ def lengths(steps: int) -> tuple[int, ...]:
 def _check(path: L1Path) -> tuple[Tensor, L1Path]:
     """Returns which rows `(n,)` restart from their best point, and the path with new steps where a check is due.
 
-    If the support of the best point has shrunk by more than 5 %, the step becomes the radius again and the row
-    restarts; otherwise the step shrinks. A stage that continues an earlier one takes its share from its start.
+    If the support of the best point has shrunk by more than 5 %, the step becomes the radius again
+    and the row restarts; otherwise the step shrinks. A stage that continues an earlier one takes
+    its share from its start.
     """
     due = (path.step > 0) & (path.step % path.window == 0)
     support = (path.best != path.centre).flatten(1).sum(dim=1)

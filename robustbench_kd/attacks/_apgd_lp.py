@@ -29,9 +29,10 @@ class Schedule:
 class LpPath:
     """Where each row stands; tensors lead with the row, the other fields hold for all rows.
 
-    `step` counts the evaluated points of a row, so the asked point is the start when it is 0. `previous` is where the
-    last step began, `direction` the direction of ascent at `best`. `checked_loss` is the best loss at the last
-    checkpoint, -inf where the step was halved there; `rises` counts the steps since then that raised the loss.
+    `step` counts the evaluated points of a row, so the asked point is the start when it is 0.
+    `previous` is where the last step began, `direction` the direction of ascent at `best`.
+    `checked_loss` is the best loss at the last checkpoint, -inf where the step was halved there;
+    `rises` counts the steps since then that raised the loss.
     """
 
     centre: Images
@@ -70,8 +71,11 @@ class LpPath:
             best=best,
             direction=best_direction,
             best_loss=best_loss,
-            checked_loss=torch.where(due, best_loss.masked_fill(halved, -torch.inf), self.checked_loss),
-            # AutoAttack compares the loss after the first step with an empty entry of its table, not with the start.
+            checked_loss=torch.where(
+                due, best_loss.masked_fill(halved, -torch.inf), self.checked_loss
+            ),
+            # AutoAttack compares the loss after the first step with an empty entry of its table,
+            # not with the start.
             loss=loss.masked_fill(self.step == 0, 0),
             rises=rises.masked_fill(due, 0),
             step=(self.step + 1).clamp(max=self.steps + 1),
@@ -81,8 +85,8 @@ class LpPath:
     def _check(self, rises: Tensor, best_loss: Tensor) -> tuple[Tensor, Tensor]:
         """Returns which rows `(n,)` are at a checkpoint, and which of them halve the step and restart from the best.
 
-        Those do in which too few steps of the window raised the loss, or whose best loss has not risen since the last
-        checkpoint although the step was not halved there.
+        Those do in which too few steps of the window raised the loss, or whose best loss has not
+        risen since the last checkpoint although the step was not halved there.
         """
         limit = self.schedule.limits[self.step]
         due = limit >= 0
@@ -137,7 +141,8 @@ def _limits(steps: int) -> list[float]:
 def _clipper(centre: Images, threat: Threat) -> Callable[[Tensor], Images]:
     """Returns what moves points, in place, into the ball and then into the box.
 
-    `geometry.project` goes through float64 for l2. This is the hot loop, twice a step, and rounds as AutoAttack does.
+    `geometry.project` goes through float64 for l2. This is the hot loop, twice a step, and rounds
+    as AutoAttack does.
     """
     if threat.norm is Norm.LINF:
         low, high = (centre - threat.eps).clamp_(min=0), (centre + threat.eps).clamp_(max=1)
@@ -146,7 +151,9 @@ def _clipper(centre: Images, threat: Threat) -> Callable[[Tensor], Images]:
     def scale(points: Tensor) -> Images:
         offset = points.sub_(centre)
         length = _length(offset)
-        return offset.div_(length + _TINY).mul_(length.clamp(max=threat.eps)).add_(centre).clamp_(0, 1)
+        return (
+            offset.div_(length + _TINY).mul_(length.clamp(max=threat.eps)).add_(centre).clamp_(0, 1)
+        )
 
     return scale
 
@@ -165,6 +172,7 @@ def _length(values: Tensor) -> Tensor:
 def _weight(rows: Tensor, like: Tensor) -> Tensor:
     """Returns 1 for the given rows, bool `(n,)`, and 0 for others: `lerp` then selects rows, exactly for finite values.
 
-    `torch.where` says the same, but with a condition per row it is not vectorised on a CPU and takes 8 times as long.
+    `torch.where` says the same, but with a condition per row it is not vectorised on a CPU and
+    takes 8 times as long.
     """
     return per_row(rows.to(like.dtype), like)

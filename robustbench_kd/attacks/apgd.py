@@ -1,9 +1,10 @@
 """Auto-PGD on the cross-entropy, the DLR loss or the targeted DLR loss, as in AutoAttack, or on the margin.
 
-Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-attacks", section 3; for l1 Croce and Hein 2021, "Mind the box", section 4; `autopgd_base.py` of fra31/auto-attack at
-a392200. From the same start point the iterates are AutoAttack's. Two things differ: the last point of a run costs no
-backward pass, and the random numbers belong to the example instead of the batch.
+Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of
+diverse parameter-free attacks", section 3; for l1 Croce and Hein 2021, "Mind the box", section 4;
+`autopgd_base.py` of fra31/auto-attack at a392200. From the same start point the iterates are
+AutoAttack's. Two things differ: the last point of a run costs no backward pass, and the random
+numbers belong to the example instead of the batch.
 """
 
 from dataclasses import dataclass
@@ -37,14 +38,16 @@ class Apgd:
     """Projected gradient ascent whose steps adapt to the progress of each row.
 
     Args:
-        loss: What to maximise. `margin`, which is no part of AutoAttack, stands for minus the margin (Carlini and Wagner
-            2017, f6 without its cut at zero); two classes are enough for it.
-        restarts: Jobs of an example, each from its own random start; the targeted loss counts `targets` instead.
-        targets: Jobs of an example under the targeted loss: job k aims at the class with the (k + 2)-th largest logit
-            of the clean image. Any wrong class is a success.
+        loss: What to maximise. `margin`, which is no part of AutoAttack, stands for minus the
+            margin (Carlini and Wagner 2017, f6 without its cut at zero); two classes are enough for
+            it.
+        restarts: Jobs of an example, each from its own random start; the targeted loss counts
+            `targets` instead.
+        targets: Jobs of an example under the targeted loss: job k aims at the class with the (k +
+            2)-th largest logit of the clean image. Any wrong class is a success.
         steps: Steps of a job, which evaluates one point more, or three more under `large_radius`.
-        large_radius: Whether l1 spends 30, 30 and 40 % of the steps at 3, 2 and 1 times the radius, each time from the
-            best point so far. The other norms take no notice.
+        large_radius: Whether l1 spends 30, 30 and 40 % of the steps at 3, 2 and 1 times the radius,
+            each time from the best point so far. The other norms take no notice.
 
     >>> Apgd(loss="targeted-dlr").jobs(Norm.LINF, 10)
     9
@@ -62,7 +65,9 @@ class Apgd:
 
     def schedule(self, norm: Norm) -> tuple[bool, ...]:
         """Returns that all points are differentiated but the last of a run or stage."""
-        stages = _apgd_l1.lengths(self.steps) if norm is Norm.L1 and self.large_radius else (self.steps,)
+        stages = (
+            _apgd_l1.lengths(self.steps) if norm is Norm.L1 and self.large_radius else (self.steps,)
+        )
         return tuple(step < steps for steps in stages for step in range(steps + 1))
 
     def start(self, rows: Rows, threat: Threat, seed: int) -> State:
@@ -72,8 +77,8 @@ class Apgd:
     def start_points(self, rows: Rows, threat: Threat, seed: int) -> Images:
         """Returns random points in the ball and the box, keyed by seed, loss, example and job.
 
-        For linf uniform noise is stretched until its largest entry is the radius, for l2 Gaussian noise is scaled to
-        the radius, for l1 it is projected.
+        For linf uniform noise is stretched until its largest entry is the radius, for l2 Gaussian
+        noise is scaled to the radius, for l1 it is projected.
         """
         draw = uniform if threat.norm is Norm.LINF else normal
         size = rows.images.flatten(1).shape[1]
@@ -84,10 +89,13 @@ class Apgd:
 
     def begin(self, rows: Rows, threat: Threat, points: Images) -> State:
         """Returns the state of fresh jobs that start from the given points; raises like `start`."""
-        self._loss(rows.logits, rows.labels, rows.labels)  # refuses too few classes before a pass is spent
+        # Refuses too few classes before a pass is spent.
+        self._loss(rows.logits, rows.labels, rows.labels)
         targets = _targets(rows) if self.loss == "targeted-dlr" else rows.labels
         if threat.norm is Norm.L1:
-            return _apgd_l1.begin(rows, targets, threat, points, self.steps, large_radius=self.large_radius)
+            return _apgd_l1.begin(
+                rows, targets, threat, points, self.steps, large_radius=self.large_radius
+            )
         return _apgd_lp.begin(rows, targets, threat, points, self.steps)
 
     def ask(self, state: State) -> Images:
@@ -100,7 +108,9 @@ class Apgd:
 
     def tell(self, state: State, logits: Logits, values: Tensor, gradient: Tensor | None) -> State:  # noqa: ARG002  # the loss says it all
         """Returns the state after one step."""
-        return state.advance(values[0], torch.zeros_like(state.point) if gradient is None else gradient[0])
+        return state.advance(
+            values[0], torch.zeros_like(state.point) if gradient is None else gradient[0]
+        )
 
     def _loss(self, logits: Logits, labels: Labels, targets: Labels) -> Tensor:
         if self.loss == "ce":

@@ -1,10 +1,11 @@
 """FAB and FAB-T: walks along the decision boundary towards the clean image, as in AutoAttack.
 
-Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack";
-`fab_base.py` of fra31/auto-attack at a392200. From the clean image the iterates are AutoAttack's but for rounding. Three
-things differ: a row within rounding of the boundary is pushed over it instead of staying there for ever, the targets are
-ranked among the classes other than the label even where the label is not the best, and the random numbers belong to the
-example instead of the batch.
+Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary
+attack"; `fab_base.py` of fra31/auto-attack at a392200. From the clean image the iterates are
+AutoAttack's but for rounding. Three things differ: a row within rounding of the boundary is pushed
+over it instead of staying there for ever, the targets are ranked among the classes other than the
+label even where the label is not the best, and the random numbers belong to the example instead of
+the batch.
 """
 
 from dataclasses import dataclass, replace
@@ -44,17 +45,21 @@ class FabState:
 class Fab:
     """Fast adaptive boundary attack: looks for the nearest misclassified point, whatever the radius.
 
-    An iteration takes two rounds. The first linearises the classifier at the current point. The next point is a mean of
-    two projections onto the boundary of the linear model, that of the current point and that of the clean image. The
-    second round checks the new point without gradient, and pulls it back where it is misclassified.
+    An iteration takes two rounds. The first linearises the classifier at the current point. The
+    next point is a mean of two projections onto the boundary of the linear model, that of the
+    current point and that of the clean image. The second round checks the new point without
+    gradient, and pulls it back where it is misclassified.
 
     Args:
-        targeted: Whether a job approaches the boundary between the label and one target. Otherwise it takes the
-            boundary that is nearest in the linear model, at one backward pass per class.
-        targets: Targets of an example when targeted: the other classes in the order of their clean logits.
-        restarts: Jobs of each target, or of an untargeted example; the first starts at the clean image, the others at
-            a random point at half the radius.
-        steps: Iterations of a job: twice as many forward passes, and as many backward passes per boundary.
+        targeted: Whether a job approaches the boundary between the label and one target. Otherwise
+            it takes the boundary that is nearest in the linear model, at one backward pass per
+            class.
+        targets: Targets of an example when targeted: the other classes in the order of their clean
+            logits.
+        restarts: Jobs of each target, or of an untargeted example; the first starts at the clean
+            image, the others at a random point at half the radius.
+        steps: Iterations of a job: twice as many forward passes, and as many backward passes per
+            boundary.
         alpha_max: Largest weight of the clean image's projection.
         eta: Length of a step in units of the projection's: above 1 it crosses the boundary.
         beta: Share of its way from the clean image that a misclassified point keeps.
@@ -81,7 +86,9 @@ class Fab:
 
     def start(self, rows: Rows, threat: Threat, seed: int) -> FabState:
         """Returns the state of fresh jobs, which begin with a gradient."""
-        others = rows.logits.scatter(1, rows.labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+        others = rows.logits.scatter(1, rows.labels[:, None], -torch.inf).argsort(
+            dim=1, descending=True, stable=True
+        )
         return FabState(
             norm=threat.norm,
             clean=rows.images,
@@ -101,7 +108,9 @@ class Fab:
         chosen = logits.gather(1, state.targets[:, None]) if self.targeted else logits
         return (chosen - label).T
 
-    def tell(self, state: FabState, logits: Logits, values: Tensor, gradient: Tensor | None) -> FabState:
+    def tell(
+        self, state: FabState, logits: Logits, values: Tensor, gradient: Tensor | None
+    ) -> FabState:
         """Moves rows along the boundary, or back towards the clean image if a check found them misclassified."""
         misclassified = logits.argmax(dim=1) != state.labels
         pull = torch.where(misclassified, 1 - self.beta, 0.0).to(state.points.dtype)
@@ -116,11 +125,16 @@ class Fab:
     def _steps(self, state: FabState, pair: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
         """Returns the steps `(2, n, d)` of points and clean images to the linear boundary; without weights there is none."""
         reach = dual_length(gradient, state.norm)
-        nearest, row = _nearest(values, reach), torch.arange(len(state.labels), device=values.device)
+        nearest, row = (
+            _nearest(values, reach),
+            torch.arange(len(state.labels), device=values.device),
+        )
         weights = gradient[nearest, row]
         excess = _pushed(values[nearest, row], reach[nearest, row])
         way_back = ((pair[1] - pair[0]) * weights).sum(dim=1)
-        return step_to_hyperplane(pair, weights, torch.stack([excess, excess + way_back]), state.norm)
+        return step_to_hyperplane(
+            pair, weights, torch.stack([excess, excess + way_back]), state.norm
+        )
 
     def _weight(self, steps: Tensor, norm: Norm) -> Tensor:
         """Returns the weight `(n,)` of the clean image's projection: the nearer the boundary, the less."""
@@ -132,7 +146,9 @@ class Fab:
             return rows.images
         draw = uniform if threat.norm is Norm.LINF else normal
         stream = "fab-t" if self.targeted else "fab"
-        noise = draw(seed, stream, rows.ids, rows.job, 0, rows.images[0].numel()).to(rows.images.dtype)
+        noise = draw(seed, stream, rows.ids, rows.job, 0, rows.images[0].numel()).to(
+            rows.images.dtype
+        )
         noise = 2 * noise - 1 if threat.norm is Norm.LINF else noise
         radius = torch.where(rows.job % self.restarts > 0, threat.eps / 2, 0.0).to(noise.dtype)
         offset = noise * (radius / length(noise, threat.norm))[:, None]

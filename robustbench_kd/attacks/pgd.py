@@ -1,6 +1,7 @@
 """Plain projected gradient descent on the cross-entropy: a yardstick, no part of AutoAttack.
 
-Source: Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", section 2.1.
+Source: Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", section
+2.1.
 """
 
 from dataclasses import dataclass, replace
@@ -62,7 +63,9 @@ class Pgd:
     def start_points(self, rows: Rows, threat: Threat, seed: int) -> Images:
         """Returns points drawn uniformly from the ball and clipped to the box, keyed by seed, example and job."""
         if threat.norm is Norm.L1:
-            raise UsageError("expected linf or l2 for pgd, got l1: use apgd-ce, whose l1 steps are sparse")
+            raise UsageError(
+                "expected linf or l2 for pgd, got l1: use apgd-ce, whose l1 steps are sparse"
+            )
         unit = _in_unit_ball(rows, threat.norm, seed).to(rows.images.dtype).view_as(rows.images)
         return project(rows.images + threat.eps * unit, rows.images, threat.eps, threat.norm)
 

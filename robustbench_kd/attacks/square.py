@@ -1,14 +1,17 @@
 """Square Attack: random search over square windows, by queries alone, as in AutoAttack.
 
-Source: Andriushchenko et al. 2020, "Square Attack: a query-efficient black-box adversarial attack via random search",
-algorithms 1 to 3; for l1 Croce and Hein 2021, "Mind the box", section 5; `square.py` of fra31/auto-attack at a392200.
+Source: Andriushchenko et al. 2020, "Square Attack: a query-efficient black-box adversarial attack
+via random search", algorithms 1 to 3; for l1 Croce and Hein 2021, "Mind the box", section 5;
+`square.py` of fra31/auto-attack at a392200.
 
-Given the same random numbers, the queries are those that AutoAttack makes for a batch of one. What differs is on purpose:
+Given the same random numbers, the queries are those that AutoAttack makes for a batch of one. What
+differs is on purpose:
 
-- Each row draws its own windows, signs and orientations. AutoAttack draws windows, and for linf signs, once for the whole
-  batch, so that the other images in it take part in a verdict.
+- Each row draws its own windows, signs and orientations. AutoAttack draws windows, and for linf
+  signs, once for the whole batch, so that the other images in it take part in a verdict.
 - A tie between the label and another class does not end the search, because it is no success.
-- The first grid of l2 and l1 is centred and covers images of any shape. AutoAttack's leaves the image at some sizes.
+- The first grid of l2 and l1 is centred and covers images of any shape. AutoAttack's leaves the
+  image at some sizes.
 - For l1, a window without change counts as empty. AutoAttack scales up what rounding leaves there.
 """
 
@@ -39,8 +42,9 @@ _DECAY = {Norm.L2: 2, Norm.L1: 4}
 class Windows:
     """The sizes that windows go through, the same for all rows.
 
-    `halved_after` `(9,)` are the iterations that end a size, `sides` `(10,)` the sizes in pixels. `bumps`
-    `(10, 2, s + 2, s + 2)` are for l2 and l1 the bump of each size, upright and transposed, within zeros.
+    `halved_after` `(9,)` are the iterations that end a size, `sides` `(10,)` the sizes in pixels.
+    `bumps` `(10, 2, s + 2, s + 2)` are for l2 and l1 the bump of each size, upright and transposed,
+    within zeros.
     """
 
     halved_after: Tensor
@@ -52,8 +56,9 @@ class Windows:
 class State:
     """Where each row stands: the best point with its margin, the asked point, and how many points were evaluated.
 
-    `draws` `(n, ahead, size)` hold what is drawn for the steps from `first` `(n,)` on: random numbers, for linf made into
-    strokes. `left` counts, for all rows, the steps until more are drawn.
+    `draws` `(n, ahead, size)` hold what is drawn for the steps from `first` `(n,)` on: random
+    numbers, for linf made into strokes. `left` counts, for all rows, the steps until more are
+    drawn.
     """
 
     images: Images
@@ -129,8 +134,8 @@ class Square:
     def tell(self, state: State, logits: Logits, values: Tensor, gradient: Tensor | None) -> State:  # noqa: ARG002  # the margin says it all
         """Returns the state with the asked points kept where they lower the margin, and the next points.
 
-        AutoAttack also keeps any point whose margin is not positive. That is the same, because a row leaves its search
-        once the best margin is not positive.
+        AutoAttack also keeps any point whose margin is not positive. That is the same, because a
+        row leaves its search once the best margin is not positive.
         """
         found = -values[0]
         better = found < state.margin
@@ -142,15 +147,21 @@ class Square:
             left=state.left - 1,
         )
         moved = moved if state.left else _stocked(moved, moved.step)
-        return replace(moved, point=(_recolour if state.threat.norm is Norm.LINF else _transfer)(moved))
+        return replace(
+            moved, point=(_recolour if state.threat.norm is Norm.LINF else _transfer)(moved)
+        )
 
 
 def _windows(images: Images, norm: Norm, p_init: float) -> Windows:
     height, width = images.shape[2:]
-    sides = [_side(p_init / 2**level, height, width, norm) for level in range(len(_HALVED_AFTER) + 1)]
+    sides = [
+        _side(p_init / 2**level, height, width, norm) for level in range(len(_HALVED_AFTER) + 1)
+    ]
     bumps = images.new_zeros(0)
     if norm is not Norm.LINF:
-        bumps = torch.stack([functional.pad(_bumps(side, norm), [1, max(sides) - side + 1] * 2) for side in sides])
+        bumps = torch.stack(
+            [functional.pad(_bumps(side, norm), [1, max(sides) - side + 1] * 2) for side in sides]
+        )
     halved_after = torch.tensor(_HALVED_AFTER, device=images.device)
     return Windows(halved_after, torch.tensor(sides, device=images.device), bumps.to(images))
 
@@ -165,8 +176,8 @@ def _side(share: float, height: int, width: int, norm: Norm) -> int:
 def _bumps(side: int, norm: Norm) -> Tensor:
     """Returns a positive bump over a negative one, together of length 1, upright and transposed `(2, side, side)`.
 
-    Each fills half of the square and falls off in square rings around its centre: ring k and all within it are
-    raised by 1 / (k + 1)^2 for l2 and 1 / (k + 1)^4 for l1.
+    Each fills half of the square and falls off in square rings around its centre: ring k and all
+    within it are raised by 1 / (k + 1)^2 for l2 and 1 / (k + 1)^4 for l1.
     """
     half, line = side // 2, torch.arange(side)
     is_upper = line < half
@@ -190,7 +201,8 @@ def _stripes(state: State) -> Images:
 def _strokes(state: State, draws: Tensor, step: Tensor) -> Tensor:
     """Returns what steps `(m,)` paint, from their random numbers `(m, 2 + c)`, `(m, h + w + c)`.
 
-    1 for the lines and columns of one window and 0 for others, and for each channel the end of the linf ball.
+    1 for the lines and columns of one window and 0 for others, and for each channel the end of the
+    linf ball.
     """
     height, width = state.images.shape[2:]
     side = state.windows.sides[_level(state, step)]
@@ -215,7 +227,9 @@ def _grid(state: State) -> Images:
     draws = _draw(state, down * across * (1 + channels)).view(n, 1, down, across, 1 + channels)
     bumps = _bumps(side, state.threat.norm).to(state.images)[(draws[..., 0] > 0.5).long()]
     signs = _signs(draws[..., 1:], state.images).transpose(1, 4)
-    cells = (signs[..., None] * bumps).transpose(3, 4).reshape(n, channels, down * side, across * side)
+    cells = (
+        (signs[..., None] * bumps).transpose(3, 4).reshape(n, channels, down * side, across * side)
+    )
     above, left = (height - down * side) // 2, (width - across * side) // 2
     below, right = height - down * side - above, width - across * side - left
     return _onto_ball(functional.pad(cells, [left, right, above, below]), state)
@@ -227,8 +241,14 @@ def _transfer(state: State) -> Images:
     draws, level = _drawn(state), _level(state, state.step)
     side = state.windows.sides[level]
     rows, columns = _offsets(draws[:, 0], side, height), _offsets(draws[:, 1], side, width)
-    other_rows, other_columns = _offsets(draws[:, 2], side, height), _offsets(draws[:, 3], side, width)
-    target, source = _window(rows, columns, side, state.images), _window(other_rows, other_columns, side, state.images)
+    other_rows, other_columns = (
+        _offsets(draws[:, 2], side, height),
+        _offsets(draws[:, 3], side, width),
+    )
+    target, source = (
+        _window(rows, columns, side, state.images),
+        _window(other_rows, other_columns, side, state.images),
+    )
     signs = _signs(draws[:, 5:], state.images)[:, :, None, None]
     bump = signs * _bump_at(state.windows.bumps, level, draws[:, 4] > 0.5, rows, columns)
 
@@ -243,7 +263,8 @@ def _transfer(state: State) -> Images:
 def _radius(change: Tensor, moved: Tensor, threat: Threat) -> Tensor:
     """Returns how long the new change of each channel becomes `(n, c, 1, 1)`: what was moved and a share of the rest.
 
-    For l1 what was moved counts once for each channel, as it does in AutoAttack; the projection takes it back.
+    For l1 what was moved counts once for each channel, as it does in AutoAttack; the projection
+    takes it back.
     """
     used, channels = _length(change, threat.norm, (1, 2, 3)), change.shape[1]
     here = _length(moved, threat.norm)
@@ -275,7 +296,9 @@ def _stocked(state: State, first: Tensor) -> State:
     ids, job = state.ids.repeat_interleave(_AHEAD), state.job.repeat_interleave(_AHEAD)
     steps = (first[:, None] + torch.arange(_AHEAD, device=first.device)).flatten()
     linf = state.threat.norm is Norm.LINF
-    draws = uniform(state.seed, _STREAM, ids, job, steps, (2 if linf else 5) + state.images.shape[1])
+    draws = uniform(
+        state.seed, _STREAM, ids, job, steps, (2 if linf else 5) + state.images.shape[1]
+    )
     draws = _strokes(state, draws, steps) if linf else draws
     return replace(state, draws=draws.view(len(first), _AHEAD, -1), first=first, left=_AHEAD - 1)
 
@@ -319,11 +342,18 @@ def _choose(first: Tensor, one: Images, other: Images) -> Images:
     return torch.lerp(other, one, first.to(other.dtype))
 
 
-def _bump_at(bumps: Tensor, level: Tensor, transposed: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _bump_at(
+    bumps: Tensor, level: Tensor, transposed: Tensor, rows: Tensor, columns: Tensor
+) -> Tensor:
     """Returns the bump of each row at its place in the image, `(n, 1, h, w)`."""
     outside = bumps.shape[2] - 2
     rows, columns = (offsets.clamp(-1, outside) + 1 for offsets in (rows, columns))
-    at = level[:, None, None], transposed.long()[:, None, None], rows[:, :, None], columns[:, None, :]
+    at = (
+        level[:, None, None],
+        transposed.long()[:, None, None],
+        rows[:, :, None],
+        columns[:, None, :],
+    )
     return bumps[at][:, None]
 
 

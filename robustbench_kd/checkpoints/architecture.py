@@ -24,17 +24,21 @@ def is_factory(name: str) -> bool:
     return ":" in name
 
 
-def build_network(name: str, arguments: Mapping[str, Any], *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+def build_network(
+    name: str, arguments: Mapping[str, Any], *, classes: int, shape: tuple[int, int, int]
+) -> nn.Module:
     """Builds an architecture for `classes` and images of `shape` (channels, height, width).
 
     Arguments override what the data set says. A factory gets only the arguments that were given.
-    Raises `UsageError` for an unknown name or an argument that is unknown or impossible, `CheckpointError` where a
-    factory fails.
+    Raises `UsageError` for an unknown name or an argument that is unknown or impossible,
+    `CheckpointError` where a factory fails.
     """
     if is_factory(name):
         return _from_factory(name, arguments)
     if name.endswith(".py"):
-        raise UsageError(f"'{name}' is a file: say which function of it builds the network, '{name}:FUNCTION'")
+        raise UsageError(
+            f"'{name}' is a file: say which function of it builds the network, '{name}:FUNCTION'"
+        )
     component = find("models", name, "architecture")
     build = module("models", component.stem).build
     accepted = inspect.signature(build).parameters
@@ -74,19 +78,26 @@ def _built(name: str, build: Callable[..., nn.Module], arguments: dict[str, Any]
         raise
     except Exception as error:  # layers raise anything for a width of -1, 2.5 or "wide"
         said = " ".join(f"{key}={value}" for key, value in arguments.items())
-        raise UsageError(f"architecture '{name}' cannot be built with {said}: {one_line(error)}") from error
+        raise UsageError(
+            f"architecture '{name}' cannot be built with {said}: {one_line(error)}"
+        ) from error
 
 
 def find_code(name: str) -> Callable[..., Any]:
     """Returns what `module:name` or `file.py:name` leads to, after running the code around it.
 
-    Raises `UsageError` where there is no such file, module or name, `CheckpointError` where running it fails.
+    Raises `UsageError` where there is no such file, module or name, `CheckpointError` where running
+    it fails.
     """
     place, _, attribute = name.rpartition(":")
     holder = _import(place)
     found: Callable[..., Any] | None = getattr(holder, attribute, None)
     if not callable(found):
-        known = [key for key, value in vars(holder).items() if callable(value) and not key.startswith("_")]
+        known = [
+            key
+            for key, value in vars(holder).items()
+            if callable(value) and not key.startswith("_")
+        ]
         raise unknown_name(f"factory in '{place}'", attribute, known)
     return found
 
@@ -96,21 +107,32 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         network = factory(**arguments)
     except (Exception, SystemExit) as error:  # a person's own code can raise anything
-        raise CheckpointError(f"factory '{name}' failed: {type(error).__name__}: {one_line(error)}") from error
+        raise CheckpointError(
+            f"factory '{name}' failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
     if not isinstance(network, nn.Module):
-        raise CheckpointError(f"expected factory '{name}' to return a torch.nn.Module, got {type(network).__name__}")
+        raise CheckpointError(
+            f"expected factory '{name}' to return a torch.nn.Module, got {type(network).__name__}"
+        )
     return network
 
 
 def _import(place: str) -> ModuleType:
     try:
-        return _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        return (
+            _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
     except RkdError:
         raise
     except ModuleNotFoundError as error:
-        raise UsageError(f"cannot import '{place}': {error}; install it, or name a file as file.py:factory") from error
-    except (Exception, SystemExit) as error:  # importing runs a person's own code, scripts without a guard included
-        raise CheckpointError(f"importing '{place}' failed: {type(error).__name__}: {one_line(error)}") from error
+        raise UsageError(
+            f"cannot import '{place}': {error}; install it, or name a file as file.py:factory"
+        ) from error
+    # Importing runs a person's own code, scripts without a guard included.
+    except (Exception, SystemExit) as error:
+        raise CheckpointError(
+            f"importing '{place}' failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -40,7 +40,11 @@ class Normalisation(Frozen):
         return self
 
     def __str__(self) -> str:
-        return ",".join(f"{value:g}" for value in self.mean) + "/" + ",".join(f"{value:g}" for value in self.std)
+        return (
+            ",".join(f"{value:g}" for value in self.mean)
+            + "/"
+            + ",".join(f"{value:g}" for value in self.std)
+        )
 
 
 class Weights(Frozen):
@@ -60,7 +64,9 @@ class Weights(Frozen):
     @classmethod
     def _is_sha256(cls, sha256: str) -> str:
         if not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise ValueError(f"expected the 64 hexadecimal digits that sha256sum prints, got {sha256!r}")
+            raise ValueError(
+                f"expected the 64 hexadecimal digits that sha256sum prints, got {sha256!r}"
+            )
         return sha256
 
 
@@ -91,8 +97,8 @@ class Claim(Frozen):
 class Card(Frozen):
     """What a checkpoint is, what it was trained on, and how it was made.
 
-    A plain classifier has an architecture and weights. Any other family is composed of `parts`, cards beside its own, with
-    `arguments` and perhaps weights of its own.
+    A plain classifier has an architecture and weights. Any other family is composed of `parts`,
+    cards beside its own, with `arguments` and perhaps weights of its own.
     """
 
     name: str = Field(min_length=1)
@@ -116,17 +122,27 @@ class Card(Frozen):
     def _beside_the_card(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
         for part in parts:
             if not is_file_name(part) or not part.endswith(".toml"):
-                raise ValueError(f"expected the names of cards beside the card, such as net.toml, got {part!r}")
+                raise ValueError(
+                    f"expected the names of cards beside the card, such as net.toml, got {part!r}"
+                )
         return parts
 
     @model_validator(mode="after")
     def _complete(self) -> "Card":
         if self.family != "classifier" and not self.parts:
-            raise ValueError(f"expected 'parts', the cards that a {self.family} is made of, got none")
-        if self.family == "classifier" and (self.parts or not self.architecture or not self.weights):
-            raise ValueError("expected 'architecture' and 'weights', and no 'parts', for a plain classifier")
+            raise ValueError(
+                f"expected 'parts', the cards that a {self.family} is made of, got none"
+            )
+        if self.family == "classifier" and (
+            self.parts or not self.architecture or not self.weights
+        ):
+            raise ValueError(
+                "expected 'architecture' and 'weights', and no 'parts', for a plain classifier"
+            )
         if self.parts and (self.architecture or self.normalisation):
-            raise ValueError(f"expected no architecture and no normalisation for a {self.family}: its parts have them")
+            raise ValueError(
+                f"expected no architecture and no normalisation for a {self.family}: its parts have them"
+            )
         return self
 
     @field_validator("threats")

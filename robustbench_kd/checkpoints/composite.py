@@ -18,13 +18,17 @@ from robustbench_kd.core.plugins import find, module
 _PARTS = "parts."
 
 
-def compose(target: Target, parts: Sequence[Subject], *, classes: int, shape: tuple[int, int, int]) -> Subject:
+def compose(
+    target: Target, parts: Sequence[Subject], *, classes: int, shape: tuple[int, int, int]
+) -> Subject:
     """Builds a composed defence of loaded parts; raises like `checkpoints.target.load`."""
     models = [part.model for part in parts]
     defence = build_family(target.family, models, target.arguments, classes=classes, shape=shape)
     if target.weights:
         if target.sha256 and sha256(target.weights) != target.sha256:
-            raise CheckpointError(f"'{target.weights}' is not the file its card describes: the sha256 differs")
+            raise CheckpointError(
+                f"'{target.weights}' is not the file its card describes: the sha256 differs"
+            )
         _load_own(defence, target.weights)
     elif own_state(defence):
         raise CheckpointError(
@@ -45,13 +49,17 @@ def compose(target: Target, parts: Sequence[Subject], *, classes: int, shape: tu
     )
 
 
-def build_family(family: str, parts: Sequence[nn.Module], arguments: Mapping[str, Any], **from_data: Any) -> nn.Module:
+def build_family(
+    family: str, parts: Sequence[nn.Module], arguments: Mapping[str, Any], **from_data: Any
+) -> nn.Module:
     """Builds a defence of a family from its parts; raises `UsageError` for arguments that are unknown or impossible."""
     assemble = module("defences", find("defences", family, "family").stem).assemble
     accepted = inspect.signature(assemble).parameters
     for argument in arguments:
         if argument not in accepted:
-            raise unknown_name(f"argument of {family}", argument, [name for name in accepted if name != "parts"])
+            raise unknown_name(
+                f"argument of {family}", argument, [name for name in accepted if name != "parts"]
+            )
     fitting = {key: value for key, value in from_data.items() if key in accepted}
     try:
         defence: nn.Module = assemble(parts, **{**fitting, **arguments})
@@ -59,13 +67,17 @@ def build_family(family: str, parts: Sequence[nn.Module], arguments: Mapping[str
         raise
     except Exception as error:  # layers raise anything for a width of -1, 2.5 or "wide"
         said = " ".join(f"{key}={value}" for key, value in arguments.items())
-        raise UsageError(f"family '{family}' cannot be built with {said}: {one_line(error)}") from error
+        raise UsageError(
+            f"family '{family}' cannot be built with {said}: {one_line(error)}"
+        ) from error
     return defence
 
 
 def own_state(defence: nn.Module) -> dict[str, Tensor]:
     """Returns the tensors of a composed defence that are not its parts'."""
-    return {name: value for name, value in defence.state_dict().items() if not name.startswith(_PARTS)}
+    return {
+        name: value for name, value in defence.state_dict().items() if not name.startswith(_PARTS)
+    }
 
 
 def _load_own(defence: nn.Module, path: Path) -> None:
@@ -91,4 +103,6 @@ def _spelled(target: Target, parts: Sequence[Subject]) -> str:
 
 def _digest(target: Target, parts: Sequence[Subject]) -> str:
     own = sha256(target.weights) if target.weights else ""
-    return hashlib.sha256(" ".join([own, *(part.checkpoint_sha256 for part in parts)]).encode()).hexdigest()
+    return hashlib.sha256(
+        " ".join([own, *(part.checkpoint_sha256 for part in parts)]).encode()
+    ).hexdigest()

@@ -14,7 +14,8 @@ from robustbench_kd.core.errors import RecordError, UsageError
 def write_weights(network: nn.Module, folder: Path, name: str) -> Weights:
     """Writes `<name>.safetensors` into a folder, whole or not at all, and returns what a card says of it.
 
-    Raises `UsageError` for a name that is no file name, `RecordError` where the folder cannot be written.
+    Raises `UsageError` for a name that is no file name, `RecordError` where the folder cannot be
+    written.
     """
     file = f"{name}.safetensors"
     if not name or not is_file_name(file):
@@ -22,8 +23,11 @@ def write_weights(network: nn.Module, folder: Path, name: str) -> Weights:
     temporary = folder / f".{file}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # save_file of safetensors makes a file that only its owner can read; this one follows the person's umask.
-        temporary.write_bytes(save({key: _own(value) for key, value in network.state_dict().items()}))
+        # save_file of safetensors makes a file that only its owner can read; this one follows the
+        # person's umask.
+        temporary.write_bytes(
+            save({key: _own(value) for key, value in network.state_dict().items()})
+        )
         temporary.replace(folder / file)
     except OSError as error:
         with suppress(OSError):

@@ -32,7 +32,9 @@ def parse_normalisation(text: str) -> Normalisation | None:
     try:
         return Normalisation(mean=_numbers(mean), std=_numbers(std))
     except ValueError:
-        raise UsageError(f"expected MEAN,.../STD,... with as many positive deviations as means, got '{text}'") from None
+        raise UsageError(
+            f"expected MEAN,.../STD,... with as many positive deviations as means, got '{text}'"
+        ) from None
 
 
 def _numbers(text: str) -> tuple[float, ...]:

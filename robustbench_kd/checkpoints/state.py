@@ -32,8 +32,8 @@ class Found:
 def find_state(content: Any, key: str = "", *, source: str) -> Found:
     """Returns the state dict inside nested dicts and one-element lists; `key` is a dotted path to choose by hand.
 
-    Averaged weights (EMA, SWA) are taken only by `key`, or where nothing else is there; either way it is said.
-    Raises `CheckpointError` that names the `source` and what it holds instead.
+    Averaged weights (EMA, SWA) are taken only by `key`, or where nothing else is there; either way
+    it is said. Raises `CheckpointError` that names the `source` and what it holds instead.
     """
     path: list[str] = []
     notes: list[str] = []
@@ -48,7 +48,11 @@ def find_state(content: Any, key: str = "", *, source: str) -> Found:
             path.append(part)
     except CheckpointError as error:
         raise CheckpointError(f"'{source}': {error}") from error
-    state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    state = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     odd = [name for name, value in state.items() if not _is_plain(value)]
     if odd:
         raise CheckpointError(
@@ -62,10 +66,13 @@ def find_state(content: Any, key: str = "", *, source: str) -> Found:
     return Found(state, source, tuple(notes))
 
 
-def load_state(network: nn.Module, found: Found, *, hint: str = "") -> tuple[Normalisation | None, list[str]]:
+def load_state(
+    network: nn.Module, found: Found, *, hint: str = ""
+) -> tuple[Normalisation | None, list[str]]:
     """Loads a state dict strictly; returns a normalisation that it carried, and what was done.
 
-    Raises `CheckpointError` with the first missing and unexpected keys, the first shapes that differ, and the likely cause.
+    Raises `CheckpointError` with the first missing and unexpected keys, the first shapes that
+    differ, and the likely cause.
     """
     expected = network.state_dict()
     state, normalisation, notes = _fit_names(found.state, expected)
@@ -79,7 +86,9 @@ def load_state(network: nn.Module, found: Found, *, hint: str = "") -> tuple[Nor
 def fit(state: State, expected: State) -> float:
     """Returns the share of expected tensors that the state has by name and shape, in [0, 1]."""
     renamed, _, _ = _fit_names(state, expected)
-    same = sum(name in renamed and renamed[name].shape == value.shape for name, value in expected.items())
+    same = sum(
+        name in renamed and renamed[name].shape == value.shape for name, value in expected.items()
+    )
     return same / max(len(expected), len(renamed), 1)
 
 
@@ -100,22 +109,31 @@ def _has_tensors(content: Any) -> bool:
 def _next_part(content: Any, path: list[str]) -> tuple[str, list[str]]:
     where = f" under '{'.'.join(path)}'" if path else ""
     if len(path) == _DEEPEST:
-        raise CheckpointError(f"expected a state dict, the file nests more than {_DEEPEST} deep: save it alone")
+        raise CheckpointError(
+            f"expected a state dict, the file nests more than {_DEEPEST} deep: save it alone"
+        )
     if isinstance(content, list | tuple) and len(content) == 1:
         return "0", []
     if isinstance(content, list | tuple) and content:
         first = ".".join([*path, "0"])
-        raise CheckpointError(f"the file holds a list of {len(content)}{where}: choose with --weights-key {first}")
+        raise CheckpointError(
+            f"the file holds a list of {len(content)}{where}: choose with --weights-key {first}"
+        )
     if isinstance(content, Inert | nn.Module):
         raise CheckpointError(f"the file {WHOLE_MODULE}")
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
             f"expected a state dict, the file holds {_kind(content)}{where}: choose one with --weights-key"
         )
-    plain = [name for name in _WRAPPERS if isinstance(content.get(name), Mapping | list | tuple | Inert)]
+    plain = [
+        name for name in _WRAPPERS if isinstance(content.get(name), Mapping | list | tuple | Inert)
+    ]
     averaged = [name for name in _AVERAGED if isinstance(content.get(name), Mapping)]
     if plain:
-        also = [f"the file also holds averaged weights: --weights-key {name} takes them" for name in averaged]
+        also = [
+            f"the file also holds averaged weights: --weights-key {name} takes them"
+            for name in averaged
+        ]
         return plain[0], also
     if averaged:
         return averaged[0], ["these are averaged weights"]
@@ -133,13 +151,17 @@ def _step(content: Any, part: str) -> Any:
     if isinstance(content, Mapping):
         if part in content:
             return content[part]
-        inside = [one_line(name) for name, value in content.items() if not isinstance(value, Tensor)]
+        inside = [
+            one_line(name) for name, value in content.items() if not isinstance(value, Tensor)
+        ]
         if inside:
             raise CheckpointError(str(unknown_name("weights key", part, inside)))
         raise CheckpointError(f"weights key '{part}' leads into a state dict: leave that part out")
     if isinstance(content, list | tuple) and part.isdecimal() and int(part) < len(content):
         return content[int(part)]
-    kind = f"a list of {len(content)}" if isinstance(content, list | tuple) else type(content).__name__
+    kind = (
+        f"a list of {len(content)}" if isinstance(content, list | tuple) else type(content).__name__
+    )
     raise CheckpointError(f"weights key '{part}' leads nowhere: there is {kind}")
 
 
@@ -183,13 +205,17 @@ def _take_normalisation(state: State, expected: State) -> tuple[State, Normalisa
             normalisation = Normalisation(mean=_numbers(mean), std=_numbers(state[partner]))
         except ValueError:  # no statistics: they stay, and are unexpected
             continue
-        return {other: value for other, value in state.items() if other not in {name, partner}}, normalisation
+        return {
+            other: value for other, value in state.items() if other not in {name, partner}
+        }, normalisation
     return state, None
 
 
 def _within(name: str, expected: State) -> bool:
     """Tells whether the network itself has this tensor, possibly under another prefix."""
-    return any(f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}") for other in expected)
+    return any(
+        f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}") for other in expected
+    )
 
 
 def _numbers(values: Tensor) -> tuple[float, ...]:
@@ -197,21 +223,31 @@ def _numbers(values: Tensor) -> tuple[float, ...]:
 
 
 def _is_plain(value: Tensor) -> bool:
-    return value.layout is torch.strided and not (value.is_quantized or value.is_meta or value.is_complex())
+    return value.layout is torch.strided and not (
+        value.is_quantized or value.is_meta or value.is_complex()
+    )
 
 
 def _mismatch(state: State, expected: State) -> str:
-    # Batch norm's counter was added to torch later than many published files; torch fills it in by itself.
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    # Batch norm's counter was added to torch later than many published files; torch fills it in by
+    # itself.
+    missing = [
+        name for name in expected if name not in state and not name.endswith("num_batches_tracked")
+    ]
     unexpected = [name for name in state if name not in expected]
-    differing = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    differing = [
+        name for name in expected if name in state and state[name].shape != expected[name].shape
+    ]
     parts = []
     if missing:
         parts.append(f"{len(missing)} missing ({listed(missing)})")
     if unexpected:
         parts.append(f"{len(unexpected)} unexpected ({listed(unexpected)})")
     if differing:
-        shapes = (f"{name}: file {tuple(state[name].shape)}, model {tuple(expected[name].shape)}" for name in differing)
+        shapes = (
+            f"{name}: file {tuple(state[name].shape)}, model {tuple(expected[name].shape)}"
+            for name in differing
+        )
         parts.append(f"{len(differing)} of another shape ({listed(shapes)})")
     if not parts:
         return ""

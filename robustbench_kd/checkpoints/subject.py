@@ -24,7 +24,8 @@ class Choices:
 class Target:
     """A checkpoint described but not loaded; empty fields are learned from the data set.
 
-    A composed defence has `parts` and no architecture; its arguments are its family's, and its weights only its own.
+    A composed defence has `parts` and no architecture; its arguments are its family's, and its
+    weights only its own.
     """
 
     name: str
@@ -43,8 +44,8 @@ class Target:
 class Subject:
     """A loaded defence with everything that identifies it; `notes` say what loading had to do.
 
-    `model` maps images in [0, 1] to logits; `network` is the part of it that the weights file fills, of a composed
-    defence the whole.
+    `model` maps images in [0, 1] to logits; `network` is the part of it that the weights file
+    fills, of a composed defence the whole.
     """
 
     name: str

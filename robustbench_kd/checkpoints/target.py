@@ -7,7 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from robustbench_kd.checkpoints.architecture import build_network, code_digest, is_factory, nearest_architecture
+from robustbench_kd.checkpoints.architecture import (
+    build_network,
+    code_digest,
+    is_factory,
+    nearest_architecture,
+)
 from robustbench_kd.checkpoints.card import Architecture, Arguments, Card, Normalisation, read_card
 from robustbench_kd.checkpoints.composite import build_family, compose
 from robustbench_kd.checkpoints.normalisation import parse_normalisation
@@ -48,7 +53,9 @@ def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subjec
     return _load(target, classes, shape, {})
 
 
-def _load(target: Target, classes: int, shape: tuple[int, int, int], known: dict[tuple[str, str], Subject]) -> Subject:
+def _load(
+    target: Target, classes: int, shape: tuple[int, int, int], known: dict[tuple[str, str], Subject]
+) -> Subject:
     """Loads a target; a part that stands in several places is loaded once, so that what is shared stays one network."""
     if target.parts:
         _check_data(target, classes, shape)
@@ -81,7 +88,9 @@ def _load_one(target: Target, classes: int, shape: tuple[int, int, int]) -> Subj
         network=network,
         architecture=_spelled(target.architecture, target.arguments),
         normalisation=normalisation,
-        checkpoint_sha256=sha256(target.weights) if target.weights else _state_digest(network.state_dict()),
+        checkpoint_sha256=sha256(target.weights)
+        if target.weights
+        else _state_digest(network.state_dict()),
         code_sha256="" if library in ZOOS else code_digest(target.architecture),
         notes=tuple(notes),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -114,7 +123,9 @@ def _load_weights(
     target: Target, weights: Path, network: nn.Module, classes: int, shape: tuple[int, int, int]
 ) -> tuple[Normalisation | None, list[str]]:
     if target.sha256 and sha256(weights) != target.sha256:
-        raise CheckpointError(f"'{weights}' is not the file its card describes: the sha256 differs; fetch it again")
+        raise CheckpointError(
+            f"'{weights}' is not the file its card describes: the sha256 differs; fetch it again"
+        )
     content, notes = read_weights(weights)
     found = find_state(content, target.weights_key, source=weights.name)
     hint = ""
@@ -132,7 +143,9 @@ def _from_card(path: Path, choices: Choices) -> Target:
 
 
 def _from_content(path: Path, card: Card, choices: Choices, within: tuple[Path, ...]) -> Target:
-    target = _composed(path, card, choices, within) if card.parts else _described(path, card, choices)
+    target = (
+        _composed(path, card, choices, within) if card.parts else _described(path, card, choices)
+    )
     if card.weights is None:
         return target
     return replace(target, weights=path.parent / card.weights.file, sha256=card.weights.sha256)
@@ -167,7 +180,9 @@ def _composed(path: Path, card: Card, choices: Choices, within: tuple[Path, ...]
 
 def _from_code(name: str, text: str, choices: Choices) -> Target:
     if choices.architecture:
-        raise UsageError(f"'{text}' names its network itself: leave out --arch {choices.architecture}")
+        raise UsageError(
+            f"'{text}' names its network itself: leave out --arch {choices.architecture}"
+        )
     return _named(Target(name, text, {}), choices)
 
 
@@ -193,7 +208,11 @@ def _weights_of(card: Path) -> str:
 
 def _named(target: Target, choices: Choices) -> Target:
     """Returns the target with everything that the person said in place of what was described."""
-    normalisation = parse_normalisation(choices.normalisation) if choices.normalisation else target.normalisation
+    normalisation = (
+        parse_normalisation(choices.normalisation)
+        if choices.normalisation
+        else target.normalisation
+    )
     return replace(
         target,
         name=choices.name or target.name,
@@ -207,19 +226,27 @@ def _named(target: Target, choices: Choices) -> Target:
 def _inside(folder: Path) -> list[Path]:
     cards = sorted(folder.glob("*.toml"), key=_natural)
     described = {name for card in cards for name in (card.stem, Path(_weights_of(card)).stem)}
-    files = [path for path in sorted(folder.iterdir(), key=_natural) if path.suffix in WEIGHTS_SUFFIXES]
+    files = [
+        path for path in sorted(folder.iterdir(), key=_natural) if path.suffix in WEIGHTS_SUFFIXES
+    ]
     found = cards + [path for path in files if path.stem not in described]
     if not found:
-        raise UsageError(f"folder '{folder}' holds no card (.toml) and no weights ({', '.join(WEIGHTS_SUFFIXES)})")
+        raise UsageError(
+            f"folder '{folder}' holds no card (.toml) and no weights ({', '.join(WEIGHTS_SUFFIXES)})"
+        )
     return found
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sorts `epoch-2` before `epoch-10`."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)]
+    return [
+        (int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)
+    ]
 
 
-def _one_normalisation(target: Target, carried: Normalisation | None, channels: int) -> Normalisation | None:
+def _one_normalisation(
+    target: Target, carried: Normalisation | None, channels: int
+) -> Normalisation | None:
     # Compared as they are written: a file carries 0.4914 as the nearest float32.
     if target.normalisation and carried and str(target.normalisation) != str(carried):
         raise CheckpointError(
@@ -236,7 +263,8 @@ def _one_normalisation(target: Target, carried: Normalisation | None, channels: 
 
 
 def _spelled(architecture: str, arguments: Arguments) -> str:
-    # A folder would tie the result to one machine; the code itself is in the identity by its sha256.
+    # A folder would tie the result to one machine; the code itself is in the identity by its
+    # sha256.
     place, separator, attribute = architecture.rpartition(":")
     name = Path(place).name + separator + attribute if place.endswith(".py") else architecture
     return name + "".join(f" {key}={value}" for key, value in sorted(arguments.items()))

@@ -1,8 +1,9 @@
 """Reads weights files without ever running what they hold.
 
-Safetensors hold no code. For everything else `torch.load(weights_only=True)` interprets the pickle with an allow-list:
-tensors and the plain containers around them. Any other class that a file names is replaced by an inert stub, which
-takes every argument and does nothing; names that act on the machine are refused outright.
+Safetensors hold no code. For everything else `torch.load(weights_only=True)` interprets the pickle
+with an allow-list: tensors and the plain containers around them. Any other class that a file names
+is replaced by an inert stub, which takes every argument and does nothing; names that act on the
+machine are refused outright.
 """
 
 import builtins
@@ -22,10 +23,14 @@ from safetensors.torch import load_file
 from robustbench_kd.checkpoints._text import listed, one_line
 from robustbench_kd.core.errors import CheckpointError
 
-WHOLE_MODULE = "holds a whole pickled module, which only code can rebuild: save its state_dict() instead"
+WHOLE_MODULE = (
+    "holds a whole pickled module, which only code can rebuild: save its state_dict() instead"
+)
 _MAX_STUBS = 200
 _UNKNOWN = re.compile(r"GLOBAL (\S+)")
-_FILLED = re.compile(rf"Can only (SETITEM|append|extend).* got <class '{re.escape(__name__)}\.(.+)'>")
+_FILLED = re.compile(
+    rf"Can only (SETITEM|append|extend).* got <class '{re.escape(__name__)}\.(.+)'>"
+)
 _ACTING = frozenset([
     "os", "posix", "nt", "sys", "io", "subprocess", "commands", "shutil", "pty", "socket", "ctypes", "importlib",
     "runpy", "code", "codeop", "webbrowser", "builtins", "multiprocessing", "pickle", "marshal", "shelve", "dbm",
@@ -33,7 +38,8 @@ _ACTING = frozenset([
 ])  # fmt: skip
 _LOADERS = frozenset({"load", "loads", "open", "save", "fromfile", "memmap", "tofile"})
 _LOWER_CASE_CLASSES = frozenset({"torch", "numpy", "datetime", "collections", "functools"})
-# No type of numpy is among them: its dtypes believe forged flags of a file, and arrays of such a dtype crash Python.
+# No type of numpy is among them: its dtypes believe forged flags of a file, and arrays of such a
+# dtype crash Python.
 _PLAIN_BUILTINS = (
     "list", "dict", "set", "frozenset", "tuple", "range", "slice", "int", "float", "complex", "bool", "str",
     "bytes", "object",
@@ -134,7 +140,9 @@ def _check_archive(path: Path) -> None:
             f"'{path}' is TorchScript, which carries code: save a state dict with torch.save(model.state_dict())"
         )
     if any(name.endswith(("archive_format", "model.json")) for name in names):
-        raise CheckpointError(f"'{path}' is an exported program, which carries code: save a state dict instead")
+        raise CheckpointError(
+            f"'{path}' is an exported program, which carries code: save a state dict instead"
+        )
     if not any(name.endswith("data.pkl") for name in names):
         raise CheckpointError(
             f"'{path}' is a zip archive but no torch checkpoint: it holds {listed(names) or 'nothing'}; "
@@ -146,7 +154,9 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # a damaged header can raise anything
-        reason = one_line(error if isinstance(error, SafetensorError) else f"{type(error).__name__}: {error}")
+        reason = one_line(
+            error if isinstance(error, SafetensorError) else f"{type(error).__name__}: {error}"
+        )
         raise CheckpointError(
             f"'{path}' is not a whole safetensors file ({reason}): download or copy it again"
         ) from error
@@ -164,11 +174,14 @@ def _restricted_load(path: Path) -> Read:
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             stubs |= _next_stub(path, str(error), stubs)
-        except Exception as error:  # a damaged pickle can raise anything; nothing of it was executed
+        # A damaged pickle can raise anything; nothing of it was executed.
+        except Exception as error:
             raise _damaged(path, error) from error
         else:
             return Read(content, (f"left out what is no tensor: {listed(stubs)}",) if stubs else ())
-    raise CheckpointError(f"'{path}' names more than {_MAX_STUBS} unknown classes: export its state dict")
+    raise CheckpointError(
+        f"'{path}' names more than {_MAX_STUBS} unknown classes: export its state dict"
+    )
 
 
 def _next_stub(path: Path, message: str, stubs: dict[str, type]) -> dict[str, type]:

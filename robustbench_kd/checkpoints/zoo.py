@@ -11,7 +11,11 @@ from robustbench_kd.checkpoints._text import one_line
 from robustbench_kd.checkpoints.card import Normalisation
 from robustbench_kd.core.errors import CheckpointError, UsageError
 
-_PACKAGES = {"robustbench": "robustbench-kd[robustbench]", "timm": "robustbench-kd[timm]", "torchvision": "torchvision"}
+_PACKAGES = {
+    "robustbench": "robustbench-kd[robustbench]",
+    "timm": "robustbench-kd[timm]",
+    "torchvision": "torchvision",
+}
 
 Loaded = tuple[nn.Module, Normalisation | None]
 
@@ -19,7 +23,8 @@ Loaded = tuple[nn.Module, Normalisation | None]
 def load_from_zoo(library: str, identifier: str) -> Loaded:
     """Returns a published model in evaluation mode and the normalisation it expects.
 
-    Raises `UsageError` where the library is missing, `CheckpointError` where it cannot give the model.
+    Raises `UsageError` where the library is missing, `CheckpointError` where it cannot give the
+    model.
     """
     try:
         network, normalisation = ZOOS[library](identifier)
@@ -28,7 +33,8 @@ def load_from_zoo(library: str, identifier: str) -> Loaded:
         raise UsageError(
             f"'{library}:{identifier}' needs {missing}, which is not installed: pip install '{_PACKAGES[library]}'"
         ) from error
-    except Exception as error:  # another library's loader can raise anything, a failed download included
+    # Another library's loader can raise anything, a failed download included.
+    except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise CheckpointError(f"{library} cannot load '{identifier}': {reason}") from error
     return network.eval(), normalisation
@@ -38,7 +44,9 @@ def _timm(identifier: str) -> Loaded:
     import timm  # noqa: PLC0415  # an extra
 
     network = timm.create_model(identifier, pretrained=True)
-    return network, Normalisation(mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"])
+    return network, Normalisation(
+        mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"]
+    )
 
 
 def _torchvision(identifier: str) -> Loaded:
@@ -46,13 +54,16 @@ def _torchvision(identifier: str) -> Loaded:
 
     weights = models.get_model_weights(identifier).DEFAULT
     transforms: Any = weights.transforms()
-    return models.get_model(identifier, weights=weights), Normalisation(mean=transforms.mean, std=transforms.std)
+    return models.get_model(identifier, weights=weights), Normalisation(
+        mean=transforms.mean, std=transforms.std
+    )
 
 
 def _robustbench(identifier: str) -> Loaded:
     """Loads `[DATASET/THREAT/]ID`; its models normalise inside.
 
-    The released package depends on pyautoattack but imports autoattack: the one is offered under the other's name.
+    The released package depends on pyautoattack but imports autoattack: the one is offered under
+    the other's name.
     """
     if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
         import pyautoattack  # noqa: PLC0415
@@ -67,4 +78,8 @@ def _robustbench(identifier: str) -> Loaded:
     return load_model(parts[-1], dataset=dataset, threat_model=threat), None
 
 
-ZOOS: dict[str, Callable[[str], Loaded]] = {"robustbench": _robustbench, "timm": _timm, "torchvision": _torchvision}
+ZOOS: dict[str, Callable[[str], Loaded]] = {
+    "robustbench": _robustbench,
+    "timm": _timm,
+    "torchvision": _torchvision,
+}

@@ -30,7 +30,8 @@ def teachers(student: Target, *, trust_code: bool) -> list[Target]:
         same = [target for target in beside if target.parts or target.sha256 == teacher.sha256]
         if not same:
             _console.say(
-                f"{student.name}: its teacher '{teacher.name}' is not beside its card, and not attacked", "dim"
+                f"{student.name}: its teacher '{teacher.name}' is not beside its card, and not attacked",
+                "dim",
             )
         found += same
     return found

@@ -23,8 +23,12 @@ def show_comparison(found: Comparison) -> None:
     _console.write("")
     _show_changes(found.title, "accuracy", found.stages)
     if found.classes:
-        more = f"; {len(found.classes) - MOST} more with --json" if len(found.classes) > MOST else ""
-        _show_changes(f"robust accuracy of the classes that changed{more}", "class", found.classes[:MOST])
+        more = (
+            f"; {len(found.classes) - MOST} more with --json" if len(found.classes) > MOST else ""
+        )
+        _show_changes(
+            f"robust accuracy of the classes that changed{more}", "class", found.classes[:MOST]
+        )
     _console.write(f"lost    {listed(found.robust.lost)}")
     _console.write(f"gained  {listed(found.robust.gained)}")
     for note in (*provenance(found.a, found.b), *found.notes):
@@ -34,9 +38,13 @@ def show_comparison(found: Comparison) -> None:
 def show_gate(gate: Gate) -> None:
     """Writes a table per protocol, the outcome, and a line for whatever failed, is missing or is new."""
     for (*_, name), cells in groupby(sorted(gate.cells, key=_protocol), _protocol):
-        table = _table(name, ["model", ""], ["was %", "now %", "points [95 %]", "lost", "gained", "drop p"])
+        table = _table(
+            name, ["model", ""], ["was %", "now %", "points [95 %]", "lost", "gained", "drop p"]
+        )
         for cell in cells:
-            table.add_row(*_row(cell.mark, [cell.after.model, cell.change.name], cell.change, cell.p))
+            table.add_row(
+                *_row(cell.mark, [cell.after.model, cell.change.name], cell.change, cell.p)
+            )
         _console.show_table(table)
     failures = [f"! {cell.text}\n  {_closer_look(cell)}" for cell in gate.failures]
     gaps = [f"x {gap.text}" for gap in gate.gaps]
@@ -48,7 +56,9 @@ def show_gate(gate: Gate) -> None:
 
 
 def _closer_look(cell: Cell) -> str:
-    return printable(f"rkd compare {quote(str(cell.before.folder))} {quote(str(cell.after.folder))}")
+    return printable(
+        f"rkd compare {quote(str(cell.before.folder))} {quote(str(cell.after.folder))}"
+    )
 
 
 def _protocol(cell: Cell) -> tuple[str, str, float, str]:

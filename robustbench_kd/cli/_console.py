@@ -42,8 +42,9 @@ def write_json(content: Any) -> None:
 def show_table(table: Table, *, spare: Sequence[str] = ()) -> None:
     """Writes a table to standard output, with a blank line after it.
 
-    In a terminal too narrow for it columns move together, those in `spare` are left out one by one, and texts are folded.
-    What is too wide even then is left to the terminal to wrap: nothing is cut off.
+    In a terminal too narrow for it columns move together, those in `spare` are left out one by one,
+    and texts are folded. What is too wide even then is left to the terminal to wrap: nothing is cut
+    off.
     """
     room = Console().width if out.is_terminal else _UNBOUNDED
     if _measure(table).maximum > room:
@@ -69,7 +70,10 @@ def _widest(column: Column) -> int:
 def say_finding(finding: Finding) -> None:
     """Writes a finding to standard error, in the colour of its severity."""
     advice = f" -> {finding.advice}" if finding.advice else ""
-    say(f"  {finding.severity}: {finding.check}: {finding.message}{advice}", SEVERITY_STYLES[finding.severity])
+    say(
+        f"  {finding.severity}: {finding.check}: {finding.message}{advice}",
+        SEVERITY_STYLES[finding.severity],
+    )
 
 
 def plain(text: str) -> str:
@@ -96,10 +100,17 @@ def verdict(name: str | None) -> str:
 def table(title: str, columns: dict[str, str]) -> Table:
     """Returns an empty table; `columns` maps headings to `left` or `right`."""
     made = Table(
-        title=escape(title), title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2)
+        title=escape(title),
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2),
     )
     for heading, side in columns.items():
-        made.add_column(heading, justify="right" if side == "right" else "left", no_wrap=side == "right")
+        made.add_column(
+            heading, justify="right" if side == "right" else "left", no_wrap=side == "right"
+        )
     return made
 
 
@@ -129,7 +140,8 @@ def progress() -> Iterator[Line]:
     if not err.is_terminal:
         yield Line(None)
         return
-    # Where there is no room for all, the bar shrinks first and then the text ends early: what matters least stands last.
+    # Where there is no room for all, the bar shrinks first and then the text ends early: what
+    # matters least stands last.
     columns = SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}")
     with Progress(*columns, console=err, transient=True) as bar:
         yield Line(bar)

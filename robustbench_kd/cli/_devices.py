@@ -15,7 +15,9 @@ def choose(name: str) -> torch.device:
         raise UsageError(f"expected --device auto, cpu, cuda or cuda:N, got '{name}'")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"there is no device '{name}': {torch.cuda.device_count()} CUDA devices are visible")
+        raise UsageError(
+            f"there is no device '{name}': {torch.cuda.device_count()} CUDA devices are visible"
+        )
     return device
 
 

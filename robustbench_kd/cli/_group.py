@@ -12,8 +12,9 @@ from robustbench_kd.core.errors import IncompleteError, RecordError, RkdError, u
 from robustbench_kd.core.plugins import components
 from robustbench_kd.core.text import printable
 
-# Threads that spin while they wait ruin each other where cores are shared: an evaluation beside two other processes on two
-# cores took over 60 s instead of 18 s. It has to be set before torch starts its threads.
+# Threads that spin while they wait ruin each other where cores are shared: an evaluation beside two
+# other processes on two cores took over 60 s instead of 18 s. It has to be set before torch starts
+# its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _KIND = "cli"
@@ -40,7 +41,9 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature
         """Writes the list of commands from the first line of each file."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, component.summary) for name, component in sorted(components(_KIND).items())])
+            formatter.write_dl(
+                [(name, component.summary) for name, component in sorted(components(_KIND).items())]
+            )
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs a command; exit codes are those of the error tree, 130 for an interruption."""
@@ -56,17 +59,21 @@ class Commands(click.Group):
             _fail(str(error), error.exit_code)
         except MemoryError:
             _fail(
-                "out of memory; free some, or use a smaller --batch-size or fewer --examples", IncompleteError.exit_code
+                "out of memory; free some, or use a smaller --batch-size or fewer --examples",
+                IncompleteError.exit_code,
             )
         except OSError as error:
             _leave_output_alone()
             where = f" '{error.filename}'" if error.filename else ""
             _fail(f"cannot read or write{where}: {error.strerror or error}", RecordError.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            # Python started by -m remembers an interrupt inside exec, as imports use it, and would die of the signal: this
-            # makes it forget.
+            # Python started by -m remembers an interrupt inside exec, as imports use it, and would
+            # die of the signal: this makes it forget.
             exec("")  # noqa: S102
-            click.echo("Interrupted; an evaluation keeps what it decided: run the same command to resume it.", err=True)
+            click.echo(
+                "Interrupted; an evaluation keeps what it decided: run the same command to resume it.",
+                err=True,
+            )
             sys.exit(_INTERRUPTED)
 
 

@@ -31,8 +31,16 @@ results = click.option(
     "--results", type=click.Path(file_okay=False, path_type=Path), default=Path("results"), show_default=True,
     help="Folder of the run directories.",
 )  # fmt: skip
-device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness.")
+device = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+seed = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of all randomness.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
 data: Callable[[Command], Command] = together(
     click.option("--dataset", default="", help="digits, cifar10, npz:FILE, folder:PATH, ... (default: the card's).  "),
@@ -40,7 +48,7 @@ data: Callable[[Command], Command] = together(
                  help="Where torchvision's data sets lie."),
     click.option("--download", is_flag=True, help="Fetch a torchvision data set that is not there."),
 )  # fmt: skip
-levers: Callable[[Command], Command] = together(
+speedups: Callable[[Command], Command] = together(
     click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16"]), default="fp32", show_default=True,
                  help="Of the search; verdicts are always judged in fp32."),
     click.option("--fold/--no-fold", default=True, show_default=True,
@@ -49,9 +57,14 @@ levers: Callable[[Command], Command] = together(
     click.option("--compile", is_flag=True, help="Search with a compiled model, on a GPU as CUDA graphs."),
 )  # fmt: skip
 architecture: Callable[[Command], Command] = together(
-    click.option("--arch", default="", help="Architecture ('rkd list'), module:factory or file.py:factory."),
     click.option(
-        "--arch-arg", multiple=True, metavar="KEY=VALUE", help="Argument of the architecture or family; repeatable."
+        "--arch", default="", help="Architecture ('rkd list'), module:factory or file.py:factory."
+    ),
+    click.option(
+        "--arch-arg",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Argument of the architecture or family; repeatable.",
     ),
 )
 
@@ -91,7 +104,9 @@ def open_test(name: str, limit: int | None, options: dict[str, Any]) -> "Dataset
     from robustbench_kd.datasets import open_dataset
 
     where = Path(options["data_dir"])
-    return open_dataset(name, split="test", limit=limit, data_dir=where, download=options["download"])
+    return open_dataset(
+        name, split="test", limit=limit, data_dir=where, download=options["download"]
+    )
 
 
 def parse_texts(texts: tuple[str, ...], option: str) -> dict[str, str]:

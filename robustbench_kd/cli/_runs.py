@@ -14,7 +14,8 @@ from robustbench_kd.engine.run.progress import Observer, Progress
 def observer(line: _console.Line, label: str) -> Observer:
     """Returns an observer that shows stage, robust accuracy so far, time left and passes per second.
 
-    The last two are known from the second call on: loading and the first passes tell nothing about the attacks.
+    The last two are known from the second call on: loading and the first passes tell nothing about
+    the attacks.
     """
     start: tuple[float, int] | None = None
 
@@ -24,7 +25,9 @@ def observer(line: _console.Line, label: str) -> Observer:
         rate = (progress.passes - start[1]) / max(time.monotonic() - start[0], 1e-3)
         details = f"robust {progress.robust / progress.examples:.1%}"
         if rate > 0:
-            details += f"  at most {duration(progress.passes_left / rate)} left  {rate:,.0f} passes/s"
+            details += (
+                f"  at most {duration(progress.passes_left / rate)} left  {rate:,.0f} passes/s"
+            )
         line.show(f"{label} {progress.stage}", progress.decided, progress.total, details)
 
     return show
@@ -35,7 +38,9 @@ def announce(outcome: Outcome) -> None:
     how = "stored result" if outcome.stored else f"done in {duration(outcome.record.seconds)}"
     how = f"the earlier result lacked images, {how}" if outcome.again else how
     identity = outcome.record.identity
-    _console.say(f"{identity.model} {identity.norm}:{identity.eps_text}: {how}, {outcome.folder}", "dim")
+    _console.say(
+        f"{identity.model} {identity.norm}:{identity.eps_text}: {how}, {outcome.folder}", "dim"
+    )
     for finding in outcome.record.findings:
         _console.say_finding(finding)
 
@@ -90,10 +95,18 @@ def _suite(record: RunRecord) -> str:
 _COLUMNS = (
     _Column("model", "left", lambda record: _console.plain(record.identity.model)),
     _Column("threat", "left", lambda record: f"{record.identity.norm}:{record.identity.eps_text}"),
-    _Column("n", "right", lambda record: str(record.clean.n if record.clean else record.identity.examples)),
+    _Column(
+        "n",
+        "right",
+        lambda record: str(record.clean.n if record.clean else record.identity.examples),
+    ),
     _Column("clean %", "right", lambda record: _console.percent(record.clean)),
     _Column("robust %", "right", _robust),
-    _Column("adaptive %", "right", lambda record: _console.percent(record.robust) if record.standard else ""),
+    _Column(
+        "adaptive %",
+        "right",
+        lambda record: _console.percent(record.robust) if record.standard else "",
+    ),
     _Column("gap", "right", _gap),
     _Column("every draw %", "right", lambda record: _draws(record, "all_correct")),
     _Column("majority %", "right", lambda record: _draws(record, "majority")),
@@ -116,7 +129,11 @@ def _notes(record: RunRecord) -> list[str]:
         notes.append(f"{record.identity.model}: {_settled(record.claim)}")
     drawn = record.robust_draws
     if drawn:
-        basis = f"all {drawn.draws} members" if drawn.exact else f"{drawn.draws} fresh draws of each image"
+        basis = (
+            f"all {drawn.draws} members"
+            if drawn.exact
+            else f"{drawn.draws} fresh draws of each image"
+        )
         how = f"accuracies are expected ones, by {basis}"
         if record.identity.engine == "autoattack":
             expected = _console.percent(drawn.mean)
@@ -134,7 +151,8 @@ def _settled(claim: Claim) -> str:
 
 def _rejection(found: Detection) -> str:
     clean, attacked, left = (
-        f"{100 * one.value:.1f} %" for one in (found.clean_rejected, found.attacked_rejected, found.robust_accepted)
+        f"{100 * one.value:.1f} %"
+        for one in (found.clean_rejected, found.attacked_rejected, found.robust_accepted)
     )
     said = f"rejects {clean} of clean and {attacked} of attacked images, {left} are right and accepted under attack"
     oblivious, joint = found.oblivious.successes.tpr_5, found.joint.successes.tpr_5

@@ -40,8 +40,8 @@ Option = bool | int | float | str | list[int | float | str]
 class Sheet(Frozen):
     """Every checkpoint is evaluated on every data set, under every threat, with every suite and seed.
 
-    An entry of `checkpoints` is a target of `rkd eval` or a pattern of files. Without `datasets` and `threats` a card
-    says its own. `options` are those of `rkd eval`.
+    An entry of `checkpoints` is a target of `rkd eval` or a pattern of files. Without `datasets`
+    and `threats` a card says its own. `options` are those of `rkd eval`.
     """
 
     model_config = ConfigDict(strict=True)
@@ -57,8 +57,8 @@ class Sheet(Frozen):
 def read_sheet(path: Path, *, trust_code: bool) -> tuple[Sheet, dict[str, Any]]:
     """Reads a sheet; returns it, with files for patterns, and the options of `rkd eval` as that command has them.
 
-    Raises `UsageError` that names the file, the line, the field and what is wrong with it. What names code of its author
-    needs `trust_code`.
+    Raises `UsageError` that names the file, the line, the field and what is wrong with it. What
+    names code of its author needs `trust_code`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -73,7 +73,11 @@ def read_sheet(path: Path, *, trust_code: bool) -> tuple[Sheet, dict[str, Any]]:
         _check_code(path, text, sheet)
     found = [file for pattern in sheet.checkpoints for file in _matching(path, text, pattern)]
     known = _known_options()
-    arguments = [part for name in sheet.options for part in _checked(path, text, name, sheet.options[name], known)]
+    arguments = [
+        part
+        for name in sheet.options
+        for part in _checked(path, text, name, sheet.options[name], known)
+    ]
     return sheet.model_copy(update={"checkpoints": found}), _parsed(
         [*arguments, *(["--trust-code"] if trust_code else [])]
     )
@@ -91,7 +95,10 @@ def line_of(text: str, names: Sequence[str], value: str = "") -> int:
         if line.lstrip().startswith("["):
             table = line.partition("]")[0].strip(" \t[\"'")
         elif [*filter(None, [table]), key] == list(names):
-            return next((below for below, one in enumerate(lines[number:], number + 1) if value in one), number + 1)
+            return next(
+                (below for below, one in enumerate(lines[number:], number + 1) if value in one),
+                number + 1,
+            )
     return next((number for number, line in enumerate(lines, 1) if names[-1] in line), 1)
 
 
@@ -100,8 +107,11 @@ def _wrong(path: Path, text: str, names: Sequence[str], what: str, value: str = 
 
 
 def _first_problem(path: Path, text: str, error: ValidationError) -> UsageError:
-    problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # it explains what seems missing
-    names = [part for part in problem["loc"] if isinstance(part, str)][: 2 if problem["loc"][0] == "options" else 1]
+    # It explains what seems missing.
+    problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    names = [part for part in problem["loc"] if isinstance(part, str)][
+        : 2 if problem["loc"][0] == "options" else 1
+    ]
     if problem["type"] == "extra_forbidden":
         return _wrong(path, text, names, str(unknown_name("field", names[0], Sheet.model_fields)))
     value = str(problem["input"]) if isinstance(problem["loc"][-1], int) else ""
@@ -114,7 +124,13 @@ def _check_code(path: Path, text: str, sheet: Sheet) -> None:
 
     for names, one in _texts(sheet):
         if ":" in one and one.partition(":")[0] not in ZOOS:
-            raise _wrong(path, text, names, f"'{one}' names code: read it, then give --trust-code to run it", one)
+            raise _wrong(
+                path,
+                text,
+                names,
+                f"'{one}' names code: read it, then give --trust-code to run it",
+                one,
+            )
 
 
 def _texts(sheet: Sheet) -> Iterator[tuple[list[str], str]]:
@@ -122,7 +138,9 @@ def _texts(sheet: Sheet) -> Iterator[tuple[list[str], str]]:
     yield from ((["checkpoints"], one) for one in sheet.checkpoints)
     for name in ("arch", "adaptive", "surrogate"):
         value = sheet.options.get(name, [])
-        yield from ((["options", name], str(one)) for one in (value if isinstance(value, list) else [value]))
+        yield from (
+            (["options", name], str(one)) for one in (value if isinstance(value, list) else [value])
+        )
 
 
 def _matching(path: Path, text: str, pattern: str) -> list[str]:
@@ -133,7 +151,9 @@ def _matching(path: Path, text: str, pattern: str) -> list[str]:
     try:
         found = sorted(map(str, Path(anchor).glob(str(Path(pattern).relative_to(anchor)))))
     except (ValueError, NotImplementedError) as error:
-        raise _wrong(path, text, ["checkpoints"], f"'{pattern}' is no pattern of files: {error}", pattern) from error
+        raise _wrong(
+            path, text, ["checkpoints"], f"'{pattern}' is no pattern of files: {error}", pattern
+        ) from error
     if not found:
         raise _wrong(path, text, ["checkpoints"], f"no file matches '{pattern}'", pattern)
     return found
@@ -145,14 +165,18 @@ def _known_options() -> dict[str, click.Option]:
     return {name: option for name, option in named.items() if name not in _LISTED | _TYPED}
 
 
-def _checked(path: Path, text: str, name: str, value: Option, known: dict[str, click.Option]) -> list[str]:
+def _checked(
+    path: Path, text: str, name: str, value: Option, known: dict[str, click.Option]
+) -> list[str]:
     """Returns an option as it is typed, after `rkd eval` has taken it."""
     names = ["options", name]
     if name not in known:
         hint = f"; it is a list of its own, '{name}s'" if name in _LISTED else ""
         raise _wrong(path, text, names, f"{unknown_name('option', name, known)}{hint}")
     if isinstance(value, bool) != known[name].is_flag:
-        raise _wrong(path, text, names, f"expected {'true or false' if known[name].is_flag else 'a value'}")
+        raise _wrong(
+            path, text, names, f"expected {'true or false' if known[name].is_flag else 'a value'}"
+        )
     typed = _typed(name, value, known[name])
     try:
         params = _parsed(typed)

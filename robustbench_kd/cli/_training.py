@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robustbench_kd.training.events import Accuracies, Epoch, Observer, Step
     from robustbench_kd.training.make import Made, Plan
     from robustbench_kd.training.recipe import Recipe
-    from robustbench_kd.training.teachers import Tutor
+    from robustbench_kd.training.teachers import TeacherSpec
 
 checkpoint: Callable[[_options.Command], _options.Command] = _options.together(
     click.option("--name", required=True, help="Name of the checkpoint; its files are called so."),
@@ -44,7 +44,10 @@ def network(architecture: str, options: dict[str, Any]) -> "Network":
     from robustbench_kd.training.design import Network
 
     arguments = _options.parse_assignments(options["arch_arg"], "--arch-arg")
-    return Network(Architecture(name=architecture, arguments=arguments), parse_normalisation(options["normalisation"]))
+    return Network(
+        Architecture(name=architecture, arguments=arguments),
+        parse_normalisation(options["normalisation"]),
+    )
 
 
 def plan(
@@ -53,7 +56,7 @@ def plan(
     threat: str,
     options: dict[str, Any],
     *,
-    teachers: "tuple[Tutor, ...]" = (),
+    teachers: "tuple[TeacherSpec, ...]" = (),
 ) -> "Plan":
     """Returns what is to be trained, by the options that the commands share."""
     from robustbench_kd.cli import _devices
@@ -67,7 +70,9 @@ def plan(
         design=design,
         threat=chosen,
         threats=tuple(str(known) for known in usual),
-        device=_devices.choose(_devices.share(options["device"], int(os.environ.get("LOCAL_RANK", "0")) + 1)),
+        device=_devices.choose(
+            _devices.share(options["device"], int(os.environ.get("LOCAL_RANK", "0")) + 1)
+        ),
         licence=options["licence"],
         teachers=teachers,
     )
@@ -79,7 +84,9 @@ def run(planned: "Plan", dataset: str, options: dict[str, Any]) -> None:
     from robustbench_kd.training import distributed
     from robustbench_kd.training.make import make_checkpoint
 
-    data = open_dataset(dataset, split="train", data_dir=options["data_dir"], download=options["download"])
+    data = open_dataset(
+        dataset, split="train", data_dir=options["data_dir"], download=options["download"]
+    )
     with distributed.joined(planned.device):
         if distributed.leads():
             _show(planned, data, options["out"])

@@ -53,7 +53,9 @@ class Task:
         _console.err.quiet = True  # the one who started this has said it all
         if self.threads:
             torch.set_num_threads(self.threads)
-        request = self.load(self.options | {"device": _devices.share(self.options["device"], shard.number)})
+        request = self.load(
+            self.options | {"device": _devices.share(self.options["device"], shard.number)}
+        )
         asked = replace(request, threat=self.threat, smaller=self.smaller)
         evaluate_shard(asked, self.options["results"], shard, observer=observer)
 
@@ -63,9 +65,13 @@ def own_shard(options: dict[str, Any]) -> Shard | None:
     if not options["shard"]:
         return None
     if options["workers"] > 1 or options["executor"] == "ray":
-        raise UsageError("--shard is for processes that you start yourself: leave --workers and --executor out")
+        raise UsageError(
+            "--shard is for processes that you start yourself: leave --workers and --executor out"
+        )
     if options["fresh"]:
-        raise UsageError("--fresh would forget what other shards have decided: delete the folder of the run instead")
+        raise UsageError(
+            "--fresh would forget what other shards have decided: delete the folder of the run instead"
+        )
     return Shard.parse(options["shard"])
 
 
@@ -88,15 +94,25 @@ def decide(shard: Shard, request: "Request", curves: list[list[Threat]], results
     for (threat,) in curves:
         with _console.progress() as line:
             observer = _runs.observer(line, f"{request.subject.name} {threat} shard {shard}")
-            folder = evaluate_shard(replace(request, threat=threat), results, shard, observer=observer)
-        _console.say(f"shard {shard} is decided, {folder}: 'rkd merge {results}' once all of them are", "dim")
+            folder = evaluate_shard(
+                replace(request, threat=threat), results, shard, observer=observer
+            )
+        _console.say(
+            f"shard {shard} is decided, {folder}: 'rkd merge {results}' once all of them are", "dim"
+        )
 
 
-def insist(outcomes: list["Outcome"]) -> None:
+def raise_if_refuted(outcomes: list["Outcome"]) -> None:
     """Raises `RegressionError` where a claim was refuted."""
-    refuted = [outcome.record for outcome in outcomes if outcome.record.claim and not outcome.record.claim.holds]
+    refuted = [
+        outcome.record
+        for outcome in outcomes
+        if outcome.record.claim and not outcome.record.claim.holds
+    ]
     if refuted:
-        names = ", ".join(f"{record.identity.model} ({record.claim.text})" for record in refuted if record.claim)
+        names = ", ".join(
+            f"{record.identity.model} ({record.claim.text})" for record in refuted if record.claim
+        )
         raise RegressionError(f"refuted: {names}")
 
 
@@ -107,7 +123,11 @@ def _here(load: Load, options: dict[str, Any], request: "Request", observer: "Ob
 
     count = min(options["workers"], len(request.data))
     threads = max(1, torch.get_num_threads() // count)
-    in_processes(Task(load, options, request.threat, request.smaller, threads), shards(count), observer=observer)
+    in_processes(
+        Task(load, options, request.threat, request.smaller, threads),
+        shards(count),
+        observer=observer,
+    )
 
 
 def _on_ray(load: Load, options: dict[str, Any], request: "Request", _observer: "Observer") -> None:
@@ -115,7 +135,10 @@ def _on_ray(load: Load, options: dict[str, Any], request: "Request", _observer: 
     from robustbench_kd.engine.workers.on_ray import on_ray
 
     count = min(options["workers"], len(request.data))
-    absolute = options | {"results": options["results"].resolve(), "data_dir": Path(options["data_dir"]).resolve()}
+    absolute = options | {
+        "results": options["results"].resolve(),
+        "data_dir": Path(options["data_dir"]).resolve(),
+    }
     smaller = request.smaller.resolve() if request.smaller else None
     on_ray(
         Task(load, absolute, request.threat, smaller),

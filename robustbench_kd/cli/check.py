@@ -35,7 +35,13 @@ _EXAMPLES = 500
 )
 @_options.data
 @_options.loading
-@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, help="Images per batch.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=250,
+    show_default=True,
+    help="Images per batch.",
+)
 @_options.seed
 @_options.device
 @click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
@@ -61,12 +67,21 @@ def command(target: str, **options: Any) -> None:
 
     found = []
     for described in describe(target, _options.choices(options)):
-        data = _data(options["dataset"] or (described.card.dataset if described.card else "digits"), options)
+        data = _data(
+            options["dataset"] or (described.card.dataset if described.card else "digits"), options
+        )
         channels, height, width = data.images.shape[1:]
         subject = load(described, classes=data.classes, shape=(channels, height, width))
         threat = _threat(options["threat"], described)
         device = _devices.choose(options["device"])
-        seen = inspect(subject, data, threat, device=device, seed=options["seed"], batch_size=options["batch_size"])
+        seen = inspect(
+            subject,
+            data,
+            threat,
+            device=device,
+            seed=options["seed"],
+            batch_size=options["batch_size"],
+        )
         found.append(_facts(subject, data, threat, seen))
         if not options["as_json"]:
             _show(found[-1], seen)
@@ -86,10 +101,14 @@ def _data(name: str, options: dict[str, Any]) -> "Dataset":
 def _threat(text: str, target: "Target") -> Threat:
     if text:
         return Threat.parse(text)
-    return Threat.parse(target.card.threats[0] if target.card and target.card.threats else _USUAL_THREAT)
+    return Threat.parse(
+        target.card.threats[0] if target.card and target.card.threats else _USUAL_THREAT
+    )
 
 
-def _facts(subject: "Subject", data: "Dataset", threat: Threat, seen: "Inspection") -> dict[str, Any]:
+def _facts(
+    subject: "Subject", data: "Dataset", threat: Threat, seen: "Inspection"
+) -> dict[str, Any]:
     from robustbench_kd.core.records import verdict
 
     return {
@@ -129,7 +148,10 @@ def _show(facts: dict[str, Any], seen: "Inspection") -> None:
 def _lines(facts: dict[str, Any], seen: "Inspection") -> Iterator[tuple[str, str]]:
     from robustbench_kd.cli import _console
 
-    yield "network", f"{facts['family']}, {facts['architecture']}, {facts['parameters']:,} parameters"
+    yield (
+        "network",
+        f"{facts['family']}, {facts['architecture']}, {facts['parameters']:,} parameters",
+    )
     for note in facts["notes"]:
         yield "loading", note
     low, high = seen.pixels
@@ -140,7 +162,10 @@ def _lines(facts: dict[str, Any], seen: "Inspection") -> Iterator[tuple[str, str
     yield "outputs", f"{seen.outputs} of {seen.classes} classes"
     yield "clean %", f"{_console.percent(seen.clean)} with normalisation {seen.normalisation}"
     if seen.normalisations:
-        yield "normalisations", ", ".join(f"{name} {share:.1%}" for name, share in seen.normalisations.items())
+        yield (
+            "normalisations",
+            ", ".join(f"{name} {share:.1%}" for name, share in seen.normalisations.items()),
+        )
     yield "probed at", facts["threat"]
 
 
@@ -150,7 +175,9 @@ def _show_findings(seen: "Inspection") -> None:
     if not seen.findings:
         _console.write("No findings.\n")
         return
-    table = _console.table("", {"severity": "left", "finding": "left", "what was seen": "left", "what to do": "left"})
+    table = _console.table(
+        "", {"severity": "left", "finding": "left", "what was seen": "left", "what to do": "left"}
+    )
     for finding in seen.findings:
         cells = finding.severity, finding.check, finding.message, finding.advice
         table.add_row(*map(_console.plain, cells), style=_console.SEVERITY_STYLES[finding.severity])
@@ -166,7 +193,11 @@ def _show_costs(seen: "Inspection") -> None:
         table.add_row(cost.suite, f"{cost.passes:,}", duration(1000 * cost.seconds))
     _console.show_table(table)
     speed = seen.speed
-    memory = "" if speed.megabytes is None else f" Gradients keep {speed.megabytes:.2g} MB per image of a batch."
+    memory = (
+        ""
+        if speed.megabytes is None
+        else f" Gradients keep {speed.megabytes:.2g} MB per image of a batch."
+    )
     _console.say(
         f"Passes and time are for images that no attack breaks; others cost less. Time is the model's alone, from passes of "
         f"{speed.batch} images that differed by {speed.spread:.0%}.{memory}",

@@ -17,9 +17,19 @@ if TYPE_CHECKING:
 @click.argument("new", type=click.Path(path_type=Path))
 @_options.architecture
 @_options.data
-@click.option("--normalisation", default="", help="none, cifar10, imagenet, ... or MEAN,.../STD,...")
-@click.option("--weights-key", default="", help="Where the state dict lies in the file, such as model_ema.")
-@click.option("--threat", "threats", multiple=True, metavar="NORM:EPS", help="Usual threat, for the card; repeatable.")
+@click.option(
+    "--normalisation", default="", help="none, cifar10, imagenet, ... or MEAN,.../STD,..."
+)
+@click.option(
+    "--weights-key", default="", help="Where the state dict lies in the file, such as model_ema."
+)
+@click.option(
+    "--threat",
+    "threats",
+    multiple=True,
+    metavar="NORM:EPS",
+    help="Usual threat, for the card; repeatable.",
+)
 @click.option("--licence", default="", help="Licence of the weights, for the card.")
 @click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
 def command(old: str, new: Path, **options: Any) -> None:
@@ -41,7 +51,9 @@ def command(old: str, new: Path, **options: Any) -> None:
     if not options["dataset"]:
         raise UsageError("for which data was it trained? Give --dataset, such as --dataset cifar10")
     target = _target(old, options)
-    data = open_dataset(options["dataset"], limit=1, data_dir=options["data_dir"], download=options["download"])
+    data = open_dataset(
+        options["dataset"], limit=1, data_dir=options["data_dir"], download=options["download"]
+    )
     channels, height, width = data.images.shape[1:]
     subject = load(target, classes=data.classes, shape=(channels, height, width))
     name, folder = new.name.removesuffix(".safetensors").removesuffix(".toml"), new.parent

@@ -10,7 +10,7 @@ from robustbench_kd.core.plugins import files
 
 if TYPE_CHECKING:
     from robustbench_kd.training.recipe import Recipe
-    from robustbench_kd.training.teachers import Tutor
+    from robustbench_kd.training.teachers import TeacherSpec
 
 
 @click.command("distill")
@@ -22,15 +22,34 @@ if TYPE_CHECKING:
     metavar="CARD",
     help="Card of a teacher, or any other target; repeatable, in the order in which the method names them.",
 )
-@click.option("--student", required=True, help="Architecture ('rkd list'), module:factory or file.py:factory.")
-@click.option("--arch-arg", multiple=True, metavar="KEY=VALUE", help="Argument of the architecture; repeatable.")
-@click.option("--with", "additions", multiple=True, metavar="NAME", help="Addition to the method, igdm; repeatable.")
 @click.option(
-    "--recipe", default="", metavar="NAME|FILE", help="Recipe (default: the method's for digits, or the paper's)."
+    "--student", required=True, help="Architecture ('rkd list'), module:factory or file.py:factory."
+)
+@click.option(
+    "--arch-arg",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Argument of the architecture; repeatable.",
+)
+@click.option(
+    "--with",
+    "additions",
+    multiple=True,
+    metavar="NAME",
+    help="Addition to the method, igdm; repeatable.",
+)
+@click.option(
+    "--recipe",
+    default="",
+    metavar="NAME|FILE",
+    help="Recipe (default: the method's for digits, or the paper's).",
 )
 @_training.checkpoint
 @click.option(
-    "--threat", default="", metavar="NORM:EPS", help="Threat to train against (default: that of the first teacher)."
+    "--threat",
+    default="",
+    metavar="NORM:EPS",
+    help="Threat to train against (default: that of the first teacher).",
 )
 @_options.data
 @_training.settings
@@ -51,7 +70,9 @@ def command(method: str, **options: Any) -> None:
     from robustbench_kd.training.teachers import describe_teacher
 
     open_method(method)  # a method that does not exist is said before anything else
-    teachers = tuple(describe_teacher(text, trust_code=options["trust_code"]) for text in options["teachers"])
+    teachers = tuple(
+        describe_teacher(text, trust_code=options["trust_code"]) for text in options["teachers"]
+    )
     dataset = options["dataset"] or _usual_dataset(teachers)
     plan = _training.plan(
         _recipe(method, dataset, options),
@@ -70,7 +91,9 @@ def _recipe(method: str, dataset: str, options: dict[str, Any]) -> "Recipe":
     overrides = _options.parse_texts(options["overrides"], "--set")
     recipe = load_recipe(name, overrides, additions=options["additions"])
     if recipe.method != method:
-        raise UsageError(f"recipe '{name}' is for '{recipe.method}', not for '{method}': choose another --recipe")
+        raise UsageError(
+            f"recipe '{name}' is for '{recipe.method}', not for '{method}': choose another --recipe"
+        )
     return recipe
 
 
@@ -84,12 +107,12 @@ def _usual_recipe(method: str, dataset: str) -> str:
     return found[0]
 
 
-def _usual_dataset(teachers: "tuple[Tutor, ...]") -> str:
+def _usual_dataset(teachers: "tuple[TeacherSpec, ...]") -> str:
     card = teachers[0].target.card if teachers else None
     return card.dataset if card else "digits"
 
 
-def _usual_threat(teachers: "tuple[Tutor, ...]") -> str:
+def _usual_threat(teachers: "tuple[TeacherSpec, ...]") -> str:
     card = teachers[0].target.card if teachers else None
     threat = card.made.get("threat") if card else None
     if not isinstance(threat, str):

@@ -17,7 +17,7 @@ from robustbench_kd.core.threat import Threat, parse_curve
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Target
     from robustbench_kd.engine.evaluate import Outcome
-    from robustbench_kd.engine.passes.speedups import Levers
+    from robustbench_kd.engine.passes.speedups import Speedups
     from robustbench_kd.engine.run.request import Request
     from robustbench_kd.tensors.contracts import Dataset
 
@@ -55,31 +55,49 @@ Opened = Callable[[str], "Dataset"]
     help="Stand-in model for adaptive attacks; repeatable.",
 )
 @click.option(
-    "--adaptive", "attacks", multiple=True, metavar="FILE.py:ATTACK", help="Adaptive attack of your own; repeatable."
+    "--adaptive",
+    "attacks",
+    multiple=True,
+    metavar="FILE.py:ATTACK",
+    help="Adaptive attack of your own; repeatable.",
 )
 @click.option(
-    "--examples", default="all", show_default=True, help="First N of the test split in official order, or all."
+    "--examples",
+    default="all",
+    show_default=True,
+    help="First N of the test split in official order, or all.",
 )
 @_options.data
 @_options.loading
-@click.option("--name", default="", help="Name of the model in tables (default: the card's, or the file's).")
+@click.option(
+    "--name", default="", help="Name of the model in tables (default: the card's, or the file's)."
+)
 @click.option(
     "--engine",
     default="native",
     show_default=True,
     help="native is our own engine, autoattack runs the AutoAttack package.",
 )
-@click.option("--batch-size", default="auto", show_default=True, help="Images per batch, or auto: found by trial.")
-@_options.levers
+@click.option(
+    "--batch-size",
+    default="auto",
+    show_default=True,
+    help="Images per batch, or auto: found by trial.",
+)
+@_options.speedups
 @_options.seed
 @_options.device
 @_options.results
 @_workers.options
 @click.option("--no-probes", is_flag=True, help="Do not check the model before the attacks.")
 @click.option(
-    "--save-adversarial", is_flag=True, help="Keep the images that decide, for 'rkd verify' and 'rkd report'."
+    "--save-adversarial",
+    is_flag=True,
+    help="Keep the images that decide, for 'rkd verify' and 'rkd report'.",
 )
-@click.option("--fresh", is_flag=True, help="Ignore stored and unfinished results of the same question.")
+@click.option(
+    "--fresh", is_flag=True, help="Ignore stored and unfinished results of the same question."
+)
 @click.option("--strict", is_flag=True, help="Exit 3 if a number is unreliable.")
 @click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
 @_options.as_json
@@ -115,28 +133,41 @@ def command(targets: tuple[str, ...], **options: Any) -> None:
         for target in described:
             own = curves or card_curves(target)
             if shard:
-                _workers.decide(shard, request(target, own[0][0], suite, options, opened), own, options["results"])
+                _workers.decide(
+                    shard,
+                    request(target, own[0][0], suite, options, opened),
+                    own,
+                    options["results"],
+                )
             else:
                 outcomes.extend(_evaluate(target, own, suite, options, opened))
     finally:
         if outcomes:
             _runs.report(outcomes, as_json=options["as_json"])
-    unreliable = [found.record.identity.model for found in outcomes if found.record.verdict == "unreliable"]
+    unreliable = [
+        found.record.identity.model for found in outcomes if found.record.verdict == "unreliable"
+    ]
     if options["strict"] and unreliable:
-        raise UnreliableError(f"unreliable under --strict: {', '.join(unreliable)}; the findings say why")
-    _workers.insist(outcomes)
+        raise UnreliableError(
+            f"unreliable under --strict: {', '.join(unreliable)}; the findings say why"
+        )
+    _workers.raise_if_refuted(outcomes)
 
 
 def chosen_suite(options: dict[str, Any]) -> Suite:
     """Reads --suite and --mode, and refuses what does not go with them."""
     suite = parse_suite(options["suite"])
     if (options["surrogates"] or options["attacks"]) and not suite.adaptive:
-        raise UsageError(f"--surrogate and --adaptive need an adaptive suite: use --suite {suite.name}+adaptive")
+        raise UsageError(
+            f"--surrogate and --adaptive need an adaptive suite: use --suite {suite.name}+adaptive"
+        )
     if options["engine"] == "autoattack" and _levers(options).label != "fp32":
         raise UsageError("--precision, --channels-last and --compile speed up --engine native only")
     if options["mode"] == "fast":
         if suite.name != "standard":
-            raise UsageError(f"--mode fast is a short form of --suite standard, got --suite {suite.name}")
+            raise UsageError(
+                f"--mode fast is a short form of --suite standard, got --suite {suite.name}"
+            )
         return replace(parse_suite("fast"), name=suite.name)
     return suite
 
@@ -144,7 +175,9 @@ def chosen_suite(options: dict[str, Any]) -> Suite:
 def card_curves(target: "Target") -> list[Curve]:
     """Returns the threats of a target's card, each by itself; raises `UsageError` where it names none."""
     if target.card is None or not target.card.threats:
-        raise UsageError(f"which threat for '{target.name}'? Give --threat NORM:EPS, such as --threat linf:8/255")
+        raise UsageError(
+            f"which threat for '{target.name}'? Give --threat NORM:EPS, such as --threat linf:8/255"
+        )
     return [[Threat.parse(text)] for text in target.card.threats]
 
 
@@ -193,15 +226,19 @@ def request(  # what is evaluated, then how
         seed=options["seed"],
         batch_size=chosen_batch_size(options),
         engine=options["engine"],
-        levers=_levers(options),
+        speedups=_levers(options),
         probes=not options["no_probes"],
         saves=options["save_adversarial"],
         at_least=parse_claim(options["claim"]) if options["claim"] else None,
-        extra=_adaptive.added(surrogates, options["attacks"], classes=data.classes, shape=shape, device=device),
+        extra=_adaptive.added(
+            surrogates, options["attacks"], classes=data.classes, shape=shape, device=device
+        ),
     )
 
 
-def spread_of(target: "Target", threat: Threat, suite: Suite, options: dict[str, Any]) -> _workers.Spread | None:
+def spread_of(
+    target: "Target", threat: Threat, suite: Suite, options: dict[str, Any]
+) -> _workers.Spread | None:
     """Returns what lets several processes share the examples of a request, None where it is to be one."""
     return _workers.spread(partial(_loaded, target, threat, suite), options)
 
@@ -227,17 +264,21 @@ def outcomes_of(
             observer = _runs.observer(line, f"{request.subject.name} {threat}")
             asked = replace(request, threat=threat, smaller=smaller)
             shared = partial(spread, asked, observer) if spread else None
-            outcome = evaluate(asked, options["results"], observer=observer, fresh=options["fresh"], spread=shared)
+            outcome = evaluate(
+                asked, options["results"], observer=observer, fresh=options["fresh"], spread=shared
+            )
         # Of a randomized defence an example is hardly ever broken for good.
         smaller = None if outcome.record.robust_draws else outcome.folder
         _runs.announce(outcome)
         yield outcome
 
 
-def _levers(options: dict[str, Any]) -> "Levers":
-    from robustbench_kd.engine.passes.speedups import Levers
+def _levers(options: dict[str, Any]) -> "Speedups":
+    from robustbench_kd.engine.passes.speedups import Speedups
 
-    asked = Levers(**{name: options[name] for name in ("precision", "fold", "channels_last", "compile")})
+    asked = Speedups(
+        **{name: options[name] for name in ("precision", "fold", "channels_last", "compile")}
+    )
     return asked if options["engine"] == "native" else replace(asked, fold=False)
 
 
@@ -253,4 +294,8 @@ def chosen_batch_size(options: dict[str, Any]) -> int:
 
 def opener(options: dict[str, Any]) -> Opened:
     """Returns what gives a data set by name, read once however often it is asked for."""
-    return cache(lambda named: _options.open_test(named, _options.parse_examples(options["examples"]), options))
+    return cache(
+        lambda named: _options.open_test(
+            named, _options.parse_examples(options["examples"]), options
+        )
+    )

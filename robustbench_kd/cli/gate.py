@@ -21,13 +21,32 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command("gate")
 @click.argument("results", type=click.Path(path_type=Path), default=Path("results"))
-@click.option("--baseline", type=click.Path(path_type=Path), required=True, help="Folder of the runs to hold against.")
-@click.option("--tolerance", default="1%", show_default=True, help="Drop that is always allowed, such as 1% or 0.01.")
-@click.option("--hard-limit", default="", help="Drop that always fails, even where it could be chance (default: none).")
 @click.option(
-    "--alpha", default="5%", show_default=True, help="Chance that a gate fails although nothing became worse."
+    "--baseline",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the runs to hold against.",
 )
-@click.option("--update", is_flag=True, help="Show the difference, then make RESULTS the new baseline.")
+@click.option(
+    "--tolerance",
+    default="1%",
+    show_default=True,
+    help="Drop that is always allowed, such as 1% or 0.01.",
+)
+@click.option(
+    "--hard-limit",
+    default="",
+    help="Drop that always fails, even where it could be chance (default: none).",
+)
+@click.option(
+    "--alpha",
+    default="5%",
+    show_default=True,
+    help="Chance that a gate fails although nothing became worse.",
+)
+@click.option(
+    "--update", is_flag=True, help="Show the difference, then make RESULTS the new baseline."
+)
 @click.option("--junit", type=_FILE, help="Write JUnit XML to this file.")
 @click.option("--markdown", type=_FILE, help="Write Markdown to this file, for a comment.")
 @click.option("--badge", type=_FILE, help="Write shields.io JSON to this file.")
@@ -55,9 +74,13 @@ def command(results: Path, **options: Any) -> None:
     runs, problems = _runs(results, folder)
     known = read_baseline(folder)
     if not known and not renewed:
-        raise RecordError(f"there is no run in the baseline '{folder}': make one with the same command and --update")
+        raise RecordError(
+            f"there is no run in the baseline '{folder}': make one with the same command and --update"
+        )
     if not runs and renewed:
-        raise RecordError(f"there is no run to make a baseline of in '{results}': run 'rkd eval' first")
+        raise RecordError(
+            f"there is no run to make a baseline of in '{results}': run 'rkd eval' first"
+        )
     fresh = one_each(runs, results) if renewed else {}
     gate = judge(runs, problems, known, limits)
     _write(gate, options)
@@ -77,7 +100,11 @@ def _limits(options: dict[str, Any]) -> "Limits":
     alpha, hard = _share(options["alpha"], "--alpha"), options["hard_limit"]
     if not alpha:
         raise UsageError("expected --alpha above 0, got 0: nothing would ever be significant")
-    return Limits(_share(options["tolerance"], "--tolerance"), _share(hard, "--hard-limit") if hard else None, alpha)
+    return Limits(
+        _share(options["tolerance"], "--tolerance"),
+        _share(hard, "--hard-limit") if hard else None,
+        alpha,
+    )
 
 
 def _share(text: str, option: str) -> float:
@@ -99,7 +126,9 @@ def _runs(results: Path, baseline: Path) -> tuple[list["Run"], list[str]]:
     from robustbench_kd.analysis.runs import read_runs
 
     if not results.is_dir():
-        raise RecordError(f"there is no results folder '{results}': run 'rkd eval' first, or name another folder")
+        raise RecordError(
+            f"there is no results folder '{results}': run 'rkd eval' first, or name another folder"
+        )
     if results.resolve() == baseline.resolve():
         raise UsageError(
             f"expected a baseline apart from the results, got '{results}' for both: that would always pass"
@@ -111,7 +140,11 @@ def _write(gate: "Gate", options: dict[str, Any]) -> None:
     from robustbench_kd.analysis import badge, junit, markdown
     from robustbench_kd.core.rundir import write_text
 
-    for option, text in (("junit", junit.render), ("markdown", markdown.gate), ("badge", badge.render)):
+    for option, text in (
+        ("junit", junit.render),
+        ("markdown", markdown.gate),
+        ("badge", badge.render),
+    ):
         if options[option]:
             write_text(options[option], text(gate))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):

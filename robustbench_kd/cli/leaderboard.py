@@ -33,7 +33,9 @@ _ONLY_IN_FILES = {"passes", "run"}  # a terminal is narrow
     show_default=True,
     help="robust, clean or gap (largest first), model, time or passes (smallest first).",
 )
-@click.option("--top", type=click.IntRange(min=1), help="Only the first N runs of each table.  [default: all]")
+@click.option(
+    "--top", type=click.IntRange(min=1), help="Only the first N runs of each table.  [default: all]"
+)
 @click.option(
     "--format",
     "formats",
@@ -110,7 +112,10 @@ def _with_published(leaderboard: "Leaderboard", path: Path | None) -> "Leaderboa
         _console.say(f"left out: {reason}", "yellow")
     made = beside(leaderboard, numbers)
     shown = {number for board in made.boards for number in board.published}
-    _console.say(f"{len(shown)} of {len(numbers)} published numbers are for a data set and threat shown here", "dim")
+    _console.say(
+        f"{len(shown)} of {len(numbers)} published numbers are for a data set and threat shown here",
+        "dim",
+    )
     return made
 
 
@@ -128,8 +133,13 @@ def _write(results: Path, leaderboard: "Leaderboard", writers: "Iterable[ModuleT
 def _show(table: "Table") -> None:
     from robustbench_kd.cli import _console
 
-    kept = [index for index, column in enumerate(table.columns) if column.heading not in _ONLY_IN_FILES]
-    columns = {table.columns[index].heading: "right" if table.columns[index].numeric else "left" for index in kept}
+    kept = [
+        index for index, column in enumerate(table.columns) if column.heading not in _ONLY_IN_FILES
+    ]
+    columns = {
+        table.columns[index].heading: "right" if table.columns[index].numeric else "left"
+        for index in kept
+    }
     shown = _console.table(table.title, columns)
     for row in table.rows:
         shown.add_row(*(_markup(table.columns[index].heading, row[index].text) for index in kept))

@@ -18,7 +18,11 @@ _KINDS = {
     "report formats": "analysis/formats",
     "trackers": "analysis/trackers",
 }
-_TABLES = {"suites": "suites", "training recipes": "training/recipes", "distillation recipes": "distill/recipes"}
+_TABLES = {
+    "suites": "suites",
+    "training recipes": "training/recipes",
+    "distillation recipes": "distill/recipes",
+}
 
 
 @click.command("list")
@@ -53,4 +57,7 @@ def _summaries(kind: str) -> dict[str, str]:
 
 def _toml_summaries(kind: str) -> dict[str, str]:
     found = files(kind, ".toml")
-    return {name: tomllib.loads(path.read_text(encoding="utf-8")).get("summary", "") for name, path in found.items()}
+    return {
+        name: tomllib.loads(path.read_text(encoding="utf-8")).get("summary", "")
+        for name, path in found.items()
+    }

@@ -34,7 +34,9 @@ def command(results: Path, trackers: tuple[str, ...]) -> None:
     from robustbench_kd.cli import _console
 
     named = [text.partition(":") for text in trackers]
-    known = [(name, module(_KIND, find(_KIND, name, "tracker").stem), place) for name, _, place in named]
+    known = [
+        (name, module(_KIND, find(_KIND, name, "tracker").stem), place) for name, _, place in named
+    ]
     records, left_out = read_records(results)
     for reason in left_out:
         _console.say(f"left out: {reason}", "yellow")

@@ -29,9 +29,13 @@ def command(results: tuple[Path, ...], *, as_json: bool) -> None:
     """  # fmt: skip
     from robustbench_kd.cli import _runs
 
-    folders = [job.parent for given in results or (Path("results"),) for job in sorted(given.rglob(JOB))]
+    folders = [
+        job.parent for given in results or (Path("results"),) for job in sorted(given.rglob(JOB))
+    ]
     if not folders:
-        raise UsageError("there is nothing to merge: expected folders in which 'rkd eval --shard I/N' has written")
+        raise UsageError(
+            "there is nothing to merge: expected folders in which 'rkd eval --shard I/N' has written"
+        )
     outcomes, problems = _merged(folders)
     if outcomes:
         _runs.report(outcomes, as_json=as_json)

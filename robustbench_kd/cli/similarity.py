@@ -32,13 +32,25 @@ _HEADINGS = ("measure", *_ROLES, "student - independent", "null - independent")
     help="A network trained like the student but without a teacher; a second one gives the null.",
 )
 @click.option(
-    "--threat", default="", metavar="NORM:EPS", help="Bounds the transferred attacks (default: the teacher's card)."
+    "--threat",
+    default="",
+    metavar="NORM:EPS",
+    help="Bounds the transferred attacks (default: the teacher's card).",
 )
 @click.option(
-    "--examples", default="all", show_default=True, help="First N of the test split in official order, or all."
+    "--examples",
+    default="all",
+    show_default=True,
+    help="First N of the test split in official order, or all.",
 )
 @_options.data
-@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, help="Images per batch.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=250,
+    show_default=True,
+    help="Images per batch.",
+)
 @_options.seed
 @_options.device
 @_options.results
@@ -109,7 +121,9 @@ def _threat(teacher: "Target", options: dict[str, Any]) -> Threat:
     if options["threat"]:
         return Threat.parse(options["threat"])
     if teacher.card is None or not teacher.card.threats:
-        raise UsageError(f"which threat for '{teacher.name}'? Give --threat NORM:EPS, such as --threat linf:8/255")
+        raise UsageError(
+            f"which threat for '{teacher.name}'? Give --threat NORM:EPS, such as --threat linf:8/255"
+        )
     return parse_threats(list(teacher.card.threats))[0]
 
 
@@ -138,16 +152,24 @@ def _rows(asked: "Comparison", results: Path) -> "list[Row]":
 
     names = [(network.name, role) for network, role in zip(asked.networks, _ROLES, strict=False)]
     with _console.progress() as line:
-        measured = compare(asked, lambda done, whole: line.show(f"{names[1][0]} of {names[0][0]}", done, whole, ""))
+        measured = compare(
+            asked, lambda done, whole: line.show(f"{names[1][0]} of {names[0][0]}", done, whole, "")
+        )
     rows = summarise(measured, names, reference=INDEPENDENT, seed=asked.seed)
     found = retained.protocols(results, asked.networks)
     if not found:
-        _console.say(f"no runs of both under '{results}': nothing is said of robustness retained", "dim")
+        _console.say(
+            f"no runs of both under '{results}': nothing is said of robustness retained", "dim"
+        )
     parameters = [network.parameters for network in asked.networks]
-    operations = [flops(network, asked.data.images.shape[1:]) for network in asked.networks] if found else []
+    operations = (
+        [flops(network, asked.data.images.shape[1:]) for network in asked.networks] if found else []
+    )
     for protocol in found:
         series = retained.series(protocol, parameters, operations)
-        rows += summarise(series, names, reference=INDEPENDENT, seed=asked.seed, protocol=protocol.name)
+        rows += summarise(
+            series, names, reference=INDEPENDENT, seed=asked.seed, protocol=protocol.name
+        )
     return rows
 
 
@@ -169,7 +191,12 @@ def _value(row: "Row | None") -> str:
 
 
 def _difference(row: "Row | None") -> str:
-    if row is None or row.difference is None or row.difference_low is None or row.difference_high is None:
+    if (
+        row is None
+        or row.difference is None
+        or row.difference_low is None
+        or row.difference_high is None
+    ):
         return ""
     numbers = (row.difference, row.difference_low, row.difference_high)
     shown = [f"{100 * number:+.1f}" if row.share else _short(number, "+") for number in numbers]
@@ -181,13 +208,19 @@ def _short(number: float, sign: str = "") -> str:
     return format(number, f"{sign},.0f" if abs(number) >= 1000 else f"{sign}.3g")
 
 
-def _tables(rows: "Sequence[Row]", asked: "Comparison") -> Iterator[tuple[str, list[str], list[tuple[str, ...]]]]:
+def _tables(
+    rows: "Sequence[Row]", asked: "Comparison"
+) -> Iterator[tuple[str, list[str], list[tuple[str, ...]]]]:
     """Yields the title, headings and lines of each table, without the columns that are empty throughout."""
     for protocol, group in groupby(rows, lambda row: row.protocol):
         lines = list(_lines(list(group)))
         used = [column for column in range(len(_HEADINGS)) if any(line[column] for line in lines)]
         headings = [_HEADINGS[column] for column in used]
-        yield protocol or _title(asked), headings, [tuple(line[column] for column in used) for line in lines]
+        yield (
+            protocol or _title(asked),
+            headings,
+            [tuple(line[column] for column in used) for line in lines],
+        )
 
 
 def _show(rows: "Sequence[Row]", asked: "Comparison") -> None:
@@ -205,7 +238,10 @@ def _show(rows: "Sequence[Row]", asked: "Comparison") -> None:
 def _markdown(rows: "Sequence[Row]", asked: "Comparison") -> str:
     from robustbench_kd.analysis.markdown import code
 
-    networks = ", ".join(f"{role} {code(network.name)}" for role, network in zip(_ROLES, asked.networks, strict=False))
+    networks = ", ".join(
+        f"{role} {code(network.name)}"
+        for role, network in zip(_ROLES, asked.networks, strict=False)
+    )
     parts = ["# Similarity", f"Networks: {networks}."]
     for title, headings, lines in _tables(rows, asked):
         rule = [":--", *["--:"] * (len(headings) - 1)]

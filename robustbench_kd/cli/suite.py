@@ -51,7 +51,10 @@ class Cell:
 @click.command("suite")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
-    "--plan", "planned", is_flag=True, help="Only say what is done, and what the rest costs at most; asks no model."
+    "--plan",
+    "planned",
+    is_flag=True,
+    help="Only say what is done, and what the rest costs at most; asks no model.",
 )
 @click.option(
     "--only",
@@ -96,7 +99,10 @@ def command(file: Path, **options: Any) -> None:
     outcomes: list[Outcome] = []
     each = partial(_each, cells, evaluation.opener(params), failures)
     if options["planned"]:
-        _show(list(each(partial(_forecasts, speeds=_speeds(options["results"])))), as_json=options["as_json"])
+        _show(
+            list(each(partial(_forecasts, speeds=_speeds(options["results"])))),
+            as_json=options["as_json"],
+        )
     else:
         try:
             outcomes.extend(each(_outcomes))
@@ -104,7 +110,7 @@ def command(file: Path, **options: Any) -> None:
             if outcomes or options["as_json"]:
                 _runs.report(outcomes, as_json=options["as_json"])
     _conclude(failures)
-    _workers.insist(outcomes)
+    _workers.raise_if_refuted(outcomes)
 
 
 def _cells(sheet: "Sheet", params: dict[str, Any], failures: Failures) -> Iterator[Cell]:
@@ -145,7 +151,9 @@ def _wanted(cells: list[Cell], patterns: Sequence[str], failures: Failures) -> l
     for pattern in patterns:
         if not any(asked(name, pattern) for name in names):
             raise unknown_name("run", pattern, names)
-    for name in [name for name in failures if not any(asked(name, pattern) for pattern in patterns)]:
+    for name in [
+        name for name in failures if not any(asked(name, pattern) for pattern in patterns)
+    ]:
         del failures[name]
     return [cell for cell in cells if any(asked(cell.name, pattern) for pattern in patterns)]
 
@@ -161,7 +169,10 @@ def _each(
 
     for cell in cells:
         try:
-            yield from work(cell, evaluation.request(cell.target, cell.curve[0], cell.suite, cell.options, opened))
+            yield from work(
+                cell,
+                evaluation.request(cell.target, cell.curve[0], cell.suite, cell.options, opened),
+            )
         except RkdError as error:
             failures[cell.name] = error
             _console.say(f"{cell.name}: {error}", "bold red")
@@ -195,8 +206,14 @@ def _speeds(results: Path) -> dict[Known, float]:
     groups: dict[Known, list[RunRecord]] = {}
     for record in read_records(results)[0].values():
         groups.setdefault(_known(record.identity), []).append(record)
-    passes = {known: sum(one.forwards + one.backwards for one in group) for known, group in groups.items()}
-    return {known: sum(one.seconds for one in groups[known]) / count for known, count in passes.items() if count}
+    passes = {
+        known: sum(one.forwards + one.backwards for one in group) for known, group in groups.items()
+    }
+    return {
+        known: sum(one.seconds for one in groups[known]) / count
+        for known, count in passes.items()
+        if count
+    }
 
 
 def _known(identity: "Identity") -> Known:
@@ -209,11 +226,22 @@ def _show(rows: Sequence[tuple[Cell, "Forecast", float | None]], *, as_json: boo
     if as_json:
         _console.write_json([_row_json(*row) for row in rows])
         return
-    sides = {"run": "left", "threat": "left", "state": "left", "passes at most": "right", "time at most": "right"}
+    sides = {
+        "run": "left",
+        "threat": "left",
+        "state": "left",
+        "passes at most": "right",
+        "time at most": "right",
+    }
     table = _console.table("", sides)
     for cell, found, seconds in rows:
         costs = [f"{found.passes:,}", "" if seconds is None else duration(seconds)]
-        cells = [cell.name, _threat(found), found.state, *(["", ""] if found.state == "done" else costs)]
+        cells = [
+            cell.name,
+            _threat(found),
+            found.state,
+            *(["", ""] if found.state == "done" else costs),
+        ]
         table.add_row(*map(_console.plain, cells))
     _console.show_table(table)
 
@@ -223,7 +251,12 @@ def _threat(found: "Forecast") -> str:
 
 
 def _row_json(cell: Cell, found: "Forecast", seconds: float | None) -> dict[str, Any]:
-    run = {"name": cell.name, "threat": _threat(found), "run": found.folder.name, "folder": str(found.folder)}
+    run = {
+        "name": cell.name,
+        "threat": _threat(found),
+        "run": found.folder.name,
+        "folder": str(found.folder),
+    }
     return run | {"state": found.state, "passes": found.passes, "seconds": seconds}
 
 
@@ -231,5 +264,9 @@ def _conclude(failures: Failures) -> None:
     """Raises an error that names all failures: an incomplete one where nothing but time is missing."""
     if not failures:
         return
-    kind = IncompleteError if all(isinstance(error, IncompleteError) for error in failures.values()) else UsageError
+    kind = (
+        IncompleteError
+        if all(isinstance(error, IncompleteError) for error in failures.values())
+        else UsageError
+    )
     raise kind(f"{len(failures)} failed: {'; '.join(failures)}")

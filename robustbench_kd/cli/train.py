@@ -15,10 +15,20 @@ if TYPE_CHECKING:
 @click.command("train")
 @click.argument("recipe")
 @_training.checkpoint
-@click.option("--threat", default="linf:0.2", show_default=True, metavar="NORM:EPS", help="Threat to train against.")
+@click.option(
+    "--threat",
+    default="linf:0.2",
+    show_default=True,
+    metavar="NORM:EPS",
+    help="Threat to train against.",
+)
 @_options.data
 @_options.architecture
-@click.option("--family", default="", help="Family of a composed defence ('rkd list'); --arch-arg gives its arguments.")
+@click.option(
+    "--family",
+    default="",
+    help="Family of a composed defence ('rkd list'); --arch-arg gives its arguments.",
+)
 @click.option(
     "--part",
     "parts",
@@ -65,9 +75,13 @@ def _composition(options: dict[str, Any]) -> "Composition":
     if not (options["family"] and options["parts"]):
         raise UsageError("expected --family and --part together: a composed defence has both")
     if options["arch"] or options["normalisation"] != "none":
-        raise UsageError("a composed defence is made of parts: leave out --arch and --normalisation")
+        raise UsageError(
+            "a composed defence is made of parts: leave out --arch and --normalisation"
+        )
     arguments = _options.parse_assignments(options["arch_arg"], "--arch-arg")
-    return Composition(options["family"], options["parts"], arguments, trust_code=options["trust_code"])
+    return Composition(
+        options["family"], options["parts"], arguments, trust_code=options["trust_code"]
+    )
 
 
 def _usual_dataset(parts: tuple[Path, ...]) -> str:

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustbench_kd.cli import _options
-from robustbench_kd.core.errors import CheckpointError, IncompleteError, UsageError, VerificationError
+from robustbench_kd.core.errors import (
+    CheckpointError,
+    IncompleteError,
+    UsageError,
+    VerificationError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +36,13 @@ if TYPE_CHECKING:
 )
 @_options.data
 @_options.loading
-@click.option("--batch-size", type=click.IntRange(min=1), default=100, show_default=True, help="Images per batch.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Images per batch.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp64"]),
@@ -64,21 +75,34 @@ def command(run: Path, *, target: str, **options: Any) -> None:
 
     folder, record = _stored(run)
     described = _target(target, record.identity, options)
-    data = _options.open_test(options["dataset"] or record.identity.dataset, record.identity.examples, options)
+    data = _options.open_test(
+        options["dataset"] or record.identity.dataset, record.identity.examples, options
+    )
     channels, height, width = data.images.shape[1:]
     subject = load(described, classes=data.classes, shape=(channels, height, width))
-    means = Means(_devices.choose(options["device"]), _dtype(options["precision"]), options["batch_size"])
+    means = Means(
+        _devices.choose(options["device"]), _dtype(options["precision"]), options["batch_size"]
+    )
     checks = verify(folder, record, data, subject, means)
     failed = [check.name for check in checks if not check.holds]
     if options["as_json"]:
-        how = {name: options[name] for name in ("precision", "batch_size")} | {"device": str(means.device)}
+        how = {name: options[name] for name in ("precision", "batch_size")} | {
+            "device": str(means.device)
+        }
         _console.write_json(
-            {"run": record.run_id, "holds": not failed, **how, "checks": [asdict(check) for check in checks]}
+            {
+                "run": record.run_id,
+                "holds": not failed,
+                **how,
+                "checks": [asdict(check) for check in checks],
+            }
         )
     else:
         _show(record, checks)
     if failed:
-        raise VerificationError(f"{len(failed)} of {len(checks)} checks of '{folder}' fail: {', '.join(failed)}")
+        raise VerificationError(
+            f"{len(failed)} of {len(checks)} checks of '{folder}' fail: {', '.join(failed)}"
+        )
 
 
 def _stored(run: Path) -> tuple[Path, "RunRecord"]:
@@ -87,12 +111,18 @@ def _stored(run: Path) -> tuple[Path, "RunRecord"]:
 
     folder = run.parent if run.name == RECORD else run
     if not (folder / RECORD).is_file():
-        raise UsageError(f"'{run}' is no run: expected a folder with a {RECORD}, such as results/net/0123456789abcdef")
+        raise UsageError(
+            f"'{run}' is no run: expected a folder with a {RECORD}, such as results/net/0123456789abcdef"
+        )
     record = read_record(folder / RECORD)
     if record.status != "complete":
-        raise IncompleteError(f"'{folder}' is unfinished: run the same 'rkd eval' again to resume it")
+        raise IncompleteError(
+            f"'{folder}' is unfinished: run the same 'rkd eval' again to resume it"
+        )
     if not (folder / ADVERSARIAL).exists():
-        raise IncompleteError(f"'{folder}' has no images: run the same 'rkd eval' again with --save-adversarial")
+        raise IncompleteError(
+            f"'{folder}' has no images: run the same 'rkd eval' again with --save-adversarial"
+        )
     return folder, record
 
 
@@ -103,7 +133,9 @@ def _target(text: str, identity: "Identity", options: dict[str, Any]) -> "Target
     if text:
         described = describe(text, _options.choices(options))
         if len(described) > 1:
-            raise UsageError(f"'{text}' holds {len(described)} checkpoints: name the one of '{identity.model}'")
+            raise UsageError(
+                f"'{text}' holds {len(described)} checkpoints: name the one of '{identity.model}'"
+            )
         return described[0]
     likeness = [(_likeness(target, identity), target) for target in _cards(options)]
     best, found = max(likeness, key=lambda pair: pair[0], default=((False, False), None))

@@ -16,7 +16,9 @@ def parse_claim(text: str) -> float:
     found = re.fullmatch(r"\s*robust\s*>=\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
     value = float(found[1]) / (100 if found[2] else 1) if found else -1.0
     if not 0 < value <= 1:
-        raise UsageError(f"expected a claim such as 'robust>=0.45', a fraction in (0, 1], got '{text}'")
+        raise UsageError(
+            f"expected a claim such as 'robust>=0.45', a fraction in (0, 1], got '{text}'"
+        )
     return value
 
 

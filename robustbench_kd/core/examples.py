@@ -14,7 +14,8 @@ from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.records import ExampleRow
 from robustbench_kd.core.text import printable
 
-# Columns are checked as a whole: row by row it would take longer than everything else that a report does.
+# Columns are checked as a whole: row by row it would take longer than everything else that a report
+# does.
 _COLUMNS: dict[str, TypeAdapter[Any]] = {
     name: TypeAdapter(list[kind])  # type: ignore[valid-type]  # known only when it runs
     for name, kind in ExampleRow.__annotations__.items()
@@ -39,8 +40,9 @@ def read_examples(path: Path) -> list[ExampleRow]:
 def read_columns(path: Path, *names: str) -> dict[str, list[Any]]:
     """Reads the index and some other columns of an `examples.csv`, in half the time that all rows of it take.
 
-    Columns are found by name, those of a later version are passed over. No index occurs twice. Raises `RecordError` that
-    names the file, the line and the first thing wrong with it; what is wrong in other columns goes unseen.
+    Columns are found by name, those of a later version are passed over. No index occurs twice.
+    Raises `RecordError` that names the file, the line and the first thing wrong with it; what is
+    wrong in other columns goes unseen.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -48,13 +50,17 @@ def read_columns(path: Path, *names: str) -> dict[str, list[Any]]:
     except OSError as error:
         raise RecordError(f"cannot read '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RecordError(f"'{path}' is no text: {error.reason} at byte {error.start}; {_ADVICE}") from error
+        raise RecordError(
+            f"'{path}' is no text: {error.reason} at byte {error.start}; {_ADVICE}"
+        ) from error
     values = {name: _checked(name, cells, path, numbers) for name, cells in columns.items()}
     _check_indices(values["index"], path, numbers)
     return values
 
 
-def _cells(file: TextIO, path: Path, names: Sequence[str]) -> tuple[dict[str, list[str]], list[int]]:
+def _cells(
+    file: TextIO, path: Path, names: Sequence[str]
+) -> tuple[dict[str, list[str]], list[int]]:
     """Returns the cells of some columns, and the number of the line that each stands in, of which the first is 1."""
     reader = csv.reader(file, strict=True)
     cells: list[str] = []
@@ -65,7 +71,9 @@ def _cells(file: TextIO, path: Path, names: Sequence[str]) -> tuple[dict[str, li
         wanted = itemgetter(*map(header.index, names))
         for line in filter(None, reader):
             if len(line) != len(header):
-                raise _wrong(path, reader.line_num, f"expected {len(header)} cells, got {len(line)}")
+                raise _wrong(
+                    path, reader.line_num, f"expected {len(header)} cells, got {len(line)}"
+                )
             cells += wanted(line)
             numbers.append(reader.line_num)
     except csv.Error as error:
@@ -100,4 +108,6 @@ def _check_indices(indices: Sequence[int], path: Path, numbers: Sequence[int]) -
 
 def _wrong(path: Path, line: int, what: str) -> RecordError:
     shown = printable(what)
-    return RecordError(f"'{path}', line {line}: {shown[:200]}{'...' if len(shown) > 200 else ''}; {_ADVICE}")
+    return RecordError(
+        f"'{path}', line {line}: {shown[:200]}{'...' if len(shown) > 200 else ''}; {_ADVICE}"
+    )

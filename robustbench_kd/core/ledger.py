@@ -1,10 +1,11 @@
 """The append-only record of decided examples; it survives `kill -9` with at most the batch in flight lost.
 
-One JSON line per batch of decisions, flushed to disk before the next batch starts. A line that a crash tore in half is cut
-off when the ledger is opened again. An advisory lock keeps two processes from writing one run.
+One JSON line per batch of decisions, flushed to disk before the next batch starts. A line that a
+crash tore in half is cut off when the ledger is opened again. An advisory lock keeps two processes
+from writing one run.
 
-A shard has a file of its own beside the run's. Whoever opens a ledger knows what all files say, so that it does not matter
-how the work was divided when it was interrupted.
+A shard has a file of its own beside the run's. Whoever opens a ledger knows what all files say, so
+that it does not matter how the work was divided when it was interrupted.
 """
 
 import fcntl
@@ -27,10 +28,10 @@ _FINISHED = "finished"  # the mark of a shard that has nothing left to decide
 class Decision(Frozen):
     """What one stage found out about one example; `distance` is None where every answer is right.
 
-    `margin` is the true class's logit less the largest other one, on the image that decided. `wrong` is the share of a
-    randomized defence's answers that err, None where it is plain from `broken`, `rejected` the share of those that reject,
-    None where the defence never does. `image` holds what decided, as `engine/judging/packing.py` writes it, where it is asked for
-    again later.
+    `margin` is the true class's logit less the largest other one, on the image that decided.
+    `wrong` is the share of a randomized defence's answers that err, None where it is plain from
+    `broken`, `rejected` the share of those that reject, None where the defence never does. `image`
+    holds what decided, as `engine/judging/packing.py` writes it, where it is asked for again later.
     """
 
     index: int
@@ -65,8 +66,9 @@ class Entry(Frozen):
 class Ledger:
     """An open ledger; a context manager that holds the lock of its run, or of one shard of it.
 
-    Shards of one run may be open at the same time, each once; a run as a whole only by itself. `entries` are those of all
-    files. Raises `RecordError` where the folder cannot be written, the disk is full, or another process holds the run.
+    Shards of one run may be open at the same time, each once; a run as a whole only by itself.
+    `entries` are those of all files. Raises `RecordError` where the folder cannot be written, the
+    disk is full, or another process holds the run.
     """
 
     def __init__(self, path: Path, shard: Shard | None = None) -> None:
@@ -87,9 +89,13 @@ class Ledger:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        # Closing tries again to write what did not fit on the disk; `append` has told of that already.
+        # Closing tries again to write what did not fit on the disk; `append` has told of that
+        # already.
         with suppress(OSError):
             self._file.close()
         self._lock.close()
@@ -134,7 +140,9 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("a+b")
         except OSError as error:
-            raise RecordError(f"cannot write results to '{path.parent}': {error.strerror}") from error
+            raise RecordError(
+                f"cannot write results to '{path.parent}': {error.strerror}"
+            ) from error
 
     def _acquire(self, file: BinaryIO, kind: int) -> None:
         try:
@@ -149,7 +157,10 @@ class Ledger:
 
     def _others(self) -> list[Path]:
         """Returns the files of the run beside the one that is written, the run's own first."""
-        known = [self._run, *sorted(self._run.parent.glob(f"{self._run.stem}-*-of-*{self._run.suffix}"))]
+        known = [
+            self._run,
+            *sorted(self._run.parent.glob(f"{self._run.stem}-*-of-*{self._run.suffix}")),
+        ]
         return [path for path in known if path != self._path]
 
     def _read(self) -> None:
@@ -167,9 +178,14 @@ def finished(shard: Shard) -> Entry:
 def unfinished(entries: Iterable[Entry]) -> tuple[Shard, ...]:
     """Returns the shards that have not closed their ledgers, none where the shards of one division all have.
 
-    Of several divisions the one that lacks the least counts; the whole of a run that was not divided is a shard, too.
+    Of several divisions the one that lacks the least counts; the whole of a run that was not
+    divided is a shard, too.
     """
-    texts = {entry.stage.removeprefix(_FINISHED) for entry in entries if entry.stage.startswith(f"{_FINISHED} ")}
+    texts = {
+        entry.stage.removeprefix(_FINISHED)
+        for entry in entries
+        if entry.stage.startswith(f"{_FINISHED} ")
+    }
     done = {Shard.parse(text.strip()) for text in texts}
     divisions = {shard.count for shard in done} or {1}
     return min((tuple(sorted(set(shards(count)) - done)) for count in divisions), key=len)
@@ -177,7 +193,12 @@ def unfinished(entries: Iterable[Entry]) -> tuple[Shard, ...]:
 
 def decided(entries: Iterable[Entry], stage: str) -> dict[int, Decision]:
     """Returns the decisions of one stage by example id."""
-    return {decision.index: decision for entry in entries if entry.stage == stage for decision in entry.decisions}
+    return {
+        decision.index: decision
+        for entry in entries
+        if entry.stage == stage
+        for decision in entry.decisions
+    }
 
 
 def _intact(path: Path) -> tuple[list[Entry], int]:

@@ -1,8 +1,8 @@
 """Finds components by file name: no registry, no import until one is used.
 
-A component is one file in a component folder, `datasets/digits.py`. A file may serve several names by a literal
-`VARIANTS = {"resnet18": {"depth": 18}, ...}`; without one its name is the file's. Files that start with an underscore
-are shared by their folder and are no components.
+A component is one file in a component folder, `datasets/digits.py`. A file may serve several names
+by a literal `VARIANTS = {"resnet18": {"depth": 18}, ...}`; without one its name is the file's.
+Files that start with an underscore are shared by their folder and are no components.
 """
 
 import ast
@@ -67,7 +67,10 @@ def _offers(path: Path, _changed: int) -> dict[str, Component]:
     """Returns what a file offers; it is read again only when it has changed."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return {name: Component(path.stem, given, summary) for name, given in _variants(tree, path.stem).items()}
+    return {
+        name: Component(path.stem, given, summary)
+        for name, given in _variants(tree, path.stem).items()
+    }
 
 
 def _variants(tree: ast.Module, stem: str) -> dict[str, dict[str, Any]]:

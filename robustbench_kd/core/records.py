@@ -1,7 +1,7 @@
 """Schemas of what a run leaves behind: `run.json`, `examples.csv`, `attacks.csv`, `findings.json`.
 
-Accuracies are fractions with n and a 95 % Wilson interval; `eps` keeps its exact text beside its value. The run id is the
-hash of the identity, so the same question always leads to the same folder.
+Accuracies are fractions with n and a 95 % Wilson interval; `eps` keeps its exact text beside its
+value. The run id is the hash of the identity, so the same question always leads to the same folder.
 """
 
 import hashlib
@@ -55,8 +55,9 @@ class Accuracy(Frozen):
 class Draws(Frozen):
     """What a randomized defence gets right on one set of images, each drawn afresh.
 
-    `mean` is the accuracy of one draw in expectation, `all_correct` counts images that every draw gets right, `majority`
-    those that most draws do. Where `exact`, every member of a finite ensemble answered and `draws` is their number.
+    `mean` is the accuracy of one draw in expectation, `all_correct` counts images that every draw
+    gets right, `majority` those that most draws do. Where `exact`, every member of a finite
+    ensemble answered and `draws` is their number.
     """
 
     exact: bool
@@ -69,9 +70,10 @@ class Draws(Frozen):
 class Caught(Frozen):
     """How well the scores of a detector tell `n` images under attack from clean ones that the classifier gets right.
 
-    `auc` is the chance that the score of an attacked image is above that of a clean one, ties counting half. `tpr_5` and
-    `tpr_10` are the shares of attacked images above the lowest threshold that rejects at most 5 or 10 % of the clean ones.
-    All are None where one of the two sets is empty.
+    `auc` is the chance that the score of an attacked image is above that of a clean one, ties
+    counting half. `tpr_5` and `tpr_10` are the shares of attacked images above the lowest threshold
+    that rejects at most 5 or 10 % of the clean ones. All are None where one of the two sets is
+    empty.
     """
 
     n: int
@@ -91,11 +93,12 @@ class Roc(Frozen):
 class Detection(Frozen):
     """What a defence that may reject does to clean and to attacked images, and what its scores are worth.
 
-    `clean_rejected` is the false positive rate, `clean_rejected_right` that of the images which the classifier gets right.
-    Under attack there are three fates: wrong, rejected, and right and accepted. `robust_handled` lacks what is wrong,
-    `robust_accepted` also what is rejected; an attacker chooses an image for each, and may choose the clean one.
-    `attacked_rejected` is the share of rejected ones among the images most often wrong, of equal ones the most often
-    rejected. The attacker of `oblivious` knows the classifier only, the one of `joint` the detector too.
+    `clean_rejected` is the false positive rate, `clean_rejected_right` that of the images which the
+    classifier gets right. Under attack there are three fates: wrong, rejected, and right and
+    accepted. `robust_handled` lacks what is wrong, `robust_accepted` also what is rejected; an
+    attacker chooses an image for each, and may choose the clean one. `attacked_rejected` is the
+    share of rejected ones among the images most often wrong, of equal ones the most often rejected.
+    The attacker of `oblivious` knows the classifier only, the one of `joint` the detector too.
     """
 
     clean_rejected: Accuracy
@@ -110,7 +113,8 @@ class Detection(Frozen):
 class Claim(Frozen):
     """Whether the robust accuracy of a `population` of examples reaches a number, known after some of them.
 
-    They were taken in random order, so many as it took to know; the chance of a wrong answer is at most `mistakes`.
+    They were taken in random order, so many as it took to know; the chance of a wrong answer is at
+    most `mistakes`.
     """
 
     text: str
@@ -123,8 +127,9 @@ class Claim(Frozen):
 class Identity(Frozen):
     """Everything that can change a verdict.
 
-    `adaptive` are the stages that follow `attacks`: which ones depends on the defence, so that runs of different defences
-    are ranked together all the same. `carried` is the run id of a smaller radius whose broken examples stay broken.
+    `adaptive` are the stages that follow `attacks`: which ones depends on the defence, so that runs
+    of different defences are ranked together all the same. `carried` is the run id of a smaller
+    radius whose broken examples stay broken.
     """
 
     model: Name
@@ -167,15 +172,25 @@ class Identity(Frozen):
 
     def protocol_hash(self) -> str:
         """Returns the hash of what two runs must share to be ranked together: data, threat, suite and engine."""
-        shared = {"dataset", "data_fingerprint", "norm", "eps", "suite", "attacks", "engine", "mode"}
+        shared = {
+            "dataset",
+            "data_fingerprint",
+            "norm",
+            "eps",
+            "suite",
+            "attacks",
+            "engine",
+            "mode",
+        }
         return _digest({**self.model_dump(include=shared), "precision": self.arithmetic})
 
 
 class Work(Frozen):
     """How well the passes of a stage were spent, where the engine can tell.
 
-    `live` of `computed` rows belonged to undecided examples; `disagreements` counts candidates of the search that the true
-    model refused; `marginal` counts broken examples whose margin is below 1e-3 in size, where rounding could decide.
+    `live` of `computed` rows belonged to undecided examples; `disagreements` counts candidates of
+    the search that the true model refused; `marginal` counts broken examples whose margin is below
+    1e-3 in size, where rounding could decide.
     """
 
     computed: int = 0
@@ -199,10 +214,10 @@ class Stage(Frozen):
 class RunRecord(Frozen):
     """`run.json`: one evaluation of one defence under one threat with one suite.
 
-    `robust` is what all attacks together left, of a randomized defence the expected accuracy; `standard` is what was left
-    before adaptive attacks followed; `detection` is for defences that may reject; `missed` bounds, with 95 % confidence,
-    what a fast run could have missed; `claim` is what a sequential run has settled, whose accuracies are those of the
-    examples it took.
+    `robust` is what all attacks together left, of a randomized defence the expected accuracy;
+    `standard` is what was left before adaptive attacks followed; `detection` is for defences that
+    may reject; `missed` bounds, with 95 % confidence, what a fast run could have missed; `claim` is
+    what a sequential run has settled, whose accuracies are those of the examples it took.
     """
 
     schema_version: Literal[1] = 1
@@ -231,9 +246,10 @@ class RunRecord(Frozen):
 class ExampleRow(NamedTuple):  # a page reads them by the hundred thousand
     """One line of `examples.csv`; it is checked where it is read.
 
-    `margin` is the true class's logit less the largest other one, on the adversarial image where there is one and on
-    the clean image otherwise. `forwards` and `backwards` are empty where the engine cannot tell them per example. Of a
-    randomized defence a prediction is the most frequent one, and `robust` says whether it is right.
+    `margin` is the true class's logit less the largest other one, on the adversarial image where
+    there is one and on the clean image otherwise. `forwards` and `backwards` are empty where the
+    engine cannot tell them per example. Of a randomized defence a prediction is the most frequent
+    one, and `robust` says whether it is right.
     """
 
     index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody asks of a row
@@ -289,7 +305,9 @@ def attack_rows(record: RunRecord) -> list[AttackRow]:
         backwards=record.backwards,
         seconds=record.seconds,
     )
-    shared = record.identity.model_dump(include={"model", "family", "dataset", "norm", "eps", "suite", "engine"})
+    shared = record.identity.model_dump(
+        include={"model", "family", "dataset", "norm", "eps", "suite", "engine"}
+    )
     return [_attack_row(record.run_id, shared, stage) for stage in [*record.stages, final]]
 
 
@@ -302,7 +320,11 @@ def verdict(findings: list[Finding]) -> Literal["consistent", "suspicious", "unr
 
 
 def _attack_row(run: str, shared: dict[str, str | float], stage: Stage) -> AttackRow:
-    cells = {**shared, **stage.model_dump(exclude={"accuracy", "work"}), **stage.accuracy.model_dump(exclude={"value"})}
+    cells = {
+        **shared,
+        **stage.model_dump(exclude={"accuracy", "work"}),
+        **stage.accuracy.model_dump(exclude={"value"}),
+    }
     return AttackRow.model_validate({**cells, "run": run, "accuracy": stage.accuracy.value})
 
 

@@ -12,7 +12,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import to_text
-from robustbench_kd.core.records import AttackRow, DrawRow, ExampleRow, Finding, RunRecord, attack_rows
+from robustbench_kd.core.records import (
+    AttackRow,
+    DrawRow,
+    ExampleRow,
+    Finding,
+    RunRecord,
+    attack_rows,
+)
 
 RECORD, EXAMPLES, DRAWS, ATTACKS, FINDINGS, LEDGER, ADVERSARIAL, JOB = (
     "run.json",
@@ -48,7 +55,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise RecordError(f"cannot write '{path}': {error.strerror}; free space or choose another place") from error
+        raise RecordError(
+            f"cannot write '{path}': {error.strerror}; free space or choose another place"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -63,13 +72,18 @@ def to_csv(rows: Sequence[BaseModel], schema: type[BaseModel]) -> str:
     return buffer.getvalue()
 
 
-def write_record(folder: Path, record: RunRecord, examples: list[ExampleRow], draws: Sequence[DrawRow] = ()) -> None:
+def write_record(
+    folder: Path, record: RunRecord, examples: list[ExampleRow], draws: Sequence[DrawRow] = ()
+) -> None:
     """Writes all files of a complete run, `run.json` last, so that its presence vouches for the others."""
     write_text(folder / EXAMPLES, to_text(examples))
     if draws:
         write_text(folder / DRAWS, to_csv(draws, DrawRow))
     write_text(folder / ATTACKS, to_csv(attack_rows(record), AttackRow))
-    write_text(folder / FINDINGS, TypeAdapter(list[Finding]).dump_json(record.findings, indent=2).decode() + "\n")
+    write_text(
+        folder / FINDINGS,
+        TypeAdapter(list[Finding]).dump_json(record.findings, indent=2).decode() + "\n",
+    )
     write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
 
 
@@ -87,7 +101,9 @@ def read_record(path: Path) -> RunRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise RecordError(f"'{path}' is not a run record: {where}: {first['msg']}; delete it and run again") from error
+        raise RecordError(
+            f"'{path}' is not a run record: {where}: {first['msg']}; delete it and run again"
+        ) from error
 
 
 def stored_record(folder: Path) -> RunRecord | None:

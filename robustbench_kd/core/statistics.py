@@ -15,8 +15,9 @@ _QUANTILE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 def interval(successes: float, n: int) -> tuple[float, float]:
     """Returns the 95 % Wilson score interval of a fraction (Wilson 1927); `(0, 1)` where nothing was counted.
 
-    `successes` may be a sum of probabilities, as of a randomized defence. Among variables in [0, 1] with the same mean the
-    yes-or-no ones vary most, so that the interval is then rather too wide than too narrow.
+    `successes` may be a sum of probabilities, as of a randomized defence. Among variables in [0, 1]
+    with the same mean the yes-or-no ones vary most, so that the interval is then rather too wide
+    than too narrow.
 
     >>> low, high = interval(500, 1000)
     >>> round(low, 3), round(high, 3)
@@ -49,9 +50,10 @@ def mean_accuracy(shares: Iterable[float]) -> Accuracy:
 def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
     """Returns the 95 % interval of an accuracy's change on the same `n` examples, of which some were lost and gained.
 
-    Source: Bonett and Price 2012, "Adjusted Wald confidence intervals for a difference of binomial proportions based on
-    paired data": one example is added to the lost and one to the gained. Not a single flip leaves a doubt, too, and the
-    interval nearly always excludes 0 where the exact test does. `(-1, 1)` where nothing was counted.
+    Source: Bonett and Price 2012, "Adjusted Wald confidence intervals for a difference of binomial
+    proportions based on paired data": one example is added to the lost and one to the gained. Not a
+    single flip leaves a doubt, too, and the interval nearly always excludes 0 where the exact test
+    does. `(-1, 1)` where nothing was counted.
 
     >>> low, high = paired_interval(lost=30, gained=0, n=1000)
     >>> round(low, 3), round(high, 3)
@@ -85,7 +87,8 @@ def mcnemar_drop(lost: int, gained: int) -> float:
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Returns p-values adjusted for being several, in their order (Holm 1979).
 
-    The chance that any true null hypothesis has one of at most alpha is at most alpha, however the tests depend.
+    The chance that any true null hypothesis has one of at most alpha is at most alpha, however the
+    tests depend.
 
     >>> holm([0.01, 0.5, 0.02])
     (0.03, 0.5, 0.04)
@@ -98,18 +101,24 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def decided(
-    successes: float, n: int, threshold: float, alpha: float = 0.05, *, population: int | None = None
+    successes: float,
+    n: int,
+    threshold: float,
+    alpha: float = 0.05,
+    *,
+    population: int | None = None,
 ) -> bool | None:
     """Returns whether a mean reaches a threshold, or None while that is open; it may be asked after every example.
 
-    The chance of ever returning a wrong answer is at most `alpha`, however often it is asked and whenever one stops:
-    the answer is given when a confidence sequence leaves the threshold. Without `population` the examples are drawn
-    independently, and `successes` may be a sum of values in [0, 1] (a beta mixture of likelihood ratios with a uniform
-    prior: Robbins 1970, "Statistical methods related to the law of the iterated logarithm"; for values in [0, 1]
-    Waudby-Smith and Ramdas 2023, "Estimating means of bounded random variables by betting"). With it, the question is of
-    the `population` examples themselves, taken in random order, each yes or no (prior-posterior ratio with a uniform
-    prior: Waudby-Smith and Ramdas 2020, "Confidence sequences for sampling without replacement"); after the last one
-    the answer is exact.
+    The chance of ever returning a wrong answer is at most `alpha`, however often it is asked and
+    whenever one stops: the answer is given when a confidence sequence leaves the threshold. Without
+    `population` the examples are drawn independently, and `successes` may be a sum of values in [0,
+    1] (a beta mixture of likelihood ratios with a uniform prior: Robbins 1970, "Statistical methods
+    related to the law of the iterated logarithm"; for values in [0, 1] Waudby-Smith and Ramdas
+    2023, "Estimating means of bounded random variables by betting"). With it, the question is of
+    the `population` examples themselves, taken in random order, each yes or no (prior-posterior
+    ratio with a uniform prior: Waudby-Smith and Ramdas 2020, "Confidence sequences for sampling
+    without replacement"); after the last one the answer is exact.
 
     >>> decided(29, 100, 0.45), decided(40, 100, 0.45), decided(400, 950, 0.45, population=1000)
     (False, None, False)
@@ -130,7 +139,9 @@ def _decided_of_many(successes: float, n: int, threshold: float, enough: float) 
     return successes > threshold * n if evidence >= enough else None
 
 
-def _decided_of(population: int, successes: int, n: int, threshold: float, enough: float) -> bool | None:
+def _decided_of(
+    population: int, successes: int, n: int, threshold: float, enough: float
+) -> bool | None:
     least = math.floor(threshold * population)
     least += least / population < threshold  # the fewest successes of all that reach the threshold
 

@@ -16,8 +16,9 @@ ADAPTIVE = "adaptive"
 class Suite:
     """Attacks in the order they run.
 
-    `settings` names the set of budgets in force, one of AutoAttack's or our own. `draws` is over how many draws of a
-    randomized defence each step averages. The attacks of an `adaptive` suite run afterwards, on every surface of a defence.
+    `settings` names the set of budgets in force, one of AutoAttack's or our own. `draws` is over
+    how many draws of a randomized defence each step averages. The attacks of an `adaptive` suite
+    run afterwards, on every surface of a defence.
     """
 
     name: str
@@ -70,7 +71,11 @@ def parse_suite(text: str) -> Suite:
     for name in attacks:
         if name not in existing:
             alone = len(attacks) == 1
-            raise unknown_name("suite or attack" if alone else "attack", name, [*(known if alone else ()), *existing])
+            raise unknown_name(
+                "suite or attack" if alone else "attack",
+                name,
+                [*(known if alone else ()), *existing],
+            )
     if len(set(attacks)) < len(attacks):
         raise UsageError(f"expected every attack once, got '{text}'")
     return replace(parse_suite("standard"), name=",".join(attacks), attacks=attacks, summary="")
@@ -78,14 +83,18 @@ def parse_suite(text: str) -> Suite:
 
 def _joined(text: str, first: Suite, second: Suite) -> Suite:
     if first.adaptive or not second.adaptive or second.attacks:
-        raise UsageError(f"expected a suite and then the adaptive one, such as standard+adaptive, got '{text}'")
+        raise UsageError(
+            f"expected a suite and then the adaptive one, such as standard+adaptive, got '{text}'"
+        )
     return replace(first, name=f"{first.name}+{second.name}", adaptive=second.adaptive)
 
 
 def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
     """Returns the suite that is defined for so few classes, and a sentence for each attack that had to change.
 
-    Raises `UsageError` where none is left: a number that no attack has tested would be the clean accuracy. The DLR loss needs three logits and the targeted one four (Croce & Hein 2020, section 4).
+    Raises `UsageError` where none is left: a number that no attack has tested would be the clean
+    accuracy. The DLR loss needs three logits and the targeted one four (Croce & Hein 2020, section
+    4).
     """
     attacks, changes = _defined_attacks(suite.attacks, classes)
     adaptive = suite.adaptive
@@ -93,7 +102,9 @@ def for_classes(suite: Suite, classes: int) -> tuple[Suite, list[str]]:
         kept, more = _defined_attacks(adaptive.attacks, classes)
         adaptive, changes = replace(adaptive, attacks=kept), list(dict.fromkeys([*changes, *more]))
     if not attacks and not adaptive:
-        raise UsageError(f"no attack of '{suite.name}' is defined for {classes} classes: use --suite standard")
+        raise UsageError(
+            f"no attack of '{suite.name}' is defined for {classes} classes: use --suite standard"
+        )
     return replace(suite, attacks=attacks, adaptive=adaptive), changes
 
 
@@ -104,7 +115,8 @@ def _defined_attacks(names: tuple[str, ...], classes: int) -> tuple[tuple[str, .
         chosen = _defined(attack, classes)
         if chosen != attack:
             changes.append(
-                f"{attack} is undefined for {classes} classes: " + (f"{chosen} runs instead" if chosen else "left out")
+                f"{attack} is undefined for {classes} classes: "
+                + (f"{chosen} runs instead" if chosen else "left out")
             )
         if chosen and chosen not in attacks:
             attacks.append(chosen)

@@ -50,7 +50,11 @@ def parse_curve(text: str) -> list[Threat]:
     ['linf:1/255', 'linf:2/255']
     """
     name, _, radii = text.partition(":")
-    curve = {Threat.parse(f"{name}:{radius}") for radius in radii.split(",")} if radii else {Threat.parse(text)}
+    curve = (
+        {Threat.parse(f"{name}:{radius}") for radius in radii.split(",")}
+        if radii
+        else {Threat.parse(text)}
+    )
     return sorted(curve, key=lambda threat: threat.eps)
 
 
@@ -77,10 +81,14 @@ def _radius(text: str, norm: Norm) -> float:
     try:
         eps = ratio(text)
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise UsageError(f"expected eps as a number or fraction such as 0.5 or 8/255, got '{text}'") from None
+        raise UsageError(
+            f"expected eps as a number or fraction such as 0.5 or 8/255, got '{text}'"
+        ) from None
     if eps <= 0:
         raise UsageError(f"expected eps above 0, got '{text}'")
     if norm is Norm.LINF and eps > 1:
         hint = f": did you mean {text}/255?" if eps <= 255 and "/" not in text else ""
-        raise UsageError(f"expected a linf eps of at most 1 for images in [0, 1], got '{text}'{hint}")
+        raise UsageError(
+            f"expected a linf eps of at most 1 for images in [0, 1], got '{text}'{hint}"
+        )
     return eps

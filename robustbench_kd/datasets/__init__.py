@@ -1,7 +1,7 @@
 """Data sets, one file each: labelled images in [0, 1] with stable example ids.
 
-A file offers `load(request: DataRequest) -> Dataset`. One that takes an argument, as in `npz:FILE`, says
-what it takes by a literal `ARGUMENT = "FILE"`.
+A file offers `load(request: DataRequest) -> Dataset`. One that takes an argument, as in `npz:FILE`,
+says what it takes by a literal `ARGUMENT = "FILE"`.
 """
 
 import os
@@ -25,12 +25,14 @@ def open_dataset(
 ) -> Dataset:
     """Loads a data set by its name: `digits`, `cifar10`, `npz:FILE`, `folder:PATH`.
 
-    The name of the result is the text without folders, so that a record tells no personal path. `limit` takes
-    the first examples of the split, None all of them; `~` at the start of a path is the home folder.
+    The name of the result is the text without folders, so that a record tells no personal path.
+    `limit` takes the first examples of the split, None all of them; `~` at the start of a path is
+    the home folder.
 
     Raises:
         UsageError: an unknown name, a missing or needless argument, a limit below 1.
-        DatasetError: images or labels that are missing, damaged or out of range, or fewer than `limit`.
+        DatasetError: images or labels that are missing, damaged or out of range, or fewer than
+            `limit`.
 
     >>> open_dataset("digits", limit=100).images.shape
     torch.Size([100, 1, 8, 8])
@@ -42,7 +44,9 @@ def open_dataset(
     if limit is not None and limit < 1:
         raise UsageError(f"expected a limit of at least 1 example, got {limit}")
     path = os.path.expanduser(argument)  # noqa: PTH111  # Path.expanduser fails where there is no home folder
-    request = DataRequest(split=split, argument=path, limit=limit, data_dir=data_dir, download=download)
+    request = DataRequest(
+        split=split, argument=path, limit=limit, data_dir=data_dir, download=download
+    )
     dataset: Dataset = module.load(request, **component.arguments)
     return replace(dataset, name=f"{name}:{Path(path).absolute().name}" if argument else name)
 

@@ -22,9 +22,9 @@ def build(
 ) -> Dataset:
     """Returns the first `request.limit` examples of a whole split as a checked data set.
 
-    `pixels` are what `to_images` takes, `labels` whole numbers `(n,)`; `ids` are the rows unless they are
-    given. Raises `DatasetError` where the split holds fewer examples than the limit, or breaks the
-    contract.
+    `pixels` are what `to_images` takes, `labels` whole numbers `(n,)`; `ids` are the rows unless
+    they are given. Raises `DatasetError` where the split holds fewer examples than the limit, or
+    breaks the contract.
     """
     n = count(request, len(pixels), name)
     targets = torch.from_numpy(np.asarray(labels)[:n].astype(np.int64))

@@ -7,7 +7,8 @@ from typing import Any
 from robustbench_kd.core.errors import DatasetError, UsageError
 from robustbench_kd.tensors.contracts import DataRequest
 
-# What torchvision raises for missing, damaged and undownloadable files; its reader of MNIST asserts.
+# What torchvision raises for missing, damaged and undownloadable files; its reader of MNIST
+# asserts.
 _FAILURES = (RuntimeError, OSError, ValueError, AssertionError)
 
 
@@ -26,7 +27,8 @@ def import_torchvision(module: str) -> ModuleType:
 def official(request: DataRequest, source: str, *, files: str, **split: object) -> Any:
     """Returns torchvision's data set `source`, whose `data` holds the whole split as uint8.
 
-    Raises `DatasetError` where `files`, as torchvision names them in the data folder, are missing or damaged.
+    Raises `DatasetError` where `files`, as torchvision names them in the data folder, are missing
+    or damaged.
     """
     kind = getattr(import_torchvision("datasets"), source)
     try:
@@ -34,7 +36,9 @@ def official(request: DataRequest, source: str, *, files: str, **split: object) 
     except _FAILURES as error:
         where = f"'{files}' in the folder '{request.data_dir}'"
         if request.download:
-            raise DatasetError(f"{source}: cannot download {where} ({error}); check the connection") from error
+            raise DatasetError(
+                f"{source}: cannot download {where} ({error}); check the connection"
+            ) from error
         raise DatasetError(
             f"{source}: expected {where}, which is missing or damaged; "
             "say where it is with --data-dir, or fetch it with --download"

@@ -1,7 +1,8 @@
 """Handwritten digits of scikit-learn: 1,297 + 500 images, 1 x 8 x 8; needs no download.
 
 Source: E. Alpaydin, C. Kaynak, *Optical recognition of handwritten digits*, UCI, 1998, of which
-scikit-learn ships the test part. That part has no official split; the one here is fixed and stratified.
+scikit-learn ships the test part. That part has no official split; the one here is fixed and
+stratified.
 """
 
 from typing import Any
@@ -23,7 +24,9 @@ def load(request: DataRequest) -> Dataset:
     pixels, labels = load_digits(return_X_y=True)
     rows = _split_rows(labels, request.split)
     images = (pixels[rows] / 16).reshape(-1, 1, 8, 8)
-    return build(request, name="digits", pixels=images, labels=labels[rows], classes=10, ids=rows.tolist())
+    return build(
+        request, name="digits", pixels=images, labels=labels[rows], classes=10, ids=rows.tolist()
+    )
 
 
 def _split_rows(labels: NDArray[Any], split: Split) -> NDArray[Any]:

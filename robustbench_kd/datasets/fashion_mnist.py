@@ -10,5 +10,9 @@ from robustbench_kd.tensors.contracts import DataRequest, Dataset
 
 def load(request: DataRequest) -> Dataset:
     """Loads a split from `FashionMNIST/raw` in the data folder, or raises `DatasetError`."""
-    raw = official(request, "FashionMNIST", files="FashionMNIST/raw", train=request.split == "train")
-    return build(request, name="fashion_mnist", pixels=raw.data.numpy(), labels=raw.targets, classes=10)
+    raw = official(
+        request, "FashionMNIST", files="FashionMNIST/raw", train=request.split == "train"
+    )
+    return build(
+        request, name="fashion_mnist", pixels=raw.data.numpy(), labels=raw.targets, classes=10
+    )

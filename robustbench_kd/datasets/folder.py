@@ -1,12 +1,14 @@
 """Image files in one folder per class: `folder:PATH` or `folder:PATH@SIZE` (torchvision).
 
-Classes are the sub-folders in sorted order, examples the files in sorted path order. The first examples are
-thus those of the first classes: **a limit does not sample the classes evenly**, and the accuracy on a
-limited folder is not that of the whole. For fewer examples make a folder of the ones you want.
+Classes are the sub-folders in sorted order, examples the files in sorted path order. The first
+examples are thus those of the first classes: **a limit does not sample the classes evenly**, and
+the accuracy on a limited folder is not that of the whole. For fewer examples make a folder of the
+ones you want.
 
 Images become RGB, also grey ones. They must be of one size, or `@SIZE` resizes the shorter side to
-SIZE * 256 / 224 and crops the centre to SIZE, the usual evaluation on ImageNet (torchvision's reference
-presets: resize 256, crop 224). The folder is the split: give the path of its `train` or `val` folder.
+SIZE * 256 / 224 and crops the centre to SIZE, the usual evaluation on ImageNet (torchvision's
+reference presets: resize 256, crop 224). The folder is the split: give the path of its `train` or
+`val` folder.
 """
 
 import re
@@ -30,8 +32,8 @@ def load(request: DataRequest) -> Dataset:
     """Loads the images of a folder; ids are the rows in sorted path order.
 
     Raises:
-        DatasetError: a folder with fewer than two classes or an empty one, a file that is no image, images of
-            several sizes where no SIZE is given.
+        DatasetError: a folder with fewer than two classes or an empty one, a file that is no image,
+            images of several sizes where no SIZE is given.
     """
     path, size = _parse(request.argument)
     listing = _list(path)
@@ -73,10 +75,14 @@ def _read(file: Path, size: int | None, loader: Any) -> Pixels:
     try:
         image = loader(file)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
-        raise DatasetError(f"'{file}': expected an image, got a file that cannot be read ({error})") from error
+        raise DatasetError(
+            f"'{file}': expected an image, got a file that cannot be read ({error})"
+        ) from error
     if size is not None:
         functional = import_torchvision("transforms.functional")
-        image = functional.center_crop(functional.resize(image, round(size * 256 / 224)), [size, size])
+        image = functional.center_crop(
+            functional.resize(image, round(size * 256 / 224)), [size, size]
+        )
     return np.asarray(image, dtype=np.uint8)
 
 

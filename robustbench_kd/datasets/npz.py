@@ -1,8 +1,9 @@
 """Images of your own in a NumPy archive: `npz:FILE` with the arrays `images` and `labels`.
 
-`images` are uint8 `(n, h, w, c)`, grey uint8 `(n, h, w)`, or float `(n, c, h, w)` in [0, 1]; `labels` are
-whole numbers `(n,)`. The number of classes is the largest label of the whole file plus one, at least 2,
-unless a single number `classes` says otherwise. The file is the split: `train` and `test` read the same rows.
+`images` are uint8 `(n, h, w, c)`, grey uint8 `(n, h, w)`, or float `(n, c, h, w)` in [0, 1];
+`labels` are whole numbers `(n,)`. The number of classes is the largest label of the whole file plus
+one, at least 2, unless a single number `classes` says otherwise. The file is the split: `train` and
+`test` read the same rows.
 
     numpy.savez_compressed("mine.npz", images=images, labels=labels, classes=10)
 """
@@ -38,8 +39,9 @@ def load(request: DataRequest) -> Dataset:
     Nothing in the file is executed: arrays of Python objects, which are pickles, are refused.
 
     Raises:
-        DatasetError: a file that is missing, damaged or no npz; an array that is missing, pickled, or of the
-            wrong type or shape; images and labels of different length; pixels that are NaN or outside [0, 1].
+        DatasetError: a file that is missing, damaged or no npz; an array that is missing, pickled,
+            or of the wrong type or shape; images and labels of different length; pixels that are
+            NaN or outside [0, 1].
     """
     path = Path(request.argument)
     arrays = _read(path)
@@ -69,7 +71,11 @@ def _members(path: Path, archive: Any) -> dict[str, Array]:
     for wanted in _REQUIRED:
         if wanted not in archive.files:
             raise _missing(path, wanted, archive.files)
-    return {name: _member(path, archive, name) for name in (*_REQUIRED, "classes") if name in archive.files}
+    return {
+        name: _member(path, archive, name)
+        for name in (*_REQUIRED, "classes")
+        if name in archive.files
+    }
 
 
 def _member(path: Path, archive: NpzFile, name: str) -> Array:
@@ -85,14 +91,20 @@ def _member(path: Path, archive: NpzFile, name: str) -> Array:
 def _missing(path: Path, wanted: str, found: list[str]) -> DatasetError:
     close = get_close_matches(wanted, set(found) - set(_REQUIRED), n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return DatasetError(f"'{path}': expected an array '{wanted}', got {', '.join(found) or 'none'}: {hint}{_HOW}")
+    return DatasetError(
+        f"'{path}': expected an array '{wanted}', got {', '.join(found) or 'none'}: {hint}{_HOW}"
+    )
 
 
 def _check_images(path: Path, images: Array) -> None:
     grey, floating = images.dtype == np.uint8, np.issubdtype(images.dtype, np.floating)
     dimensions = {3, 4} if grey else {4} if floating else set()
     if images.ndim not in dimensions:
-        remedy = "give them these axes" if dimensions else "save bytes, for example images.astype('uint8')"
+        remedy = (
+            "give them these axes"
+            if dimensions
+            else "save bytes, for example images.astype('uint8')"
+        )
         raise DatasetError(
             f"'{path}': expected images as uint8 (n, h, w, c) or (n, h, w), or float (n, c, h, w) in [0, 1], "
             f"got {images.dtype} {images.shape}; {remedy}"
@@ -101,14 +113,18 @@ def _check_images(path: Path, images: Array) -> None:
         _check_layout(path, images)
     if floating and np.isnan(images).any():
         row = int(np.isnan(images).any(axis=(1, 2, 3)).argmax())
-        raise DatasetError(f"'{path}': expected pixels in [0, 1], got NaN first in row {row}; leave such images out")
+        raise DatasetError(
+            f"'{path}': expected pixels in [0, 1], got NaN first in row {row}; leave such images out"
+        )
 
 
 def _check_layout(path: Path, images: Array) -> None:
     channels, other = (-1, 1) if images.dtype == np.uint8 else (1, -1)
     if images.shape[channels] in (1, 3) or images.shape[other] not in (1, 3):
         return
-    order, swap = ("(n, h, w, c)", "0, 2, 3, 1") if channels == -1 else ("(n, c, h, w)", "0, 3, 1, 2")
+    order, swap = (
+        ("(n, h, w, c)", "0, 2, 3, 1") if channels == -1 else ("(n, c, h, w)", "0, 3, 1, 2")
+    )
     raise DatasetError(
         f"'{path}': expected {images.dtype} images as {order}, got {images.shape}, "
         f"which looks like the other order; save images.transpose({swap})"
@@ -122,7 +138,9 @@ def _check_labels(path: Path, labels: Array, n: int) -> None:
             "save class indices, for example labels.astype('int64')"
         )
     if len(labels) != n:
-        raise DatasetError(f"'{path}': expected one label per image, got {n} images and {len(labels)} labels")
+        raise DatasetError(
+            f"'{path}': expected one label per image, got {n} images and {len(labels)} labels"
+        )
     if n == 0:
         raise DatasetError(f"'{path}': expected at least one image, got none; {_HOW}")
 

@@ -1,6 +1,7 @@
 """SVHN: 73,257 + 26,032 house numbers, cropped to one digit, 3 x 32 x 32 (torchvision).
 
-Source: Y. Netzer et al., *Reading digits in natural images with unsupervised feature learning*, 2011.
+Source: Y. Netzer et al., *Reading digits in natural images with unsupervised feature learning*,
+2011.
 """
 
 from robustbench_kd.datasets._common import build

@@ -40,7 +40,11 @@ def require_number(name: str, value: object, least: float, most: float) -> None:
 
 def require_positive(name: str, value: object) -> None:
     """Refuses what is no finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value < float("inf")
+    ):
         raise UsageError(f"expected {name} as a number above 0, got {value!r}")
 
 

@@ -32,7 +32,9 @@ class Criterion(Protocol):
         """Returns the scores `(n,)` of images that the part gives these logits."""
         ...
 
-    def excess(self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor) -> Tensor:
+    def excess(
+        self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor
+    ) -> Tensor:
         """Returns a differentiable stand-in `(n,)` for how far the score is above a threshold; below 0 it accepts."""
         ...
 
@@ -50,7 +52,9 @@ class Noise:
         noisy: Logits = part(images + self.sigma * gaussian(images, key))
         return (noisy.softmax(dim=1) - logits.softmax(dim=1)).abs().sum(dim=1)
 
-    def excess(self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor) -> Tensor:
+    def excess(
+        self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor
+    ) -> Tensor:
         """Returns the score less the threshold."""
         return self.score(part, images, logits, key) - threshold
 
@@ -59,8 +63,9 @@ class Noise:
 class Steps:
     """How many steps of gradient descent it takes to change the prediction (C2).
 
-    A step is `rate` times the raw gradient of the cross-entropy: towards a random other class (C2t), or away from the
-    predicted one (C2u). All stay within `radius` of the image (linf) and in the box.
+    A step is `rate` times the raw gradient of the cross-entropy: towards a random other class
+    (C2t), or away from the predicted one (C2u). All stay within `radius` of the image (linf) and in
+    the box.
     """
 
     rate: float
@@ -89,12 +94,15 @@ class Steps:
             points = self._moved(points[left], gradient[left], images.detach()[rows], self.rate)
         return counts.to(images.dtype)
 
-    def excess(self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor) -> Tensor:
+    def excess(
+        self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor
+    ) -> Tensor:
         """Returns the margin of the prediction after one long step, as long as `threshold` steps.
 
-        It is below 0 where that step changes the prediction. The gradient passes the step by as if it were not there.
-        Source: losses L3 and L4 of the adaptive attack in s-huu/TurningWeaknessIntoStrength `attack.py` at a1ed063, which
-        takes one plain step and the cross-entropy instead.
+        It is below 0 where that step changes the prediction. The gradient passes the step by as if
+        it were not there. Source: losses L3 and L4 of the adaptive attack in
+        s-huu/TurningWeaknessIntoStrength `attack.py` at a1ed063, which takes one plain step and the
+        cross-entropy instead.
         """
         origin = images.detach()
         _, gradient = slope(part, origin, self._aims(logits, key))

@@ -10,7 +10,8 @@ from robustbench_kd.tensors.losses import cross_entropy
 def with_gradient_of(value: Tensor, stand_in: Tensor) -> Tensor:
     """Returns the value, bit for bit, with the gradient of a stand-in of the same shape.
 
-    Source: backward pass differentiable approximation, Athalye et al. 2018 (arXiv 1802.00420), section 4.1.
+    Source: backward pass differentiable approximation, Athalye et al. 2018 (arXiv 1802.00420),
+    section 4.1.
     """
     return value.detach() + (stand_in - stand_in.detach())
 

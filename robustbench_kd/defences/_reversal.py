@@ -1,7 +1,8 @@
 """The reversal of a front end: attacks the backbone and pulls what it finds back through the front end.
 
-Source: `front_rev_simple` of boschresearch/bcai_art at 4ab5cc8. Here the scale is measured for each image instead of for
-the whole data set, and the inner attack starts without noise, so that a candidate depends on its own image alone.
+Source: `front_rev_simple` of boschresearch/bcai_art at 4ab5cc8. Here the scale is measured for each
+image instead of for the whole data set, and the inner attack starts without noise, so that a
+candidate depends on its own image alone.
 """
 
 from typing import Protocol
@@ -43,8 +44,8 @@ class Fronted(Protocol):
 class Reversal:
     """Three rounds, each a PGD of 20 steps on the backbone whose result is pulled back linearly in ten sizes.
 
-    It takes no gradient of the front end. Every candidate is tried on the whole defence, and the first that fools it is
-    kept; each round starts half-way to what the last one found.
+    It takes no gradient of the front end. Every candidate is tried on the whole defence, and the
+    first that fools it is kept; each round starts half-way to what the last one found.
 
     >>> Reversal(defence, norm="linf", eps=8 / 255, seed=0)(images, labels)  # doctest: +SKIP
     """
@@ -53,7 +54,9 @@ class Reversal:
         self._model = model
         self._norm, self._eps, self._seed = Norm(norm), eps, seed
         if self._norm is Norm.L1:
-            raise UsageError("expected linf or l2 for the reversal of a front end, got l1: attack its surfaces")
+            raise UsageError(
+                "expected linf or l2 for the reversal of a front end, got l1: attack its surfaces"
+            )
 
     @torch.no_grad()
     def __call__(self, images: Images, labels: Labels) -> Images:
@@ -79,13 +82,17 @@ class Reversal:
         offset = torch.zeros_like(seen)
         for _ in range(_STEPS):
             _, gradient = slope(self._model.part, seen + offset, labels)
-            offset = self._shortened(offset + _REACH / _STEPS * radius * steepest(gradient, self._norm), radius)
+            offset = self._shortened(
+                offset + _REACH / _STEPS * radius * steepest(gradient, self._norm), radius
+            )
         return offset / per_row(scale, images).clamp(min=_TINY)
 
     def _scale(self, images: Images) -> Tensor:
         """Returns how much longer the front end makes noise of the radius, `(n,)`, the mean of four directions."""
         names = torch.arange(_PROBES, device=images.device)
-        numbers = keyed_random.uniform(self._seed, "reversal", names, names * 0, 0, images[0].numel())
+        numbers = keyed_random.uniform(
+            self._seed, "reversal", names, names * 0, 0, images[0].numel()
+        )
         probes = (2 * numbers - 1).to(images.dtype).view(-1, 1, *images.shape[1:])
         seen, ratios = self._model.front(images), []
         for probe in probes:

@@ -31,9 +31,13 @@ def backbone(part: nn.Module) -> Surface:
 def shared_noise(draw: Answer) -> Surface:
     """Returns one draw of each row that stays the same from step to step.
 
-    Source: Carlini et al. 2019 (arXiv 1902.06705): an attack must succeed with the randomness fixed.
+    Source: Carlini et al. 2019 (arXiv 1902.06705): an attack must succeed with the randomness
+    fixed.
     """
-    return Surface(name="shared-noise", answer=lambda images, key: draw(images, replace(key, draw=key.draw * 0)))
+    return Surface(
+        name="shared-noise",
+        answer=lambda images, key: draw(images, replace(key, draw=key.draw * 0)),
+    )
 
 
 def expected(draw: Answer, name: str = "expected") -> Surface:
@@ -46,7 +50,7 @@ def expected(draw: Answer, name: str = "expected") -> Surface:
         logits = draw(images.repeat(DRAWS, 1, 1, 1), key.repeated(DRAWS))
         return torch.unflatten(logits, 0, (DRAWS, len(images)))
 
-    return Surface(name=name, answer=answer, passes=DRAWS, faithful=True)
+    return Surface(name=name, answer=answer, passes=DRAWS, same_outputs=True)
 
 
 def gaussian(images: Images, key: Key) -> Tensor:

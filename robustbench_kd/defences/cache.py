@@ -1,8 +1,8 @@
 """A key-value cache over late layers (Orhan 2018).
 
-Source: "A Simple Cache Model for Image Recognition", NeurIPS 2018, arXiv 1805.08709. Here the mixture of probabilities is
-computed from logarithms throughout: at the published temperatures the cache is nearly one-hot, and its gradient would
-vanish in float32.
+Source: "A Simple Cache Model for Image Recognition", NeurIPS 2018, arXiv 1805.08709. Here the
+mixture of probabilities is computed from logarithms throughout: at the published temperatures the
+cache is nearly one-hot, and its gradient would vanish in float32.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,9 +40,10 @@ class Tap:
 class Cache(Defence):
     """`(1 - lambda) softmax(part) + lambda cache`, as log-probabilities.
 
-    The cache gives class y the share of its items in `sum_k exp(theta q.k)`, where q and k are the features of the image and
-    of a stored one, as unit vectors. The `keys` `(items, d)` and `values` `(items,)` are sorted by class; both are empty until
-    `fit`, and take their sizes from what is loaded.
+    The cache gives class y the share of its items in `sum_k exp(theta q.k)`, where q and k are the
+    features of the image and of a stored one, as unit vectors. The `keys` `(items, d)` and `values`
+    `(items,)` are sorted by class; both are empty until `fit`, and take their sizes from what is
+    loaded.
     """
 
     keys: Tensor
@@ -50,7 +51,9 @@ class Cache(Defence):
     theta: Tensor
     lambda_: Tensor
 
-    def __init__(self, part: nn.Module, *, classes: int, taps: Sequence[Tap], items: int, flips: bool) -> None:
+    def __init__(
+        self, part: nn.Module, *, classes: int, taps: Sequence[Tap], items: int, flips: bool
+    ) -> None:
         super().__init__([part])
         self.classes, self.items, self.flips = classes, items, flips
         self.taps = tuple(taps)
@@ -64,11 +67,14 @@ class Cache(Defence):
         return self._answer(images, self.theta)
 
     @torch.no_grad()
-    def fit(self, images: Images, labels: Labels, held_out: Images, held_out_labels: Labels) -> None:
+    def fit(
+        self, images: Images, labels: Labels, held_out: Images, held_out_labels: Labels
+    ) -> None:
         """Stores evenly spaced training images, then chooses theta and lambda by held-out accuracy.
 
-        Theta is one of 10, 20, ..., 90, lambda one of 0.1, ..., 0.9. Of equally accurate pairs the one that trusts the cache
-        most is taken, and then the smoothest: the largest lambda, then the smallest theta.
+        Theta is one of 10, 20, ..., 90, lambda one of 0.1, ..., 0.9. Of equally accurate pairs the
+        one that trusts the cache most is taken, and then the smoothest: the largest lambda, then
+        the smallest theta.
         """
         views = (torch.clone, _mirrored) if self.flips else (torch.clone,)
         rows = spread(len(images), self.items // len(views) if self.items else len(images))
@@ -86,7 +92,8 @@ class Cache(Defence):
         """Returns the part, the cache without it, and both with a theta of 10, where the cache is smooth."""
         alone = Surface(name="cache-only", answer=lambda images, _key: self._cached(images))
         smooth = Surface(
-            name="temperature", answer=lambda images, _key: self._answer(images, self.theta.new_tensor(_SMOOTH))
+            name="temperature",
+            answer=lambda images, _key: self._answer(images, self.theta.new_tensor(_SMOOTH)),
         )
         return [backbone(self.part), alone, smooth]
 
@@ -104,7 +111,9 @@ class Cache(Defence):
             logits = self.part(images)
         missing = [tap.name for tap in self.taps if tap not in heard]
         if missing:
-            raise ModelError(f"layer '{missing[0]}' took no part in the answer: choose other layers for the cache")
+            raise ModelError(
+                f"layer '{missing[0]}' took no part in the answer: choose other layers for the cache"
+            )
         features = torch.cat([heard[tap].flatten(1) for tap in self.taps], dim=1)
         return logits, functional.normalize(features, dim=1)
 
@@ -117,7 +126,9 @@ class Cache(Defence):
         """Returns the log-probabilities that the cache alone gives, `(n, classes)`, from `(n, items)`."""
         scores = theta * similarities
         counts = torch.bincount(self.values, minlength=self.classes).tolist()
-        of_class = torch.stack([own.logsumexp(dim=1) for own in torch.split(scores, counts, dim=1)], dim=1)
+        of_class = torch.stack(
+            [own.logsumexp(dim=1) for own in torch.split(scores, counts, dim=1)], dim=1
+        )
         return (of_class - scores.logsumexp(dim=1, keepdim=True)).clamp(min=_ABSENT)
 
     def _best(self, images: Images, labels: Labels) -> tuple[float, float]:
@@ -127,9 +138,13 @@ class Cache(Defence):
             logits, queries = self._look(some)
             similarities = self._similarities(queries)
             for column, theta in enumerate(self.theta.new_tensor(_THETAS)):
-                predictions = _mixed(logits, self._memory(similarities, theta), lambdas).argmax(dim=2)
+                predictions = _mixed(logits, self._memory(similarities, theta), lambdas).argmax(
+                    dim=2
+                )
                 hits[:, column] += (predictions == answers).sum(dim=1)
-        row, column = max(torch.argwhere(hits == hits.max()).tolist(), key=lambda place: (place[0], -place[1]))
+        row, column = max(
+            torch.argwhere(hits == hits.max()).tolist(), key=lambda place: (place[0], -place[1])
+        )
         return _THETAS[column], _LAMBDAS[row]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -142,7 +157,9 @@ class Cache(Defence):
         problems: list[str] = rest[-1]
         if not self._is_in_order():
             sizes = f"keys {tuple(self.keys.shape)} and values {tuple(self.values.shape)}"
-            problems.append(f"expected {self.classes} classes of items, sorted, one value for each key, got {sizes}")
+            problems.append(
+                f"expected {self.classes} classes of items, sorted, one value for each key, got {sizes}"
+            )
 
     def _is_in_order(self) -> bool:
         if self.keys.ndim != 2 or self.values.shape != self.keys.shape[:1]:
@@ -152,15 +169,21 @@ class Cache(Defence):
 
 
 def assemble(
-    parts: Sequence[nn.Module], *, classes: int, layers: Sequence[str] = (), items: int = 0, flips: bool = False
+    parts: Sequence[nn.Module],
+    *,
+    classes: int,
+    layers: Sequence[str] = (),
+    items: int = 0,
+    flips: bool = False,
 ) -> nn.Module:
     """Returns one part that remembers training images.
 
     Args:
         parts: The classifier.
         classes: Number of logits.
-        layers: Modules of the part whose outputs, flattened and joined, are the features; the input of the last linear layer
-            if empty, or the logits where there is none. A normalisation in front of a network does not change its names.
+        layers: Modules of the part whose outputs, flattened and joined, are the features; the input
+            of the last linear layer if empty, or the logits where there is none. A normalisation in
+            front of a network does not change its names.
         items: How many are stored at most, mirror images included; 0 stores all.
         flips: Whether each image is stored with its mirror image.
 
@@ -171,7 +194,9 @@ def assemble(
     require_whole("items", items, 0)
     require_flag("flips", flips)
     if flips and items == 1:
-        raise UsageError("expected room for an image and its mirror image, got items = 1 with flips")
+        raise UsageError(
+            "expected room for an image and its mirror image, got items = 1 with flips"
+        )
     taps = [_named(part, name) for name in layers] or [_last(part)]
     return Cache(part, classes=classes, taps=taps, items=items, flips=flips)
 
@@ -196,7 +221,9 @@ def _listening(part: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tenso
     with ExitStack() as stack:
         for tap in taps:
             module = part.get_submodule(tap.name)
-            stack.enter_context(_before(module, tap, heard) if tap.before else _after(module, tap, heard))
+            stack.enter_context(
+                _before(module, tap, heard) if tap.before else _after(module, tap, heard)
+            )
         yield heard
 
 
@@ -216,7 +243,9 @@ def _after(module: nn.Module, tap: Tap, heard: dict[Tap, Tensor]) -> RemovableHa
 
 def _mixed(logits: Logits, memory: Tensor, lambda_: Tensor) -> Logits:
     """Returns the log-probabilities of the mixture; all of it stays in logarithms."""
-    return torch.logaddexp(torch.log1p(-lambda_) + logits.log_softmax(dim=1), lambda_.log() + memory)
+    return torch.logaddexp(
+        torch.log1p(-lambda_) + logits.log_softmax(dim=1), lambda_.log() + memory
+    )
 
 
 def _mirrored(images: Images) -> Images:

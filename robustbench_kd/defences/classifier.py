@@ -26,7 +26,9 @@ class Classifier(nn.Module):
         return logits
 
 
-def assemble(parts: Sequence[nn.Module], *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> nn.Module:
+def assemble(
+    parts: Sequence[nn.Module], *, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> nn.Module:
     """Returns the one network itself, or with its normalisation in front where there is one.
 
     Raises `UsageError` for any other number of networks, or statistics that do not fit together.
@@ -34,7 +36,9 @@ def assemble(parts: Sequence[nn.Module], *, mean: Sequence[float] = (), std: Seq
     if len(parts) != 1:
         raise UsageError(f"expected one network for the family 'classifier', got {len(parts)}")
     if len(mean) != len(std):
-        raise UsageError(f"expected as many deviations as means, got {len(mean)} means and {len(std)} deviations")
+        raise UsageError(
+            f"expected as many deviations as means, got {len(mean)} means and {len(std)} deviations"
+        )
     for value in std:
         require_positive("std", value)
     return Classifier(parts[0], mean, std) if mean else parts[0]

@@ -1,8 +1,9 @@
 """Noise, then denoise, then classify (De^3, You et al. 2023).
 
-Source: "Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense", NeurIPS 2023, arXiv 2302.01056: the
-image is degraded by Gaussian noise, reconstructed by an auto-encoder that learned to remove it, and classified. The paper's
-auto-encoder is a masked-autoencoder transformer; here it is a small convolutional one, and it sees the noisy image alone.
+Source: "Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense", NeurIPS
+2023, arXiv 2302.01056: the image is degraded by Gaussian noise, reconstructed by an auto-encoder
+that learned to remove it, and classified. The paper's auto-encoder is a masked-autoencoder
+transformer; here it is a small convolutional one, and it sees the noisy image alone.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_kd.defences._arguments import only_part, require_flag, require_number, require_whole
+from robustbench_kd.defences._arguments import (
+    only_part,
+    require_flag,
+    require_number,
+    require_whole,
+)
 from robustbench_kd.defences._defence import Defence, Sampled
 from robustbench_kd.defences._gradients import with_gradient_of
 from robustbench_kd.defences._surfaces import backbone, expected, gaussian, shared_noise
@@ -25,16 +31,21 @@ class AutoEncoder(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            *_layer(channels, width), *_layer(width, 2 * width, stride=2), *_layer(2 * width, 2 * width)
+            *_layer(channels, width),
+            *_layer(width, 2 * width, stride=2),
+            *_layer(2 * width, 2 * width),
         )
         last = nn.Conv2d(width, channels, 3, padding=1)
-        nn.init.constant_(last.get_parameter("bias"), 0.5)  # grey: clipped pixels would have no gradient to learn from
+        # Grey: clipped pixels would have no gradient to learn from.
+        nn.init.constant_(last.get_parameter("bias"), 0.5)
         self.decoder = nn.Sequential(*_layer(2 * width, width), last)
 
     def forward(self, noisy: Tensor) -> Tensor:
         """Maps noisy images `(n, c, h, w)` to clean ones; sides may be odd."""
         code = self.encoder(noisy)
-        wide = functional.interpolate(code, size=noisy.shape[2:], mode="bilinear", align_corners=False)
+        wide = functional.interpolate(
+            code, size=noisy.shape[2:], mode="bilinear", align_corners=False
+        )
         clean: Tensor = self.decoder(wide)
         return clean
 
@@ -55,8 +66,8 @@ class Denoising(Defence):
     def answer(self, images: Images, noise: Tensor, *, straight: bool = False) -> Logits:
         """Returns the logits of the denoised images, clipped to [0, 1].
 
-        The noise is in standard deviations, of the images' shape. Clipping has no gradient beyond the box; with `straight`
-        the gradient is that of the part, taken at the denoised images.
+        The noise is in standard deviations, of the images' shape. Clipping has no gradient beyond
+        the box; with `straight` the gradient is that of the part, taken at the denoised images.
         """
         clean = self.reconstruct(images + self.sigma * noise).clamp(0, 1)
         logits: Logits = self.part(with_gradient_of(clean, images) if straight else clean)
@@ -95,7 +106,7 @@ class KnownNoise(Denoising):
         straight = Surface(
             name="straight-through",
             answer=lambda images, _key: self.answer(images, _known(images), straight=True),
-            faithful=True,
+            same_outputs=True,
         )
         return [backbone(self.part), straight]
 

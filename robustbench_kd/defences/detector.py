@@ -1,8 +1,9 @@
 """Rejects what noise or a few steps change (Hu et al. 2019).
 
-Source: "A New Defense Against Adversarial Images: Turning a Weakness into a Strength", NeurIPS 2019, arXiv 1910.07629, and
-s-huu/TurningWeaknessIntoStrength `detect.py` at a1ed063. Natural images are robust to noise and yet close to the decision
-boundary; adversarial ones are said to be one or the other. Thresholds are set otherwise than there: by one common quantile.
+Source: "A New Defense Against Adversarial Images: Turning a Weakness into a Strength", NeurIPS
+2019, arXiv 1910.07629, and s-huu/TurningWeaknessIntoStrength `detect.py` at a1ed063. Natural images
+are robust to noise and yet close to the decision boundary; adversarial ones are said to be one or
+the other. Thresholds are set otherwise than there: by one common quantile.
 """
 
 from bisect import bisect_right
@@ -51,8 +52,9 @@ class Detector(Sampled):
     def draw(self, images: Images, key: Key) -> Logits:
         """Returns the logits `(n, classes + 1)` of one draw of each row; the last one wins where a criterion fires.
 
-        It stands above or below the largest other logit by as much as the strangest score is above or below its
-        threshold, in shares of the largest score there is. Of the scores only that of noise has a gradient.
+        It stands above or below the largest other logit by as much as the strangest score is above
+        or below its threshold, in shares of the largest score there is. Of the scores only that of
+        noise has a gradient.
         """
         logits: Logits = self.part(images)
         excess = ((self._scores(images, logits, key) - self.thresholds) / self.ceilings).amax(dim=1)
@@ -74,8 +76,8 @@ class Detector(Sampled):
     ) -> None:
         """Sets the thresholds by clean held-out images so that together they reject at most the share `fpr`.
 
-        Each criterion may reject the same number of images, the largest for which the union is small enough. Step
-        counts tie, so that fewer may be rejected.
+        Each criterion may reject the same number of images, the largest for which the union is
+        small enough. Step counts tie, so that fewer may be rejected.
         """
         ids = torch.arange(len(held_out))
         scores = torch.cat(
@@ -101,7 +103,9 @@ class Detector(Sampled):
         ]
 
     def _scores(self, images: Images, logits: Logits, key: Key) -> Tensor:
-        return torch.stack([one.score(self.part, images, logits, key) for one in self.criteria], dim=1)
+        return torch.stack(
+            [one.score(self.part, images, logits, key) for one in self.criteria], dim=1
+        )
 
     def _oblivious(self, images: Images, key: Key) -> Logits:  # noqa: ARG002  # every surface takes a key
         logits: Logits = self.part(images)
@@ -114,7 +118,9 @@ class Detector(Sampled):
             one.excess(self.part, images, logits, key, threshold)
             for one, threshold in zip(self.criteria, self.thresholds, strict=True)
         ]
-        return _with_column(logits, logits.amax(dim=1) + torch.stack(excesses, dim=1).logsumexp(dim=1))
+        return _with_column(
+            logits, logits.amax(dim=1) + torch.stack(excesses, dim=1).logsumexp(dim=1)
+        )
 
 
 def assemble(
@@ -149,7 +155,9 @@ def assemble(
     for name in criteria:
         require_choice("criterion", name, _CRITERIA)
     if not criteria or len(set(criteria)) < len(criteria):
-        raise UsageError(f"expected some of {', '.join(_CRITERIA)} as criteria, each once, got {list(criteria)}")
+        raise UsageError(
+            f"expected some of {', '.join(_CRITERIA)} as criteria, each once, got {list(criteria)}"
+        )
     require_number("fpr", fpr, 0, 1)
     require_number("sigma", sigma, 0, 10)
     for name, value in {"lr_t": lr_t, "lr_u": lr_u, "radius": radius}.items():

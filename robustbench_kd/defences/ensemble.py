@@ -1,8 +1,8 @@
 """A randomized or averaged ensemble.
 
-Sources: one member drawn for each image is the randomized ensemble of Pinot et al. 2020 (arXiv 2002.11565) and of Dbouk and
-Shanbhag 2022 (ICML, "Adversarial vulnerability of randomized ensembles"), whose ARC attack showed that attacks must use the
-exact expectation over members.
+Sources: one member drawn for each image is the randomized ensemble of Pinot et al. 2020 (arXiv
+2002.11565) and of Dbouk and Shanbhag 2022 (ICML, "Adversarial vulnerability of randomized
+ensembles"), whose ARC attack showed that attacks must use the exact expectation over members.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,8 +41,12 @@ class RandomizedEnsemble(Sampled):
         """Returns the logits `(n, classes)`; each member sees its own rows alone."""
         chosen = self._chosen(key)
         order = chosen.argsort(stable=True)
-        groups = torch.split(images[order], torch.bincount(chosen, minlength=len(self.parts)).tolist())
-        logits = [member(group) for member, group in zip(self.parts, groups, strict=True) if len(group)]
+        groups = torch.split(
+            images[order], torch.bincount(chosen, minlength=len(self.parts)).tolist()
+        )
+        logits = [
+            member(group) for member, group in zip(self.parts, groups, strict=True) if len(group)
+        ]
         return torch.cat(logits)[order.argsort()]
 
     def members(self) -> Sequence[nn.Module]:
@@ -51,12 +55,17 @@ class RandomizedEnsemble(Sampled):
 
     def surfaces(self) -> Sequence[Surface]:
         """Returns each member, all of them at once, and each surface that all declare; equal ones are asked once."""
-        everyone = [Surface(name="expected", answer=Alone(member), faithful=True) for member in self.parts]
+        everyone = [
+            Surface(name="expected", answer=Alone(member), same_outputs=True)
+            for member in self.parts
+        ]
         common = [
             found[0] if len(found) == 1 else _stacked(found, shares, f"expected-{found[0].name}")
             for found, shares in _common(self.parts, self.weights)
         ]
-        return _cheapest_first([*common, *_each(self.parts), _stacked(everyone, self.weights, "expected")])
+        return _cheapest_first(
+            [*common, *_each(self.parts), _stacked(everyone, self.weights, "expected")]
+        )
 
     def attacks(self) -> dict[str, Callable[..., Adversary]]:
         """Returns ARC, and ARC with the gradients of a surface in place of the members' own where all declare it."""
@@ -90,25 +99,36 @@ class AveragedEnsemble(Defence):
     def surfaces(self) -> Sequence[Surface]:
         """Returns each member, and each surface that all declare, combined by the rule; equal ones are asked once."""
         common = [
-            found[0] if len(found) == 1 else self._combined(_stacked(found, shares, found[0].name), shares)
+            found[0]
+            if len(found) == 1
+            else self._combined(_stacked(found, shares, found[0].name), shares)
             for found, shares in _common(self.parts, self.shares)
         ]
         return _cheapest_first([*common, *_each(self.parts)])
 
     def _combined(self, stacked: Surface, shares: Tensor) -> Surface:
-        return replace(stacked, answer=lambda images, key: self.rule(stacked.answer(images, key), shares), weights=None)
+        return replace(
+            stacked,
+            answer=lambda images, key: self.rule(stacked.answer(images, key), shares),
+            weights=None,
+        )
 
 
 def assemble(
-    parts: Sequence[nn.Module], *, mode: str = "randomized", per: str = "image", weights: Sequence[float] = ()
+    parts: Sequence[nn.Module],
+    *,
+    mode: str = "randomized",
+    per: str = "image",
+    weights: Sequence[float] = (),
 ) -> nn.Module:
     """Returns an ensemble of at least two deterministic parts.
 
     Args:
         parts: The members.
-        mode: `randomized` draws one member; `logits` averages logits, `probabilities` averages probabilities and answers
-            with their logarithm.
-        per: What a randomized ensemble draws a member for: each `image`, or a `batch`. The others take no notice.
+        mode: `randomized` draws one member; `logits` averages logits, `probabilities` averages
+            probabilities and answers with their logarithm.
+        per: What a randomized ensemble draws a member for: each `image`, or a `batch`. The others
+            take no notice.
         weights: What each member counts, above 0 and 1 together; equal if empty.
 
     Raises:
@@ -128,8 +148,12 @@ def assemble(
 def _shares(weights: Sequence[float], members: int) -> Tensor:
     for weight in weights:
         require_number("each weight of an ensemble", weight, 0, 1)
-    if weights and (len(weights) != members or min(weights) == 0 or abs(sum(weights) - 1) > _TOLERANCE):
-        raise UsageError(f"expected {members} weights above 0 that sum to 1, one for each part, got {list(weights)}")
+    if weights and (
+        len(weights) != members or min(weights) == 0 or abs(sum(weights) - 1) > _TOLERANCE
+    ):
+        raise UsageError(
+            f"expected {members} weights above 0 that sum to 1, one for each part, got {list(weights)}"
+        )
     return torch.tensor(tuple(weights) or (1 / members,) * members, dtype=torch.float32)
 
 
@@ -145,7 +169,10 @@ _RULES: dict[str, Rule] = {"logits": _mean_logits, "probabilities": _mean_probab
 
 
 def _each(members: Iterable[nn.Module]) -> list[Surface]:
-    return [Surface(name=f"member-{index}", answer=Alone(member)) for index, member in enumerate(members)]
+    return [
+        Surface(name=f"member-{index}", answer=Alone(member))
+        for index, member in enumerate(members)
+    ]
 
 
 def _common(members: Iterable[nn.Module], shares: Tensor) -> Iterator[tuple[list[Surface], Tensor]]:
@@ -160,14 +187,20 @@ def _common(members: Iterable[nn.Module], shares: Tensor) -> Iterator[tuple[list
 
 
 def _declared(member: nn.Module) -> dict[str, Surface]:
-    return {surface.name: surface for surface in member.surfaces()} if isinstance(member, Surfaced) else {}
+    return (
+        {surface.name: surface for surface in member.surfaces()}
+        if isinstance(member, Surfaced)
+        else {}
+    )
 
 
 def _different(surfaces: Sequence[Surface], shares: Tensor) -> tuple[list[Surface], Tensor]:
     answers = [surface.answer for surface in surfaces]
     first = [answers.index(answer) for answer in answers]
     places = sorted(set(first))
-    belongs = torch.tensor([[place == one for one in first] for place in places], device=shares.device)
+    belongs = torch.tensor(
+        [[place == one for one in first] for place in places], device=shares.device
+    )
     return [surfaces[place] for place in places], belongs.to(shares.dtype) @ shares
 
 
@@ -175,10 +208,12 @@ def _stacked(surfaces: Sequence[Surface], shares: Tensor, name: str) -> Surface:
     """Returns a surface with one answer of each, `(k, n, classes)`."""
     return Surface(
         name=name,
-        answer=lambda images, key: torch.stack([surface.answer(images, key) for surface in surfaces]),
+        answer=lambda images, key: torch.stack(
+            [surface.answer(images, key) for surface in surfaces]
+        ),
         weights=shares,
         passes=sum(surface.passes for surface in surfaces),
-        faithful=all(surface.faithful for surface in surfaces),
+        same_outputs=all(surface.same_outputs for surface in surfaces),
     )
 
 

@@ -1,9 +1,10 @@
 """A front end with a skip connection before a frozen backbone (Boytsov et al. 2025).
 
-Source: "A Curious Case of Remarkable Resilience to Gradient Attacks via Fully Convolutional and Differentiable Front End
-with a Skip Connection", arXiv 2402.17018. Layers and initialisation follow `bcai_art/models/dncnn.py` of
-boschresearch/bcai_art at 4ab5cc8; here the front end stands before the normalisation of the backbone instead of after it,
-and scales the pixels itself. Deep front ends mask the gradients of the backbone, trained or not.
+Source: "A Curious Case of Remarkable Resilience to Gradient Attacks via Fully Convolutional and
+Differentiable Front End with a Skip Connection", arXiv 2402.17018. Layers and initialisation follow
+`bcai_art/models/dncnn.py` of boschresearch/bcai_art at 4ab5cc8; here the front end stands before
+the normalisation of the backbone instead of after it, and scales the pixels itself. Deep front ends
+mask the gradients of the backbone, trained or not.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_kd.core.errors import ModelError
-from robustbench_kd.defences._arguments import only_part, require_choice, require_number, require_whole
+from robustbench_kd.defences._arguments import (
+    only_part,
+    require_choice,
+    require_number,
+    require_whole,
+)
 from robustbench_kd.defences._batches import spread
 from robustbench_kd.defences._defence import Defence
 from robustbench_kd.defences._gradients import with_gradient_of
@@ -87,10 +93,13 @@ class FrontEnd(Defence):
     ) -> None:
         """Fills the statistics of h in one pass over at most 400 images, then sets the amplitude where there is one.
 
-        The images are evenly spaced over the training split. The last convolution is scaled until the front end changes a
-        pixel of theirs by `amplitude` on average. Raises `ModelError` where it changes none.
+        The images are evenly spaced over the training split. The last convolution is scaled until
+        the front end changes a pixel of theirs by `amplitude` on average. Raises `ModelError` where
+        it changes none.
         """
-        pieces = images[spread(len(images), _CALIBRATION)].to(self.last.weight.device).chunk(_PIECES)
+        pieces = (
+            images[spread(len(images), _CALIBRATION)].to(self.last.weight.device).chunk(_PIECES)
+        )
         was_training = self.training
         self._calibrate(pieces)
         self.eval()
@@ -100,7 +109,11 @@ class FrontEnd(Defence):
 
     def surfaces(self) -> Sequence[Surface]:
         """Returns the backbone, and the front end with none or a small part of its own gradient."""
-        straight = Surface(name="straight-through", answer=lambda images, _key: self._damped(images, 0), faithful=True)
+        straight = Surface(
+            name="straight-through",
+            answer=lambda images, _key: self._damped(images, 0),
+            same_outputs=True,
+        )
         return [backbone(self.part), straight, *(self._damped_surface(share) for share in _DAMPING)]
 
     def attacks(self) -> dict[str, type[Reversal]]:
@@ -108,7 +121,11 @@ class FrontEnd(Defence):
         return {"reversal": Reversal}
 
     def _damped_surface(self, share: float) -> Surface:
-        return Surface(name=f"damped-{share:g}", answer=lambda images, _key: self._damped(images, share), faithful=True)
+        return Surface(
+            name=f"damped-{share:g}",
+            answer=lambda images, _key: self._damped(images, share),
+            same_outputs=True,
+        )
 
     def _damped(self, images: Images, share: float) -> Logits:
         """Returns the answer, with that share of the gradient that comes through h."""
@@ -131,9 +148,13 @@ class FrontEnd(Defence):
             norm.momentum = momentum
 
     def _rescale(self, pieces: Sequence[Images]) -> None:
-        change = torch.cat([self.residual(piece).abs().flatten(1).mean(dim=1) for piece in pieces]).mean()
+        change = torch.cat(
+            [self.residual(piece).abs().flatten(1).mean(dim=1) for piece in pieces]
+        ).mean()
         if not change > 0:
-            raise ModelError("the front end changes no pixel, so that its amplitude cannot be set: assemble it anew")
+            raise ModelError(
+                "the front end changes no pixel, so that its amplitude cannot be set: assemble it anew"
+            )
         self.last.weight.mul_(self.amplitude / change)
 
 
@@ -152,10 +173,12 @@ def assemble(
         parts: The backbone.
         shape: Channels, height and width of the images; only the channels matter.
         kind: `dncnn`, or `unet` for a U-Net whose long skips add.
-        depth: Convolutions on the way from the image to the residual. The gradients are noise from about 25 on.
+        depth: Convolutions on the way from the image to the residual. The gradients are noise from
+            about 25 on.
         width: Channels of the hidden layers.
-        amplitude: 0 makes the front end the identity until it is trained. Otherwise its last convolution is random, and
-            `fit` scales it until a pixel of a training image changes by this much on average.
+        amplitude: 0 makes the front end the identity until it is trained. Otherwise its last
+            convolution is random, and `fit` scales it until a pixel of a training image changes by
+            this much on average.
 
     Raises:
         UsageError: If an argument is impossible.
@@ -191,4 +214,6 @@ def _halved(features: Tensor) -> Tensor:
 
 
 def _raised(features: Tensor, like: Tensor) -> Tensor:
-    return functional.interpolate(features, size=like.shape[2:], mode="bilinear", align_corners=False)
+    return functional.interpolate(
+        features, size=like.shape[2:], mode="bilinear", align_corners=False
+    )

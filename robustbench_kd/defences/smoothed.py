@@ -1,7 +1,7 @@
 """A random transformation of the input.
 
-Sources: Gaussian noise is Cohen et al. 2019 (arXiv 1902.02918), without their vote over many draws; random resizing and
-padding is Xie et al. 2018 (arXiv 1711.01991).
+Sources: Gaussian noise is Cohen et al. 2019 (arXiv 1902.02918), without their vote over many draws;
+random resizing and padding is Xie et al. 2018 (arXiv 1711.01991).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_kd.defences._arguments import only_part, require_choice, require_number, require_positive
+from robustbench_kd.defences._arguments import (
+    only_part,
+    require_choice,
+    require_number,
+    require_positive,
+)
 from robustbench_kd.defences._defence import Sampled
 from robustbench_kd.defences._surfaces import backbone, expected, gaussian, shared_noise
 from robustbench_kd.tensors.contracts import Images, Logits
@@ -42,9 +47,16 @@ class ResizePad:
     def __call__(self, images: Images, key: Key) -> Images:
         """Returns one draw of each row; sizes and places are whole pixels, in between it is bilinear."""
         size, top, left = key.uniform("resize-pad", 3).to(images.dtype).unbind(dim=1)
-        down, across = self._sources(images.shape[2], size, top), self._sources(images.shape[3], size, left)
+        down, across = (
+            self._sources(images.shape[2], size, top),
+            self._sources(images.shape[3], size, left),
+        )
         places = torch.stack(
-            [across[:, None, :].expand(-1, down.shape[1], -1), down[:, :, None].expand(-1, -1, across.shape[1])], dim=3
+            [
+                across[:, None, :].expand(-1, down.shape[1], -1),
+                down[:, :, None].expand(-1, -1, across.shape[1]),
+            ],
+            dim=3,
         )
         resized = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
         return resized * (places.abs() <= 1).all(dim=3)[:, None]

@@ -1,8 +1,9 @@
 """Distillation methods, one file each: what their attack raises, and the loss of a batch.
 
-A method offers `Options`, a `MethodOptions`, and `loss(lesson, options) -> Terms`; one that trains on adversarial images also
-`inner(lesson, options) -> Objective`, and one that learns or remembers more than the student `prepare(setup, options)`, a
-module. An addition offers `Options` and `term(lesson, options) -> Terms`, and plugs into any method that attacks.
+A method offers `Options`, a `MethodOptions`, and `loss(lesson, options) -> Terms`; one that trains
+on adversarial images also `inner(lesson, options) -> Objective`, and one that learns or remembers
+more than the student `prepare(setup, options)`, a module. An addition offers `Options` and
+`term(lesson, options) -> Terms`, and plugs into any method that attacks.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,14 @@ from torch import nn
 
 from robustbench_kd.core import plugins
 from robustbench_kd.core.errors import UsageError, unknown_name
-from robustbench_kd.tensors.distillation import Lesson, Method, MethodOptions, Objective, Setup, Terms
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    Method,
+    MethodOptions,
+    Objective,
+    Setup,
+    Terms,
+)
 
 _KIND = "distill"
 _Given = Mapping[str, Any]
@@ -23,11 +31,14 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def open_method(name: str, options: _Given | None = None, additions: Mapping[str, _Given] | None = None) -> Method:
+def open_method(
+    name: str, options: _Given | None = None, additions: Mapping[str, _Given] | None = None
+) -> Method:
     """Returns a method by its name, with its options and with the additions that plug into it.
 
-    Raises `UsageError` for a name or option that does not exist, with the nearest one that does, for an impossible value,
-    and for an addition to a method that has no adversarial images or no teacher.
+    Raises `UsageError` for a name or option that does not exist, with the nearest one that does,
+    for an impossible value, and for an addition to a method that has no adversarial images or no
+    teacher.
 
     >>> open_method("rslad", {"scale": 10.0}, {"igdm": {"alpha": 3.0}}).options.teachers()
     ('teacher',)
@@ -53,12 +64,18 @@ def open_method(name: str, options: _Given | None = None, additions: Mapping[str
 def _opened(name: str, offers: str, singular: str) -> tuple[plugins.Component, ModuleType]:
     known = plugins.components(_KIND)
     if name not in known:
-        fit = [other for other, part in known.items() if hasattr(plugins.module(_KIND, part.stem), offers)]
+        fit = [
+            other
+            for other, part in known.items()
+            if hasattr(plugins.module(_KIND, part.stem), offers)
+        ]
         raise unknown_name(singular, name, fit)
     component = known[name]
     module = plugins.module(_KIND, component.stem)
     if not hasattr(module, offers):
-        raise UsageError(f"'{name}' is no {singular}: give additions by --with, and methods as the method")
+        raise UsageError(
+            f"'{name}' is no {singular}: give additions by --with, and methods as the method"
+        )
     return component, module
 
 
@@ -79,20 +96,24 @@ def _options(name: str, module: ModuleType, given: _Given) -> MethodOptions:
 
 def _check_host(name: str, module: ModuleType, options: MethodOptions, addition: str) -> None:
     if not hasattr(module, "inner"):
-        raise UsageError(f"'{addition}' needs adversarial images, which '{name}' does not make: choose another method")
+        raise UsageError(
+            f"'{addition}' needs adversarial images, which '{name}' does not make: choose another method"
+        )
     if not options.teachers():
-        raise UsageError(f"'{addition}' needs a teacher, which '{name}' does not have: choose another method")
+        raise UsageError(
+            f"'{addition}' needs a teacher, which '{name}' does not have: choose another method"
+        )
 
 
 def _bound(function: Callable[[_In, Any], _Out], options: MethodOptions) -> Callable[[_In], _Out]:
     return lambda given: function(given, options)
 
 
-def _merged(terms: list[Callable[[Lesson], Terms]], lesson: Lesson) -> Terms:
+def _merged(terms: list[Callable[[BatchContext], Terms]], lesson: BatchContext) -> Terms:
     return {name: value for term in terms for name, value in term(lesson).items()}
 
 
-def _no_attack(_lesson: Lesson, _options: MethodOptions) -> Objective | None:
+def _no_attack(_lesson: BatchContext, _options: MethodOptions) -> Objective | None:
     return None
 
 

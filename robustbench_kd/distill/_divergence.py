@@ -22,7 +22,9 @@ def reduced(values: Tensor, logits: Logits, reduction: Reduction) -> Tensor:
     return values.mean() / (logits.shape[1] if reduction == "elementmean" else 1)
 
 
-def divergence(target: Logits, logits: Logits, *, temperature: float = 1.0, reduction: Reduction) -> Tensor:
+def divergence(
+    target: Logits, logits: Logits, *, temperature: float = 1.0, reduction: Reduction
+) -> Tensor:
     """Returns the softened divergence of a batch, a scalar.
 
     >>> divergence(torch.zeros(2, 10), torch.zeros(2, 10), reduction="batchmean")
@@ -33,7 +35,9 @@ def divergence(target: Logits, logits: Logits, *, temperature: float = 1.0, redu
 
 def divergence_from(probabilities: Tensor, logits: Logits) -> Tensor:
     """Returns KL(probabilities || softmax(logits)) of each example, `(n,)`; a probability may be zero."""
-    return (torch.xlogy(probabilities, probabilities) - probabilities * logits.log_softmax(dim=1)).sum(dim=1)
+    return (
+        torch.xlogy(probabilities, probabilities) - probabilities * logits.log_softmax(dim=1)
+    ).sum(dim=1)
 
 
 def trust(logits: Logits, labels: Labels, beta: float) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from robustbench_kd.tensors.distillation import Lesson, Progress
+from robustbench_kd.tensors.distillation import BatchContext, Progress
 from robustbench_kd.tensors.losses import kl_divergence
 
 Ramp = Literal["linear_total", "linear_200", "constant"]
@@ -13,8 +13,9 @@ Ramp = Literal["linear_total", "linear_200", "constant"]
 def ramp(progress: Progress, rule: Ramp) -> float:
     """Returns the share of a weight in an epoch, counted from 1.
 
-    `linear_total` is the paper's epoch / epochs; `linear_200` is what the authors' code computes, epoch / 200 whatever the
-    number of epochs, so that 300 epochs end at 1.5 and 100 at 0.5; `constant` is 1.
+    `linear_total` is the paper's epoch / epochs; `linear_200` is what the authors' code computes,
+    epoch / 200 whatever the number of epochs, so that 300 epochs end at 1.5 and 100 at 0.5;
+    `constant` is 1.
     """
     match rule:
         case "linear_total":
@@ -25,16 +26,17 @@ def ramp(progress: Progress, rule: Ramp) -> float:
             return 1.0
 
 
-def gradient_match(lesson: Lesson, *, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
+def gradient_match(lesson: BatchContext, *, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
     """Returns KL(softmax(D_T) || softmax(D_S)) of each example, `(n,)`, with D = f(x + beta d) - f(x - gamma d).
 
-    d is the host's perturbation. Where networks are locally linear D is the gradient's product with (beta + gamma) d, so
-    that matching D for ever-changing d matches input gradients without differentiating twice. x - gamma d is not
-    clipped to the box. Source: Lee et al. 2025, arXiv 2312.03286.
+    d is the host's perturbation. Where networks are locally linear D is the gradient's product with
+    (beta + gamma) d, so that matching D for ever-changing d matches input gradients without
+    differentiating twice. x - gamma d is not clipped to the box. Source: Lee et al. 2025, arXiv
+    2312.03286.
     """
     images, attacked = lesson.images, lesson.attacked
-    # As in the authors' code the clean images pass, too, if only for the running statistics of batch normalisation: those
-    # of x + d and x - d alone fit clean images badly.
+    # As in the authors' code the clean images pass, too, if only for the running statistics of
+    # batch normalisation: those of x + d and x - d alone fit clean images badly.
     lesson.student(images)
     offset = attacked - images
     ahead = attacked if beta == 1 else images + beta * offset

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustbench_kd.distill._divergence import Reduction, divergence, reduced, softened, trust
 from robustbench_kd.tensors.contracts import Images, Logits
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms
+from robustbench_kd.tensors.distillation import BatchContext, MethodOptions, Objective, Terms
 from robustbench_kd.tensors.losses import kl_divergence
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -19,9 +19,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Options(MethodOptions):
     """The weight of adversarial images, and whether the student falls back on itself where the teacher fails.
 
-    Defaults are those of boyellow/AdaAD `main.py` (commit fe97c3e) for CIFAR-10: weight 1, temperature 1, `elementmean`; its
-    CIFAR-100 code and IGDM's take `batchmean`. The variant `adaiad` has temperature 30, `batchmean`, and adds what `iad`
-    does with `beta` 0.1 once more than `begin` 60 epochs are over.
+    Defaults are those of boyellow/AdaAD `main.py` (commit fe97c3e) for CIFAR-10: weight 1,
+    temperature 1, `elementmean`; its CIFAR-100 code and IGDM's take `batchmean`. The variant
+    `adaiad` has temperature 30, `batchmean`, and adds what `iad` does with `beta` 0.1 once more
+    than `begin` 60 epochs are over.
     """
 
     adversarial_weight: float = Field(default=1.0, ge=0, le=1)
@@ -32,7 +33,7 @@ class Options(MethodOptions):
     begin: NonNegativeInt = 60
 
 
-def inner(lesson: Lesson, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
     """Returns KL(T(x') || S(x')); its gradient flows through both networks."""
 
     def apart(points: Images, logits: Logits) -> Tensor:
@@ -41,14 +42,17 @@ def inner(lesson: Lesson, options: Options) -> Objective:  # noqa: ARG001  # eve
     return apart
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns w KL(T(x') || S(x')) + (1 - w) KL(T(x) || S(x)), perhaps with introspection; Huang et al., CVPR 2023.
 
     The clean images pass through the student only where a term needs them.
     """
     logits, weight = lesson.student(lesson.attacked), options.adversarial_weight
     taught = divergence(
-        lesson.teacher(lesson.attacked), logits, temperature=options.temperature, reduction=options.reduction
+        lesson.teacher(lesson.attacked),
+        logits,
+        temperature=options.temperature,
+        reduction=options.reduction,
     )
     terms = {"adversarial": weight * taught}
     if weight < 1:
@@ -61,7 +65,9 @@ def loss(lesson: Lesson, options: Options) -> Terms:
     return terms
 
 
-def _introspection(lesson: Lesson, options: Options) -> Tensor:
+def _introspection(lesson: BatchContext, options: Options) -> Tensor:
     logits = lesson.student(lesson.attacked)
     doubt = 1 - trust(lesson.teacher(lesson.attacked), lesson.labels, options.beta)
-    return reduced(doubt * softened(lesson.student(lesson.images), logits), logits, options.reduction)
+    return reduced(
+        doubt * softened(lesson.student(lesson.images), logits), logits, options.reduction
+    )

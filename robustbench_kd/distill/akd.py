@@ -6,7 +6,13 @@ from typing import Any
 from pydantic import Field, PositiveFloat, field_validator
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms, labelled
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    MethodOptions,
+    Objective,
+    Terms,
+    labelled,
+)
 from robustbench_kd.tensors.losses import cross_entropy
 
 VARIANTS: dict[str, dict[str, Any]] = {"akd": {}, "akd2": {"weights": (0.5, 0.25)}}
@@ -15,9 +21,10 @@ VARIANTS: dict[str, dict[str, Any]] = {"akd": {}, "akd2": {"weights": (0.5, 0.25
 class Options(MethodOptions):
     """What each teacher counts, one weight for each; labels count the rest.
 
-    The mixture is read in the first author's code (javier-maroto/kdmc `src/kdmc/train/akd.py`); its published weights are
-    not verified, so that the default 0.5 is ours. The variant `akd2` (Chen et al. 2021, as in ZFancy/IAD `AKD2.py`) has a
-    robust teacher with 0.5 and a standard one with 0.25. Weights of 0 leave plain adversarial training.
+    The mixture is read in the first author's code (javier-maroto/kdmc `src/kdmc/train/akd.py`); its
+    published weights are not verified, so that the default 0.5 is ours. The variant `akd2` (Chen et
+    al. 2021, as in ZFancy/IAD `AKD2.py`) has a robust teacher with 0.5 and a standard one with
+    0.25. Weights of 0 leave plain adversarial training.
     """
 
     weights: tuple[float, ...] = Field(default=(0.5,), min_length=1, strict=False)
@@ -36,19 +43,24 @@ class Options(MethodOptions):
         return tuple(f"teacher {number}" for number in range(1, len(self.weights) + 1))
 
 
-def inner(lesson: Lesson, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
     """Returns CE(S(x'), y)."""
     return partial(labelled, lesson.labels)
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns (1 - sum w_k) CE(S(x'), y) + sum w_k T^2 KL(T_k(x') / T || S(x') / T); arXiv 2203.07159.
 
-    At temperature 1 and `batchmean` this is the cross-entropy with the mixed target, less a constant.
+    At temperature 1 and `batchmean` this is the cross-entropy with the mixed target, less a
+    constant.
     """
     logits = lesson.student(lesson.attacked)
     terms = {"labels": (1 - sum(options.weights)) * cross_entropy(logits, lesson.labels).mean()}
-    for name, weight, teacher in zip(options.teachers(), options.weights, lesson.teachers, strict=True):
+    for name, weight, teacher in zip(
+        options.teachers(), options.weights, lesson.teachers, strict=True
+    ):
         target = teacher(lesson.attacked)
-        terms[name] = weight * divergence(target, logits, temperature=options.temperature, reduction=options.reduction)
+        terms[name] = weight * divergence(
+            target, logits, temperature=options.temperature, reduction=options.reduction
+        )
     return terms

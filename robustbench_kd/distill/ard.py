@@ -5,15 +5,21 @@ from functools import partial
 from pydantic import Field, PositiveFloat
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms, labelled
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    MethodOptions,
+    Objective,
+    Terms,
+    labelled,
+)
 from robustbench_kd.tensors.losses import cross_entropy
 
 
 class Options(MethodOptions):
     """The share of the teacher, the temperature of both networks, and the scale of the divergence.
 
-    Defaults are those of goldblum/AdversariallyRobustDistillation `main.py`: 1, 30 and `elementmean`. The code of IGDM has
-    temperature 1 and `batchmean`.
+    Defaults are those of goldblum/AdversariallyRobustDistillation `main.py`: 1, 30 and
+    `elementmean`. The code of IGDM has temperature 1 and `batchmean`.
     """
 
     teacher_weight: float = Field(default=1.0, ge=0, le=1)
@@ -21,18 +27,20 @@ class Options(MethodOptions):
     reduction: Reduction = "elementmean"
 
 
-def inner(lesson: Lesson, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
     """Returns CE(S(x'), y)."""
     return partial(labelled, lesson.labels)
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns a T^2 KL(T(x) / T || S(x') / T) + (1 - a) CE(S(x), y); arXiv 1905.09747.
 
     The clean images pass through the student only where the second term counts.
     """
     target, logits = lesson.teacher(lesson.images), lesson.student(lesson.attacked)
-    taught = divergence(target, logits, temperature=options.temperature, reduction=options.reduction)
+    taught = divergence(
+        target, logits, temperature=options.temperature, reduction=options.reduction
+    )
     terms = {"teacher": options.teacher_weight * taught}
     if options.teacher_weight < 1:
         clean = cross_entropy(lesson.student(lesson.images), lesson.labels).mean()

@@ -9,17 +9,25 @@ from torch.nn import functional
 
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.tensors.contracts import Labels
-from robustbench_kd.tensors.distillation import PENULTIMATE, Lesson, MethodOptions, Setup, Terms, feature_shape
+from robustbench_kd.tensors.distillation import (
+    PENULTIMATE,
+    BatchContext,
+    MethodOptions,
+    Setup,
+    Terms,
+    feature_shape,
+)
 from robustbench_kd.tensors.losses import cross_entropy
 
 
 class Options(MethodOptions):
     """The weights, the embedding and the memory.
 
-    Needs features of student and teacher, as `hint` does. Defaults are those of RepDistiller (`train_student.py`, commit
-    7fd6eff, `crd/`): weights 1 and 0.8, 128 dimensions, 16,384 negatives of other classes, temperature 0.07, momentum 0.5,
-    penultimate features. Ojha et al. 2023 use 0.1, temperature 0.1 and 32 negatives on MNIST. Negatives are drawn with
-    replacement, where RepDistiller repeats none if there are enough.
+    Needs features of student and teacher, as `hint` does. Defaults are those of RepDistiller
+    (`train_student.py`, commit 7fd6eff, `crd/`): weights 1 and 0.8, 128 dimensions, 16,384
+    negatives of other classes, temperature 0.07, momentum 0.5, penultimate features. Ojha et al.
+    2023 use 0.1, temperature 0.1 and 32 negatives on MNIST. Negatives are drawn with replacement,
+    where RepDistiller repeats none if there are enough.
     """
 
     label_weight: NonNegativeFloat = 1.0
@@ -35,9 +43,9 @@ class Options(MethodOptions):
 class Memory(nn.Module):
     """Two embeddings, the last embedding of every training example in each, and the scale of the scores.
 
-    `student` and `teacher` are unit vectors `(rows, dimensions)`; `log_scales` are the logarithms of the two constants
-    that are estimated on the first batch, NaN before it. Rows are sorted by class in `order`, where those of a class
-    begin at `first` and number `count`.
+    `student` and `teacher` are unit vectors `(rows, dimensions)`; `log_scales` are the logarithms
+    of the two constants that are estimated on the first batch, NaN before it. Rows are sorted by
+    class in `order`, where those of a class begin at `first` and number `count`.
     """
 
     def __init__(self, inputs: tuple[int, int], labels: Labels, dimensions: int) -> None:
@@ -49,7 +57,9 @@ class Memory(nn.Module):
         self.register_buffer("log_scales", torch.full((2,), torch.nan))
         count = labels.cpu().bincount()
         if len(labels) == int(count.max()):
-            raise UsageError("contrastive distillation needs examples of at least two classes, got one")
+            raise UsageError(
+                "contrastive distillation needs examples of at least two classes, got one"
+            )
         self.register_buffer("order", labels.cpu().argsort(stable=True))
         self.register_buffer("count", count)
         self.register_buffer("first", count.cumsum(dim=0) - count)
@@ -63,9 +73,15 @@ class Memory(nn.Module):
     def others(self, labels: Labels, size: int, generator: torch.Generator) -> Tensor:
         """Returns rows of other classes, `(n, size)`, each drawn uniformly."""
         room = (len(self.order) - self.count[labels])[:, None]
-        drawn = torch.rand(len(labels), size, generator=generator, device=generator.device, dtype=torch.float64)
+        drawn = torch.rand(
+            len(labels), size, generator=generator, device=generator.device, dtype=torch.float64
+        )
         place = (drawn.to(room.device) * room).long().clamp(max=room - 1)
-        return self.order[torch.where(place < self.first[labels][:, None], place, place + self.count[labels][:, None])]
+        return self.order[
+            torch.where(
+                place < self.first[labels][:, None], place, place + self.count[labels][:, None]
+            )
+        ]
 
     @torch.no_grad()
     def remember(self, rows: Tensor, student: Tensor, teacher: Tensor, momentum: float) -> None:
@@ -81,10 +97,11 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
     return Memory((student, teacher), setup.labels, options.dimensions).to(setup.images.device)
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns CE(S(x), y) and the contrast with student and with teacher as anchor, weighted; arXiv 1910.10699.
 
-    Scores are compared with the memory as it was before the batch, which then moves towards the batch.
+    Scores are compared with the memory as it was before the batch, which then moves towards the
+    batch.
     """
     memory = lesson.prepared(Memory)
     features = lesson.student.features(lesson.images, options.student_layer)
@@ -98,10 +115,14 @@ def loss(lesson: Lesson, options: Options) -> Terms:
         for bank, anchor in ((memory.teacher, student), (memory.student, teacher))
     ]
     _estimate_scales(memory, scores)
-    contrasts = [contrast(own - scale, len(memory.order)) for own, scale in zip(scores, memory.log_scales, strict=True)]
+    contrasts = [
+        contrast(own - scale, len(memory.order))
+        for own, scale in zip(scores, memory.log_scales, strict=True)
+    ]
     memory.remember(lesson.rows, student, teacher, options.momentum)
     return {
-        "labels": options.label_weight * cross_entropy(lesson.student(lesson.images), lesson.labels).mean(),
+        "labels": options.label_weight
+        * cross_entropy(lesson.student(lesson.images), lesson.labels).mean(),
         "contrast": options.contrast_weight * sum(contrasts, start=torch.zeros_like(contrasts[0])),
     }
 
@@ -109,7 +130,8 @@ def loss(lesson: Lesson, options: Options) -> Terms:
 def contrast(scores: Tensor, rows: int) -> Tensor:
     """Returns -log h_0 - sum_j log(1 - h_j), mean over the batch, with h = e^s / (e^s + N / M).
 
-    `scores` `(n, 1 + N)` are log-scores with the positive first, M is the number of training examples.
+    `scores` `(n, 1 + N)` are log-scores with the positive first, M is the number of training
+    examples.
     """
     odds = scores - math.log((scores.shape[1] - 1) / rows)
     return (functional.softplus(-odds[:, 0]) + functional.softplus(odds[:, 1:]).sum(dim=1)).mean()

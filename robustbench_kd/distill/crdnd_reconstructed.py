@@ -12,7 +12,7 @@ from robustbench_kd.distill._divergence import Reduction, divergence_from, reduc
 from robustbench_kd.tensors.contracts import Labels, Logits
 from robustbench_kd.tensors.distillation import (
     PENULTIMATE,
-    Lesson,
+    BatchContext,
     MethodOptions,
     Objective,
     Setup,
@@ -26,10 +26,12 @@ from robustbench_kd.tensors.distillation import (
 class Options(MethodOptions):
     """Which parts are on, so that each can be taken away, and their weights.
 
-    No code and no formula of "Adversarial Contrastive Distillation with Adaptive Denoising" (ICASSP 2023, arXiv 2302.08764)
-    was found: every choice here is ours, on the frame of `rslad`, and results say nothing of the paper's method. `denoise`
-    is `tie` (the smallest share of the label that lifts it to a tie with the teacher's wrong class, and `margin` more),
-    `trust` (the share 1 - p_y ^ `beta`, of every wrong example) or `none`. `contrast_weight` 0 leaves the features alone.
+    No code and no formula of "Adversarial Contrastive Distillation with Adaptive Denoising" (ICASSP
+    2023, arXiv 2302.08764) was found: every choice here is ours, on the frame of `rslad`, and
+    results say nothing of the paper's method. `denoise` is `tie` (the smallest share of the label
+    that lifts it to a tie with the teacher's wrong class, and `margin` more), `trust` (the share 1
+    - p_y ^ `beta`, of every wrong example) or `none`. `contrast_weight` 0 leaves the features
+    alone.
     """
 
     attack: Literal["teacher", "labels"] = "teacher"
@@ -57,7 +59,7 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
     return nn.ModuleList(heads).to(setup.images.device)
 
 
-def inner(lesson: Lesson, options: Options) -> Objective:
+def inner(lesson: BatchContext, options: Options) -> Objective:
     """Returns KL(T(x) || S(x')) as RSLAD does, or CE(S(x'), y)."""
     if options.attack == "labels":
         return partial(labelled, lesson.labels)
@@ -66,7 +68,7 @@ def inner(lesson: Lesson, options: Options) -> Objective:
     return partial(away_from, lesson.teacher(lesson.images))
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns KL(p || S(x')), KL(p || S(x)) and the contrast of features, weighted; p is the denoised softmax(T(x))."""
     terms: Terms = {}
     if options.contrast_weight > 0:  # before any logits are asked, for the same reason
@@ -85,8 +87,8 @@ def loss(lesson: Lesson, options: Options) -> Terms:
 def denoised(logits: Logits, labels: Labels, options: Options) -> Tensor:
     """Returns the teacher's probabilities `(n, classes)`, mixed with the label where its class is a wrong one.
 
-    With p_max and p_y the probabilities of its class and of the label, the share c = (p_max - p_y) / (1 + p_max - p_y) of
-    the label is the smallest that makes both equal.
+    With p_max and p_y the probabilities of its class and of the label, the share c = (p_max - p_y)
+    / (1 + p_max - p_y) of the label is the smallest that makes both equal.
     """
     known = logits.softmax(dim=1)
     if options.denoise == "none":
@@ -101,18 +103,25 @@ def denoised(logits: Logits, labels: Labels, options: Options) -> Tensor:
     return (1 - share) * known + share * functional.one_hot(labels, known.shape[1])
 
 
-def _contrast(lesson: Lesson, options: Options) -> Tensor:
+def _contrast(lesson: BatchContext, options: Options) -> Tensor:
     own, others = lesson.prepared(nn.ModuleList)
     found = own(lesson.student.features(lesson.attacked, options.student_layer).flatten(1))
     expected = others(lesson.teacher.features(lesson.images, options.teacher_layer).flatten(1))
-    scores = functional.normalize(found) @ functional.normalize(expected).T / options.contrast_temperature
+    scores = (
+        functional.normalize(found)
+        @ functional.normalize(expected).T
+        / options.contrast_temperature
+    )
     return contrast(scores, lesson.labels)
 
 
 def contrast(scores: Tensor, labels: Labels) -> Tensor:
     """Returns -log softmax of each example's own score among those of other classes, the mean over the batch.
 
-    `scores` `(n, n)` compare every student's embedding (row) with every teacher's; those of the same class do not count.
+    `scores` `(n, n)` compare every student's embedding (row) with every teacher's; those of the
+    same class do not count.
     """
-    alike = (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    alike = (labels[:, None] == labels) & ~torch.eye(
+        len(labels), dtype=torch.bool, device=labels.device
+    )
     return -scores.masked_fill(alike, -torch.inf).log_softmax(dim=1).diagonal().mean()

@@ -7,21 +7,30 @@ from pydantic import NonNegativeFloat
 from torch import nn
 
 from robustbench_kd.core.errors import UsageError
-from robustbench_kd.tensors.distillation import PENULTIMATE, Lesson, MethodOptions, Setup, Terms, feature_shape
+from robustbench_kd.tensors.distillation import (
+    PENULTIMATE,
+    BatchContext,
+    MethodOptions,
+    Setup,
+    Terms,
+    feature_shape,
+)
 from robustbench_kd.tensors.losses import cross_entropy
 
 
 class Options(MethodOptions):
     """The weights, where the features are taken, and how they are compared.
 
-    Needs features of student and teacher: the output of the module that a layer's path names, such as `layer2`, or the
-    input of the last linear layer where it is empty. Defaults are those of RepDistiller (`train_student.py`, commit 7fd6eff,
-    `scripts/run_cifar_distill.sh`): weights 1 and 100 and the features after the second stage; the layers depend on the
-    architectures, so that here they must be named. Ojha et al. 2023 weigh 1 and 5 on ImageNet.
+    Needs features of student and teacher: the output of the module that a layer's path names, such
+    as `layer2`, or the input of the last linear layer where it is empty. Defaults are those of
+    RepDistiller (`train_student.py`, commit 7fd6eff, `scripts/run_cifar_distill.sh`): weights 1 and
+    100 and the features after the second stage; the layers depend on the architectures, so that
+    here they must be named. Ojha et al. 2023 weigh 1 and 5 on ImageNet.
 
-    `distance` is `mean`, the mean squared error over all entries (RepDistiller), or `half_sum`, half the squared distance
-    of an example (FitNets, Ojha et al.). `activated` ends the regressor of feature maps in batch normalisation and ReLU, as
-    in RepDistiller (`models/util.py`, ConvReg); features that may be negative want it off.
+    `distance` is `mean`, the mean squared error over all entries (RepDistiller), or `half_sum`,
+    half the squared distance of an example (FitNets, Ojha et al.). `activated` ends the regressor
+    of feature maps in batch normalisation and ReLU, as in RepDistiller (`models/util.py`, ConvReg);
+    features that may be negative want it off.
     """
 
     label_weight: NonNegativeFloat = 1.0
@@ -39,14 +48,15 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
     return _regressor(found, expected, activated=options.activated).to(setup.images.device)
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns CE(S(x), y) and the distance of the regressed features from the teacher's, weighted; arXiv 1412.6550."""
     features = lesson.student.features(lesson.images, options.student_layer)
     expected = lesson.teacher.features(lesson.images, options.teacher_layer)
     gap = (lesson.helper(features) - expected).square()
     distance = gap.mean() if options.distance == "mean" else gap.flatten(1).sum(dim=1).mean() / 2
     return {
-        "labels": options.label_weight * cross_entropy(lesson.student(lesson.images), lesson.labels).mean(),
+        "labels": options.label_weight
+        * cross_entropy(lesson.student(lesson.images), lesson.labels).mean(),
         "hint": options.hint_weight * distance,
     }
 
@@ -71,7 +81,9 @@ def _resizing(found: torch.Size, expected: torch.Size) -> nn.Module:
         return nn.ConvTranspose2d(*channels, 4, stride=2, padding=1)
     if side >= goal and across >= wide:
         return nn.Conv2d(*channels, (1 + side - goal, 1 + across - wide))
-    raise UsageError(f"a hint of {_said(expected)} is too large for features of {_said(found)}: name other layers")
+    raise UsageError(
+        f"a hint of {_said(expected)} is too large for features of {_said(found)}: name other layers"
+    )
 
 
 def _said(shape: torch.Size) -> str:

@@ -8,7 +8,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from robustbench_kd.distill._divergence import Reduction, divergence, reduced, softened, trust
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms, labelled
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    MethodOptions,
+    Objective,
+    Terms,
+    labelled,
+)
 from robustbench_kd.tensors.losses import cross_entropy
 
 VARIANTS: dict[str, dict[str, Any]] = {"iad": {}, "iad2": {"form": "II", "begin": 40}}
@@ -17,12 +23,14 @@ VARIANTS: dict[str, dict[str, Any]] = {"iad": {}, "iad2": {"form": "II", "begin"
 class Options(MethodOptions):
     """Which form, from when on the teacher is doubted, and the weights.
 
-    Defaults are those of ZFancy/IAD `IAD-I.py`, and of `IAD-II.py` for the variant `iad2`. An example is trusted with
-    softmax(T(x'))_y ^ `beta` once more than `begin` epochs are over (60 for form I, 40 for form II; 60 on CIFAR-10 and 80
-    on CIFAR-100 in HongsinLee/why-robust-teachers-fail), and wholly before. Form I weighs the teacher by `teacher_weight`
-    and labels of clean images by the rest. Form II has two teachers, a robust one (`robust_weight`) and a standard one
-    (`standard_weight`), and labels of adversarial images by the rest. The student's own clean answer carries gradient in
-    the authors' code; `detach_self` stops it.
+    Defaults are those of ZFancy/IAD `IAD-I.py`, and of `IAD-II.py` for the variant `iad2`. An
+    example is trusted with softmax(T(x'))_y ^ `beta` once more than `begin` epochs are over (60 for
+    form I, 40 for form II; 60 on CIFAR-10 and 80 on CIFAR-100 in
+    HongsinLee/why-robust-teachers-fail), and wholly before. Form I weighs the teacher by
+    `teacher_weight` and labels of clean images by the rest. Form II has two teachers, a robust one
+    (`robust_weight`) and a standard one (`standard_weight`), and labels of adversarial images by
+    the rest. The student's own clean answer carries gradient in the authors' code; `detach_self`
+    stops it.
     """
 
     form: Literal["I", "II"] = "I"
@@ -40,43 +48,51 @@ class Options(MethodOptions):
         return ("robust teacher",) if self.form == "I" else ("robust teacher", "standard teacher")
 
 
-def inner(lesson: Lesson, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
     """Returns CE(S(x'), y)."""
     return partial(labelled, lesson.labels)
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns the terms of either form; a_i is an example's trust. Source: arXiv 2106.04928.
 
-    I: a [KL(T(x) || S(x')) + (1 - a_i) KL(S(x) || S(x'))] + (1 - a) CE(S(x), y).
-    II: (1 - a1 - a2) CE(S(x'), y) + a1 [a_i KL(T(x') || S(x')) + (1 - a_i) KL(S(x) || S(x'))] + a2 KL(T_std(x') || S(x')).
+    I: a [KL(T(x) || S(x')) + (1 - a_i) KL(S(x) || S(x'))] + (1 - a) CE(S(x), y). II: (1 - a1 - a2)
+    CE(S(x'), y) + a1 [a_i KL(T(x') || S(x')) + (1 - a_i) KL(S(x) || S(x'))] + a2 KL(T_std(x') ||
+    S(x')).
     """
     return _first(lesson, options) if options.form == "I" else _second(lesson, options)
 
 
-def trusted(lesson: Lesson, options: Options) -> Tensor:
+def trusted(lesson: BatchContext, options: Options) -> Tensor:
     """Returns how far each example's teacher is trusted, `(n,)`: wholly until `begin` epochs are over."""
     if lesson.progress.epoch <= options.begin:
         return torch.ones_like(lesson.labels, dtype=lesson.images.dtype)
     return trust(lesson.teacher(lesson.attacked), lesson.labels, options.beta)
 
 
-def _first(lesson: Lesson, options: Options) -> Terms:
+def _first(lesson: BatchContext, options: Options) -> Terms:
     logits, weight = lesson.student(lesson.attacked), options.teacher_weight
     taught = divergence(
-        lesson.teacher(lesson.images), logits, temperature=options.temperature, reduction=options.reduction
+        lesson.teacher(lesson.images),
+        logits,
+        temperature=options.temperature,
+        reduction=options.reduction,
     )
     terms = {"teacher": weight * taught, "self": weight * _introspection(lesson, options)}
     if weight < 1:
-        terms["labels"] = (1 - weight) * cross_entropy(lesson.student(lesson.images), lesson.labels).mean()
+        terms["labels"] = (1 - weight) * cross_entropy(
+            lesson.student(lesson.images), lesson.labels
+        ).mean()
     return terms
 
 
-def _second(lesson: Lesson, options: Options) -> Terms:
+def _second(lesson: BatchContext, options: Options) -> Terms:
     logits = lesson.student(lesson.attacked)
     robust, standard = (teacher(lesson.attacked) for teacher in lesson.teachers)
     taught = trusted(lesson, options) * softened(robust, logits, options.temperature)
-    guided = divergence(standard, logits, temperature=options.temperature, reduction=options.reduction)
+    guided = divergence(
+        standard, logits, temperature=options.temperature, reduction=options.reduction
+    )
     rest = 1 - options.robust_weight - options.standard_weight
     return {
         "labels": rest * cross_entropy(logits, lesson.labels).mean(),
@@ -86,8 +102,12 @@ def _second(lesson: Lesson, options: Options) -> Terms:
     }
 
 
-def _introspection(lesson: Lesson, options: Options) -> Tensor:
+def _introspection(lesson: BatchContext, options: Options) -> Tensor:
     """Returns the mean of (1 - a_i) KL(S(x) || S(x'))."""
     own, logits = lesson.student(lesson.images), lesson.student(lesson.attacked)
     doubt = 1 - trusted(lesson, options)
-    return reduced(doubt * softened(own.detach() if options.detach_self else own, logits), logits, options.reduction)
+    return reduced(
+        doubt * softened(own.detach() if options.detach_self else own, logits),
+        logits,
+        options.reduction,
+    )

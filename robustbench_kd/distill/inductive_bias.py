@@ -5,19 +5,21 @@ from torch.nn import functional
 
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Terms
+from robustbench_kd.tensors.distillation import BatchContext, MethodOptions, Terms
 
 
 class Options(MethodOptions):
     """The weights of the three tokens, the temperature, and where the student shows its heads.
 
-    Defaults are those of OliverRensu/co-advise (commit 8049918): weights 1, temperature 1, `batchmean`, label smoothing 0.1;
-    its mixup, stems and token initialisation are not part of this method. Habib et al. (arXiv 2310.00369, LIB-KD) train the
-    same kind of student on stored logits of both teachers, but neither its loss nor its code was found: recipes of that name
-    are reconstructions, with weights of 1/3 and temperature 4.
+    Defaults are those of OliverRensu/co-advise (commit 8049918): weights 1, temperature 1,
+    `batchmean`, label smoothing 0.1; its mixup, stems and token initialisation are not part of this
+    method. Habib et al. (arXiv 2310.00369, LIB-KD) train the same kind of student on stored logits
+    of both teachers, but neither its loss nor its code was found: recipes of that name are
+    reconstructions, with weights of 1/3 and temperature 4.
 
-    Needs the heads of the student: the output `(n, 3, classes)` of the module `heads_layer`, for the class, convolution
-    and involution token in this order, as `vit_tiny` with `distillation_tokens=2` has it.
+    Needs the heads of the student: the output `(n, 3, classes)` of the module `heads_layer`, for
+    the class, convolution and involution token in this order, as `vit_tiny` with
+    `distillation_tokens=2` has it.
     """
 
     label_weight: NonNegativeFloat = 1.0
@@ -33,7 +35,7 @@ class Options(MethodOptions):
         return "convolution teacher", "involution teacher"
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns CE(class head, y), T^2 KL(T_conv || convolution head) and T^2 KL(T_inv || involution head), weighted.
 
     Source: arXiv 2106.12378. The teachers may answer from stored logits.
@@ -47,8 +49,22 @@ def loss(lesson: Lesson, options: Options) -> Terms:
     labelled, convolution, involution = heads.unbind(dim=1)
     weights = (options.convolution_weight, options.involution_weight)
     taught = [
-        weight * divergence(teacher(lesson.images), head, temperature=options.temperature, reduction=options.reduction)
-        for weight, teacher, head in zip(weights, lesson.teachers, (convolution, involution), strict=True)
+        weight
+        * divergence(
+            teacher(lesson.images),
+            head,
+            temperature=options.temperature,
+            reduction=options.reduction,
+        )
+        for weight, teacher, head in zip(
+            weights, lesson.teachers, (convolution, involution), strict=True
+        )
     ]
-    labels = functional.cross_entropy(labelled, lesson.labels, label_smoothing=options.label_smoothing)
-    return {"labels": options.label_weight * labels, "convolution": taught[0], "involution": taught[1]}
+    labels = functional.cross_entropy(
+        labelled, lesson.labels, label_smoothing=options.label_smoothing
+    )
+    return {
+        "labels": options.label_weight * labels,
+        "convolution": taught[0],
+        "involution": taught[1],
+    }

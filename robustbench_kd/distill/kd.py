@@ -3,15 +3,16 @@
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Terms
+from robustbench_kd.tensors.distillation import BatchContext, MethodOptions, Terms
 from robustbench_kd.tensors.losses import cross_entropy
 
 
 class Options(MethodOptions):
     """The weights of labels and teacher, and the temperature of both networks.
 
-    Defaults are those of RepDistiller (`train_student.py`, commit 7fd6eff): 0.1, 0.9 and 4. Ojha et al. 2023 weigh 0.5 and
-    0.5 for ResNet-18 on ImageNet, and 0.1 and 0.9 with temperature 8 on MNIST.
+    Defaults are those of RepDistiller (`train_student.py`, commit 7fd6eff): 0.1, 0.9 and 4. Ojha et
+    al. 2023 weigh 0.5 and 0.5 for ResNet-18 on ImageNet, and 0.1 and 0.9 with temperature 8 on
+    MNIST.
     """
 
     label_weight: NonNegativeFloat = 0.1
@@ -20,10 +21,12 @@ class Options(MethodOptions):
     reduction: Reduction = "batchmean"
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns CE(S(x), y) and T^2 KL(T(x) / T || S(x) / T), weighted; arXiv 1503.02531, section 2."""
     logits, expected = lesson.student(lesson.images), lesson.teacher(lesson.images)
-    taught = divergence(expected, logits, temperature=options.temperature, reduction=options.reduction)
+    taught = divergence(
+        expected, logits, temperature=options.temperature, reduction=options.reduction
+    )
     return {
         "labels": options.label_weight * cross_entropy(logits, lesson.labels).mean(),
         "teacher": options.teacher_weight * taught,

@@ -7,14 +7,23 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Progress, Setup, Terms, labelled
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    MethodOptions,
+    Objective,
+    Progress,
+    Setup,
+    Terms,
+    labelled,
+)
 
 
 class Options(MethodOptions):
     """How fast the balance moves, and the scale of the divergence.
 
-    Defaults are those of zhaoshiji123/MTARD (`mtard_resnet18_cifar10.py`, commit a46fbc2): `rate` 0.025, multiplied by
-    `rate_decay` after each epoch of `rate_milestones`, `power` 1, `elementmean`, with `scale` 10 on CIFAR-100.
+    Defaults are those of zhaoshiji123/MTARD (`mtard_resnet18_cifar10.py`, commit a46fbc2): `rate`
+    0.025, multiplied by `rate_decay` after each epoch of `rate_milestones`, `power` 1,
+    `elementmean`, with `scale` 10 on CIFAR-100.
     """
 
     rate: float = Field(default=0.025, ge=0, le=1)
@@ -47,7 +56,8 @@ class Balance(nn.Module):
         """
         self.first.copy_(torch.where(self.first.isnan(), losses, self.first))
         adversarial, clean = losses.log() - self.first.log()
-        # r_c^b / (r_a^b + r_c^b) from the logarithms of both ratios, so that none of them can overflow.
+        # r_c^b / (r_a^b + r_c^b) from the logarithms of both ratios, so that none of them can
+        # overflow.
         share = (power * (clean - adversarial)).nan_to_num(nan=0.0).sigmoid()
         self.clean_weight.lerp_(share, rate)
 
@@ -57,25 +67,34 @@ def prepare(setup: Setup, options: Options) -> nn.Module:  # noqa: ARG001  # eve
     return Balance().to(setup.images.device)
 
 
-def inner(lesson: Lesson, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
     """Returns CE(S(x'), y)."""
     return partial(labelled, lesson.labels)
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns w_a KL(T_robust(x') || S(x')) + w_c KL(T_standard(x) || S(x)), w_a + w_c = 1; Zhao et al., ECCV 2022.
 
     The balance moves before it is used, as in the authors' code.
     """
     balance = lesson.prepared(Balance)
     robust, standard = lesson.teachers
-    attacked = divergence(robust(lesson.attacked), lesson.student(lesson.attacked), reduction=options.reduction)
-    clean = divergence(standard(lesson.images), lesson.student(lesson.images), reduction=options.reduction)
+    attacked = divergence(
+        robust(lesson.attacked), lesson.student(lesson.attacked), reduction=options.reduction
+    )
+    clean = divergence(
+        standard(lesson.images), lesson.student(lesson.images), reduction=options.reduction
+    )
     losses = torch.stack([attacked, clean]).detach().double()
     balance.update(losses, rate=_rate(lesson.progress, options), power=options.power)
     weight = balance.clean_weight.to(clean.dtype)
-    return {"adversarial": options.scale * (1 - weight) * attacked, "clean": options.scale * weight * clean}
+    return {
+        "adversarial": options.scale * (1 - weight) * attacked,
+        "clean": options.scale * weight * clean,
+    }
 
 
 def _rate(progress: Progress, options: Options) -> float:
-    return options.rate * options.rate_decay ** sum(progress.epoch > epoch for epoch in options.rate_milestones)
+    return options.rate * options.rate_decay ** sum(
+        progress.epoch > epoch for epoch in options.rate_milestones
+    )

@@ -6,16 +6,25 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Setup, Terms, away_from, evaluating
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    MethodOptions,
+    Objective,
+    Setup,
+    Terms,
+    away_from,
+    evaluating,
+)
 from robustbench_kd.tensors.losses import cross_entropy
 
 
 class Options(MethodOptions):
     """The weights and temperatures of student and peer.
 
-    Defaults are those of jaewonalive/PeerAiD for CIFAR-10 (`training_scripts/resnet18_cifar10.sh`, commit 225c167); on
-    CIFAR-100 `peer_student_weight` is 1. The student's answer carries gradient in the peer's loss, as in the authors' code;
-    `detach_student` stops it. There is no teacher; the peer is a second network of the student's architecture.
+    Defaults are those of jaewonalive/PeerAiD for CIFAR-10 (`training_scripts/resnet18_cifar10.sh`,
+    commit 225c167); on CIFAR-100 `peer_student_weight` is 1. The student's answer carries gradient
+    in the peer's loss, as in the authors' code; `detach_student` stops it. There is no teacher; the
+    peer is a second network of the student's architecture.
     """
 
     label_weight: NonNegativeFloat = 0.0
@@ -38,23 +47,27 @@ def prepare(setup: Setup, options: Options) -> nn.Module:  # noqa: ARG001  # eve
     return setup.fresh().to(setup.images.device)
 
 
-def inner(lesson: Lesson, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
     """Returns KL(P(x) || S(x')), with the peer asked once and in evaluation mode."""
     with evaluating(lesson.helper):
         target = lesson.helper(lesson.images)
     return partial(away_from, target)
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns the student's and the peer's terms; arXiv 2403.06668.
 
-    Student: l1 CE(S(x'), y) + l2 T^2 KL(P(x') || S(x')) + l3 T^2 KL(S(x) || S(x')), with P(x') held fixed.
-    Peer: g1 CE(P(x'), y) + g2 KL(S(x') || P(x')).
+    Student: l1 CE(S(x'), y) + l2 T^2 KL(P(x') || S(x')) + l3 T^2 KL(S(x) || S(x')), with P(x') held
+    fixed. Peer: g1 CE(P(x'), y) + g2 KL(S(x') || P(x')).
     """
     peer, student = lesson.helper(lesson.attacked), lesson.student(lesson.attacked)
-    own = partial(divergence, logits=student, temperature=options.temperature, reduction=options.reduction)
+    own = partial(
+        divergence, logits=student, temperature=options.temperature, reduction=options.reduction
+    )
     seen = student.detach() if options.detach_student else student
-    returned = divergence(seen, peer, temperature=options.peer_temperature, reduction=options.reduction)
+    returned = divergence(
+        seen, peer, temperature=options.peer_temperature, reduction=options.reduction
+    )
     return {
         "labels": options.label_weight * cross_entropy(student, lesson.labels).mean(),
         "peer": options.peer_weight * own(peer.detach()),

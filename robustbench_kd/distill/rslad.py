@@ -5,14 +5,21 @@ from functools import partial
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from robustbench_kd.distill._divergence import Reduction, divergence
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms, away_from
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    MethodOptions,
+    Objective,
+    Terms,
+    away_from,
+)
 
 
 class Options(MethodOptions):
     """The weights of both terms, and the scale of the divergence.
 
-    Defaults are those of zibojia/RSLAD for CIFAR-10 (commit 5e63842): 5/6, 1/6, temperature 1, `elementmean`. Its CIFAR-100
-    code, and IGDM's RSLAD, multiply `elementmean` by `scale` 10, which is a tenth of `batchmean` as for CIFAR-10.
+    Defaults are those of zibojia/RSLAD for CIFAR-10 (commit 5e63842): 5/6, 1/6, temperature 1,
+    `elementmean`. Its CIFAR-100 code, and IGDM's RSLAD, multiply `elementmean` by `scale` 10, which
+    is a tenth of `batchmean` as for CIFAR-10.
     """
 
     adversarial_weight: NonNegativeFloat = 5 / 6
@@ -22,16 +29,20 @@ class Options(MethodOptions):
     scale: PositiveFloat = 1.0
 
 
-def inner(lesson: Lesson, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
     """Returns KL(T(x) || S(x')), with the teacher asked once."""
     return partial(away_from, lesson.teacher(lesson.images))
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns KL(T(x) || S(x')) and KL(T(x) || S(x)), weighted; arXiv 2108.07969."""
     target = lesson.teacher(lesson.images)
-    measure = partial(divergence, target, temperature=options.temperature, reduction=options.reduction)
+    measure = partial(
+        divergence, target, temperature=options.temperature, reduction=options.reduction
+    )
     return {
-        "adversarial": options.scale * options.adversarial_weight * measure(lesson.student(lesson.attacked)),
+        "adversarial": options.scale
+        * options.adversarial_weight
+        * measure(lesson.student(lesson.attacked)),
         "clean": options.scale * options.clean_weight * measure(lesson.student(lesson.images)),
     }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustbench_kd.distill._gradients import Ramp, gradient_match, ramp
 from robustbench_kd.tensors.contracts import Images, Logits
-from robustbench_kd.tensors.distillation import Lesson, MethodOptions, Objective, Terms
+from robustbench_kd.tensors.distillation import BatchContext, MethodOptions, Objective, Terms
 from robustbench_kd.tensors.losses import kl_divergence
 
 VARIANTS: dict[str, dict[str, Any]] = {"saad": {}, "saad-c": {"clean_weight": 0.2}}
@@ -17,11 +17,13 @@ VARIANTS: dict[str, dict[str, Any]] = {"saad": {}, "saad-c": {"clean_weight": 0.
 class Options(MethodOptions):
     """The weight of gradient matching, how entropies become weights, and how the teacher enters the attack.
 
-    Defaults are those of HongsinLee/saad (`saad.py` and `args.py`, commit 435e6b2) for CIFAR-10. `gradient_weight` is 1 on
-    CIFAR-10, on CIFAR-100 10 in the code and 20 in the paper, on Tiny-ImageNet 10. An example counts `entropy_scale` times
-    its entropy less the batch's lowest; `entropy_order` is the order of Renyi's entropy, 1 for Shannon's. `clean_weight` is
-    0, or for the variant `saad-c` 0.2 on CIFAR-10 and 0.5 on CIFAR-100 and Tiny-ImageNet. `correction` multiplies the
-    first-order change of the teacher's true-class logit in the attack. The authors average weights equally from epoch 95.
+    Defaults are those of HongsinLee/saad (`saad.py` and `args.py`, commit 435e6b2) for CIFAR-10.
+    `gradient_weight` is 1 on CIFAR-10, on CIFAR-100 10 in the code and 20 in the paper, on
+    Tiny-ImageNet 10. An example counts `entropy_scale` times its entropy less the batch's lowest;
+    `entropy_order` is the order of Renyi's entropy, 1 for Shannon's. `clean_weight` is 0, or for
+    the variant `saad-c` 0.2 on CIFAR-10 and 0.5 on CIFAR-100 and Tiny-ImageNet. `correction`
+    multiplies the first-order change of the teacher's true-class logit in the attack. The authors
+    average weights equally from epoch 95.
     """
 
     gradient_weight: NonNegativeFloat = 1.0
@@ -32,7 +34,7 @@ class Options(MethodOptions):
     correction: NonNegativeFloat = 1.0
 
 
-def inner(lesson: Lesson, options: Options) -> Objective:
+def inner(lesson: BatchContext, options: Options) -> Objective:
     """Returns KL(T~ || S(x')), where T~ is T(x) with the true-class logit moved along its gradient at x.
 
     One backward pass of the teacher per batch takes the place of one per step.
@@ -49,7 +51,7 @@ def inner(lesson: Lesson, options: Options) -> Objective:
     return apart
 
 
-def loss(lesson: Lesson, options: Options) -> Terms:
+def loss(lesson: BatchContext, options: Options) -> Terms:
     """Returns the means of w_i KL(T(x') || S(x')), w_i r KL(D_T || D_S) and b (1 - w_i / max w) KL(T(x) || S(x)).
 
     Source: arXiv 2512.10275. D is the output difference of `igdm`, r its ramp.
@@ -58,7 +60,9 @@ def loss(lesson: Lesson, options: Options) -> Terms:
     weights = entropy_weights(teacher(lesson.attacked), options)
     matching = options.gradient_weight * ramp(lesson.progress, options.ramp)
     terms = {
-        "adversarial": (weights * kl_divergence(teacher(lesson.attacked), student(lesson.attacked))).mean(),
+        "adversarial": (
+            weights * kl_divergence(teacher(lesson.attacked), student(lesson.attacked))
+        ).mean(),
         "gradient": matching * (weights * gradient_match(lesson)).mean(),
     }
     if options.clean_weight > 0:

@@ -39,11 +39,13 @@ def classes(oracle: Oracle, logits: Logits, data: Dataset) -> int:
     return apart
 
 
-def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -> tuple[Logits, list[Entry]]:
+def clean_pass(
+    oracle: Oracle, data: Dataset, threat: Threat, batch_size: int
+) -> tuple[Logits, list[Entry]]:
     """Returns the mean logits `(n, classes)` of all clean images, on the CPU, and what the answers decide.
 
-    An image that only some answers get wrong is not decided. Rejecting a clean image is an error. Raises like
-    `Oracle.logits`.
+    An image that only some answers get wrong is not decided. Rejecting a clean image is an error.
+    Raises like `Oracle.logits`.
     """
     found: list[Logits] = []
 
@@ -58,18 +60,25 @@ def clean_pass(oracle: Oracle, data: Dataset, threat: Threat, batch_size: int) -
         known = spared(answers, batch.labels) if oracle.abstains else answers
         found.append((per_row(weights, known) * known).sum(dim=0).float())
         cost, seconds = oracle.forwards - forwards, time.perf_counter() - start
-        return Entry(stage=CLEAN, decisions=decisions(batch.ids, judgement), forwards=cost, seconds=seconds)
+        return Entry(
+            stage=CLEAN, decisions=decisions(batch.ids, judgement), forwards=cost, seconds=seconds
+        )
 
     entries = list(in_batches(list(range(len(data))), batch_size, classify))
     return torch.cat(found), entries
 
 
 def entries(
-    job: Job, ledger: list[Entry], clean: list[Entry], smaller: Path | None, checks: Callable[[Job], Entry] | None
+    job: Job,
+    ledger: list[Entry],
+    clean: list[Entry],
+    smaller: Path | None,
+    checks: Callable[[Job], Entry] | None,
 ) -> Iterator[Entry]:
     """Yields what the clean pass, a smaller radius and the checks of the model say, unless the ledger holds it already.
 
-    Raises `RecordError` where the folder of the smaller radius cannot be read, or lacks images that are asked for.
+    Raises `RecordError` where the folder of the smaller radius cannot be read, or lacks images that
+    are asked for.
     """
     if not decided(ledger, CLEAN).keys() >= set(job.data.ids):
         yield from clean
@@ -89,7 +98,9 @@ def probes(job: Job) -> Entry:
 
 def package_checks(job: Job) -> Entry:
     """Returns what the package's own checks find on the first batch."""
-    return next(in_batches(list(range(len(job.data))), job.batch_size, lambda rows: _check(job, rows)))
+    return next(
+        in_batches(list(range(len(job.data))), job.batch_size, lambda rows: _check(job, rows))
+    )
 
 
 def _images(folder: Path) -> dict[int, str]:
@@ -120,4 +131,6 @@ def _check(job: Job, rows: list[int]) -> Entry:
     randomized = job.suite.settings == "rand"
     findings = autoattack.check(job.oracle, first.images, first.labels, randomized=randomized)
     cost = job.oracle.forwards - forwards
-    return Entry(stage=PACKAGE, forwards=cost, seconds=time.perf_counter() - start, findings=findings)
+    return Entry(
+        stage=PACKAGE, forwards=cost, seconds=time.perf_counter() - start, findings=findings
+    )

@@ -1,6 +1,7 @@
 """One evaluation from a loaded defence to its record: resumes, runs the engine, writes everything down.
 
-The examples may be decided in parts: by shards, each in a process of its own, or chunk by chunk until a claim is settled.
+The examples may be decided in parts: by shards, each in a process of its own, or chunk by chunk
+until a claim is settled.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,14 @@ import torch
 from robustbench_kd.core.errors import IncompleteError, UsageError, unknown_name
 from robustbench_kd.core.ledger import Entry, Ledger, finished, unfinished
 from robustbench_kd.core.records import Finding, RunRecord, Severity
-from robustbench_kd.core.rundir import ADVERSARIAL, JOB, LEDGER, stored_record, write_interrupted, write_text
+from robustbench_kd.core.rundir import (
+    ADVERSARIAL,
+    JOB,
+    LEDGER,
+    stored_record,
+    write_interrupted,
+    write_text,
+)
 from robustbench_kd.core.shards import Shard
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.engine import clean_pass as preflight
@@ -24,9 +32,9 @@ from robustbench_kd.engine.judging import rescore as scoring
 from robustbench_kd.engine.native import cascade as native
 from robustbench_kd.engine.passes.batch_size import batch_size
 from robustbench_kd.engine.passes.batching import one_must_fit
-from robustbench_kd.engine.passes.speedups import Levers, searched
+from robustbench_kd.engine.passes.speedups import Speedups, searched
 from robustbench_kd.engine.record import early_stop as sequential
-from robustbench_kd.engine.record.build import Summary, adversarial, summarise, summary_of
+from robustbench_kd.engine.record.build import RunHeader, adversarial, summarise, summary_of
 from robustbench_kd.engine.record.merge import write_all
 from robustbench_kd.engine.run.plan import question
 from robustbench_kd.engine.run.progress import Observer, Tracker, nobody
@@ -62,7 +70,7 @@ class _Run:
     suite: Suite
     oracle: Oracle
     tracker: Tracker
-    summary: Summary
+    summary: RunHeader
     folder: Path
 
 
@@ -76,11 +84,13 @@ def evaluate(
 ) -> Outcome:
     """Evaluates a defence and writes its run directory under `results`; an unfinished run is resumed.
 
-    With `fresh`, earlier results of the same question are ignored, and where images are asked for, those that lack them.
-    An unfinished run that keeps its images goes on keeping them. `spread` is called in place of the engine where others
-    decide: it returns once they have called `evaluate_shard` for every shard. Raises `ModelError` for a model that does
-    not give finite logits for these images and labels, `RecordError` where results cannot be written, `IncompleteError`
-    where memory ends. On an interruption the record says `interrupted` and the ledger keeps what was decided.
+    With `fresh`, earlier results of the same question are ignored, and where images are asked for,
+    those that lack them. An unfinished run that keeps its images goes on keeping them. `spread` is
+    called in place of the engine where others decide: it returns once they have called
+    `evaluate_shard` for every shard. Raises `ModelError` for a model that does not give finite
+    logits for these images and labels, `RecordError` where results cannot be written,
+    `IncompleteError` where memory ends. On an interruption the record says `interrupted` and the
+    ledger keeps what was decided.
     """
     with full_precision():
         run = _ready(request, results, observer)
@@ -101,11 +111,13 @@ def evaluate(
             return Outcome(_run(run, ledger, spread), run.folder, stored=False, again=again)
 
 
-def evaluate_shard(request: Request, results: Path, shard: Shard, *, observer: Observer = nobody) -> Path:
+def evaluate_shard(
+    request: Request, results: Path, shard: Shard, *, observer: Observer = nobody
+) -> Path:
     """Decides the examples of one shard into a ledger of its own, and resumes that; returns the folder of the run.
 
-    Nothing else is written but what `merge` needs. A run that has its record already is left alone. Raises like
-    `evaluate`, and `UsageError` where verdicts would depend on the division.
+    Nothing else is written but what `merge` needs. A run that has its record already is left alone.
+    Raises like `evaluate`, and `UsageError` where verdicts would depend on the division.
     """
     with full_precision():
         run = _ready(request, results, observer)
@@ -113,15 +125,23 @@ def evaluate_shard(request: Request, results: Path, shard: Shard, *, observer: O
         if stored_record(run.folder):
             return run.folder
         if shard.count > len(request.data):
-            raise UsageError(f"expected at most {len(request.data)} shards, as many as examples, got {shard.count}")
+            raise UsageError(
+                f"expected at most {len(request.data)} shards, as many as examples, got {shard.count}"
+            )
         with Ledger(run.folder / LEDGER, shard) as ledger:
             if request.saves and not _saving(ledger.entries):
-                raise UsageError("shards keep no images by themselves: leave --save-adversarial out, or use --workers")
+                raise UsageError(
+                    "shards keep no images by themselves: leave --save-adversarial out, or use --workers"
+                )
             write_text(run.folder / JOB, run.summary.model_dump_json() + "\n")
             if finished(shard) not in ledger.entries:
                 part = request.data.take(torch.tensor(shard.rows(len(request.data))))
                 _decide(
-                    run, ledger, part, _faster(replace(run.request, data=part), run.oracle), first=shard.number == 1
+                    run,
+                    ledger,
+                    part,
+                    _faster(replace(run.request, data=part), run.oracle),
+                    first=shard.number == 1,
                 )
                 ledger.append(finished(shard))
         return run.folder
@@ -142,9 +162,13 @@ def _check_sequential(run: _Run) -> None:
     if run.request.at_least is None:
         return
     if run.oracle.randomized:
-        raise UsageError("--until-decided counts examples, but the defence answers by chance: evaluate all of them")
+        raise UsageError(
+            "--until-decided counts examples, but the defence answers by chance: evaluate all of them"
+        )
     if run.request.smaller:
-        raise UsageError("--until-decided is for one radius, not for a curve: give each by a --threat of its own")
+        raise UsageError(
+            "--until-decided is for one radius, not for a curve: give each by a --threat of its own"
+        )
     if run.suite.mode == "fast":
         raise UsageError("--until-decided and --mode fast both take samples: use one of them")
 
@@ -152,11 +176,17 @@ def _check_sequential(run: _Run) -> None:
 def _check_divisible(run: _Run) -> None:
     """Raises `UsageError` where what becomes of an example depends on the others of its run."""
     if run.request.engine == "autoattack":
-        raise UsageError("the AutoAttack package's verdicts depend on which images share a batch: use --engine native")
+        raise UsageError(
+            "the AutoAttack package's verdicts depend on which images share a batch: use --engine native"
+        )
     if run.suite.mode == "fast":
-        raise UsageError("--mode fast samples among all survivors, which no part of them knows: use --mode exact")
+        raise UsageError(
+            "--mode fast samples among all survivors, which no part of them knows: use --mode exact"
+        )
     if run.request.at_least is not None:
-        raise UsageError("--until-decided stops where examples taken one after the other say so: use one worker")
+        raise UsageError(
+            "--until-decided stops where examples taken one after the other say so: use one worker"
+        )
 
 
 def _oracle(request: Request, tracker: Tracker) -> Oracle:
@@ -189,7 +219,7 @@ def _run(run: _Run, ledger: Ledger, spread: Spread | None) -> RunRecord:
     return write_all(about, ledger, run.folder)
 
 
-def _decide_enough(run: _Run, ledger: Ledger) -> Summary:
+def _decide_enough(run: _Run, ledger: Ledger) -> RunHeader:
     """Decides all examples, or so many as settle a claim, and returns the summary of these."""
     request, seen = run.request, set[int]()
     faster = _faster(request, run.oracle)
@@ -205,7 +235,9 @@ def _decide_enough(run: _Run, ledger: Ledger) -> Summary:
     raise AssertionError("all examples together settle every claim")
 
 
-def _decide(run: _Run, ledger: Ledger, data: Dataset, faster: tuple[int, Classifier], *, first: bool) -> None:
+def _decide(
+    run: _Run, ledger: Ledger, data: Dataset, faster: tuple[int, Classifier], *, first: bool
+) -> None:
     """Runs everything on some examples into the ledger; those who come `first` check the model for all."""
     request, oracle = run.request, run.oracle
     size, ask = faster
@@ -220,7 +252,7 @@ def _decide(run: _Run, ledger: Ledger, data: Dataset, faster: tuple[int, Classif
         seed=request.seed,
         batch_size=size,
         tracker=run.tracker,
-        levers=request.levers,
+        speedups=request.speedups,
         saves=_saving(ledger.entries),
     )
     checks = _checks(request) if first and request.probes else None
@@ -229,7 +261,8 @@ def _decide(run: _Run, ledger: Ledger, data: Dataset, faster: tuple[int, Classif
     last = scoring.entries(job, ledger.entries), detection.entries(job, ledger.entries)
     for entry in chain(opening, attacks, *last):
         ledger.append(entry)
-    notes = [_left_out(note) for note in getattr(ask, "notes", ())]  # some show only at the first pass
+    # Some show only at the first pass.
+    notes = [_left_out(note) for note in getattr(ask, "notes", ())]
     if notes:
         ledger.append(Entry(stage=_LEVERS, findings=notes))
 
@@ -239,7 +272,9 @@ def _checks(request: Request) -> Callable[[Job], Entry]:
 
     def check(job: Job) -> Entry:
         if len(job.data) < len(request.data):
-            logits, _ = preflight.clean_pass(job.oracle, request.data, request.threat, job.batch_size)
+            logits, _ = preflight.clean_pass(
+                job.oracle, request.data, request.threat, job.batch_size
+            )
             job = replace(job, data=request.data, logits=logits)
         return CHECKS[request.engine](job)
 
@@ -253,14 +288,16 @@ def _saving(entries: list[Entry]) -> bool:
 
 def _faster(request: Request, oracle: Oracle) -> tuple[int, Classifier]:
     """Returns the batch size, and what the search asks in the model's place."""
-    images, device, levers = request.data.images, request.device, request.levers
+    images, device, speedups = request.data.images, request.device, request.speedups
     with one_must_fit():
-        if levers == Levers():
-            return request.batch_size or batch_size(oracle, images[:256], device, most=len(images)), oracle.model
+        if speedups == Speedups():
+            return request.batch_size or batch_size(
+                oracle, images[:256], device, most=len(images)
+            ), oracle.model
         ask = partial(searched, oracle.model, device, probe=images[:4])
-        eager = ask(replace(levers, compile=False), size=0)
+        eager = ask(replace(speedups, compile=False), size=0)
         size = request.batch_size or batch_size(eager, images[:256], device, most=len(images))
-        return size, ask(levers, size=size) if levers.compile else eager
+        return size, ask(speedups, size=size) if speedups.compile else eager
 
 
 def _left_out(note: str) -> Finding:
@@ -277,12 +314,15 @@ def _said(oracle: Oracle) -> list[Finding]:
     if not oracle.was_training:
         return []
     message = "the model was left in training mode; it was put in evaluation mode"
-    advice = "call .eval() in the factory, if dropout or batch statistics are not part of the defence"
+    advice = (
+        "call .eval() in the factory, if dropout or batch statistics are not part of the defence"
+    )
     return [Finding(check="training-mode", severity=Severity.INFO, message=message, advice=advice)]
 
 
 def _changed(changes: list[str]) -> list[Finding]:
     advice = "with so few classes the number is not the standard protocol's"
     return [
-        Finding(check="attack-undefined", severity=Severity.INFO, message=change, advice=advice) for change in changes
+        Finding(check="attack-undefined", severity=Severity.INFO, message=change, advice=advice)
+        for change in changes
     ]

@@ -22,8 +22,8 @@ State = Literal["done", "unfinished", "to do"]
 class Forecast:
     """The run that would answer a request.
 
-    `passes` are forward and backward passes if no attack broke any example; what attacks of a person's own cost is not
-    known and not in it.
+    `passes` are forward and backward passes if no attack broke any example; what attacks of a
+    person's own cost is not known and not in it.
     """
 
     identity: Identity
@@ -39,7 +39,9 @@ def forecast(request: Request, results: Path) -> Forecast:
     asked = question(request, oracle, request.data.classes)
     folder = asked.folder(results)
     each = sum(_passes(step, asked.suite, request) for step in asked.steps)
-    return Forecast(asked.identity, folder, _state(folder), round(each * len(request.data)), oracle.randomized)
+    return Forecast(
+        asked.identity, folder, _state(folder), round(each * len(request.data)), oracle.randomized
+    )
 
 
 def _passes(step: Step, suite: Suite, request: Request) -> float:

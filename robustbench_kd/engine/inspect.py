@@ -40,7 +40,8 @@ class Cost:
 class Speed:
     """Seconds of a pass of one image within a batch, measured three times, and the spread of that relative to the median.
 
-    `megabytes` is what autograd keeps of one image between a forward and a backward pass; None where it cannot be told.
+    `megabytes` is what autograd keeps of one image between a forward and a backward pass; None
+    where it cannot be told.
     """
 
     batch: int
@@ -54,9 +55,9 @@ class Speed:
 class Inspection:
     """What is known of a defence before any attack.
 
-    `outputs` says what kind of numbers it gives, `pixels` the range of those of the images, `normalisation` the usual name
-    of the one in use and `normalisations` the clean accuracy under others, best first; there are none where the defence is
-    no plain classifier.
+    `outputs` says what kind of numbers it gives, `pixels` the range of those of the images,
+    `normalisation` the usual name of the one in use and `normalisations` the clean accuracy under
+    others, best first; there are none where the defence is no plain classifier.
     """
 
     classes: int
@@ -71,7 +72,13 @@ class Inspection:
 
 
 def inspect(
-    subject: Subject, data: Dataset, threat: Threat, *, device: torch.device, seed: int = 0, batch_size: int = 250
+    subject: Subject,
+    data: Dataset,
+    threat: Threat,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    batch_size: int = 250,
 ) -> Inspection:
     """Inspects a defence on the images of a data set, in seconds; the threat sets the scale of probes.
 
@@ -104,12 +111,18 @@ def _answers(oracle: Oracle, images: Images, batch_size: int) -> Logits:
     return torch.cat([oracle.logits(batch) for batch in torch.split(images, batch_size)])
 
 
-def _usual(subject: Subject, data: Dataset, device: torch.device, batch_size: int) -> dict[str, Tensor]:
+def _usual(
+    subject: Subject, data: Dataset, device: torch.device, batch_size: int
+) -> dict[str, Tensor]:
     """Returns which images are right under each usual normalisation that fits their channels, and the one in use."""
     channels = data.images.shape[1]
     tried = {name: one for name, one in PRESETS.items() if len(one.mean) in {1, channels}}
     found = {}
-    for name, normalisation in {_NONE: None, **tried, _name(subject): subject.normalisation}.items():
+    for name, normalisation in {
+        _NONE: None,
+        **tried,
+        _name(subject): subject.normalisation,
+    }.items():
         oracle = Oracle(assemble(subject.network, normalisation), device)
         try:
             found[name] = _answers(oracle, data.images, batch_size).argmax(dim=1) == data.labels
@@ -143,10 +156,16 @@ def _kind(logits: Logits) -> str:
 def _speed(oracle: Oracle, images: Images) -> Speed:
     images = images.to(oracle.device)
     kept = _kept(oracle, images)
-    forward = [_timed(lambda: _pass(oracle, images, backwards=False), oracle.device) for _ in range(_REPEATS)]
+    forward = [
+        _timed(lambda: _pass(oracle, images, backwards=False), oracle.device)
+        for _ in range(_REPEATS)
+    ]
     both = forward
     if kept is not None:
-        both = [_timed(lambda: _pass(oracle, images, backwards=True), oracle.device) for _ in range(_REPEATS)]
+        both = [
+            _timed(lambda: _pass(oracle, images, backwards=True), oracle.device)
+            for _ in range(_REPEATS)
+        ]
     once, twice = sorted(forward)[_REPEATS // 2], sorted(both)[_REPEATS // 2]
     return Speed(
         batch=len(images),
@@ -168,7 +187,8 @@ def _kept(oracle: Oracle, images: Images) -> int | None:
     try:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             _pass(oracle, images, backwards=True)
-    except Exception as error:  # a model is a person's own code and can raise anything; `zero-gradients` says so
+    # A model is a person's own code and can raise anything; `zero-gradients` says so.
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         return None
@@ -193,15 +213,24 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
 
 def _costs(oracle: Oracle, threat: Threat, classes: int, speed: Speed) -> list[Cost]:
     """Returns what each suite costs for an image that stands to its end, the cheapest first."""
-    names = [f"standard+{ADAPTIVE}" if name == ADAPTIVE else name for name in files("suites", ".toml")]
-    costs = [_cost(oracle, name, threat, classes, speed) for name in names if name != "rand" or oracle.randomized]
+    names = [
+        f"standard+{ADAPTIVE}" if name == ADAPTIVE else name for name in files("suites", ".toml")
+    ]
+    costs = [
+        _cost(oracle, name, threat, classes, speed)
+        for name in names
+        if name != "rand" or oracle.randomized
+    ]
     return sorted(costs, key=lambda cost: cost.passes)
 
 
 def _cost(oracle: Oracle, name: str, threat: Threat, classes: int, speed: Speed) -> Cost:
     suite, _ = for_classes(parse_suite(name), classes)
     guided: Sequence[tuple[int, tuple[bool, ...]]] = [
-        (step.surface.passes * step.attack.jobs(threat.norm, classes), step.attack.schedule(threat.norm))
+        (
+            step.surface.passes * step.attack.jobs(threat.norm, classes),
+            step.attack.schedule(threat.norm),
+        )
         for step in plan(suite, oracle, threat)
         if step.attack is not None
     ]

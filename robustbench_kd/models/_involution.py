@@ -13,21 +13,25 @@ _REDUCTION = 4
 class Involution(nn.Module):
     """Weighs the window around each pixel by a kernel that two 1x1 convolutions make of the pixel itself.
 
-    Y_c(i, j) = sum over (u, v) of H_g(c)(i, j, u, v) X_c(i + u, j + v) with H = span(relu(bn(reduce(X)))), padded with
-    zeros; at a stride, X is pooled to the size of Y before it makes kernels. Narrow layers of fewer than 16 channels have
-    one group. Images need not be multiples of the stride.
+    Y_c(i, j) = sum over (u, v) of H_g(c)(i, j, u, v) X_c(i + u, j + v) with H =
+    span(relu(bn(reduce(X)))), padded with zeros; at a stride, X is pooled to the size of Y before
+    it makes kernels. Narrow layers of fewer than 16 channels have one group. Images need not be
+    multiples of the stride.
 
     Raises:
         UsageError: If the channels are no whole number of groups.
 
-    Source: arXiv 2103.06255, section 3; d-li14/involution `cls/mmcls/models/backbones/rednet.py` (commit c1f7936).
+    Source: arXiv 2103.06255, section 3; d-li14/involution `cls/mmcls/models/backbones/rednet.py`
+    (commit c1f7936).
     """
 
     def __init__(self, channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
         self.groups = max(1, channels // _GROUP)
         if channels % self.groups:
-            raise UsageError(f"expected channels of an involution that are multiples of {_GROUP}, got {channels}")
+            raise UsageError(
+                f"expected channels of an involution that are multiples of {_GROUP}, got {channels}"
+            )
         self.kernel, self.stride = kernel, stride
         inner = max(1, channels // _REDUCTION)
         self.reduce = convolution(channels, inner, 1)

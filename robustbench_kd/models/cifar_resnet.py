@@ -17,8 +17,8 @@ VARIANTS = {
 def build(*, classes: int = 10, channels: int = 3, depth: int = 20, width: int = 16) -> nn.Module:
     """Returns a small CIFAR ResNet with the parameter names of akamaster/pytorch_resnet_cifar10.
 
-    ResNet-20, 32, 44 and 56 have 269,722, 464,154, 658,586 and 853,018 parameters. Weights of convolutions and of the
-    linear layer start as Kaiming-normal with fan-in, as published.
+    ResNet-20, 32, 44 and 56 have 269,722, 464,154, 658,586 and 853,018 parameters. Weights of
+    convolutions and of the linear layer start as Kaiming-normal with fan-in, as published.
 
     Args:
         classes: Number of logits.
@@ -29,10 +29,13 @@ def build(*, classes: int = 10, channels: int = 3, depth: int = 20, width: int =
     Raises:
         UsageError: If the depth is not 6n + 2.
 
-    Source: He et al. 2016, arXiv 1512.03385, section 4.2, option A; akamaster/pytorch_resnet_cifar10 `resnet.py`.
+    Source: He et al. 2016, arXiv 1512.03385, section 4.2, option A;
+    akamaster/pytorch_resnet_cifar10 `resnet.py`.
     """
     if depth < 8 or depth % 6 != 2:
-        raise UsageError(f"expected a CIFAR ResNet of depth 6n + 2 such as 20, 32, 44 or 56, got {depth}")
+        raise UsageError(
+            f"expected a CIFAR ResNet of depth 6n + 2 such as 20, 32, 44 or 56, got {depth}"
+        )
     return CifarResNet((depth - 2) // 6, width, channels, classes)
 
 
@@ -53,7 +56,9 @@ class BasicBlock(nn.Module):
         """Returns the features of the block."""
         y = functional.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return functional.relu(y + functional.pad(x[:, :, :: self.stride, :: self.stride], self.padding))
+        return functional.relu(
+            y + functional.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+        )
 
 
 class CifarResNet(nn.Module):

@@ -19,15 +19,16 @@ _STAGES = (  # expansion, channels, blocks, stride of the first block: Table 2 o
 def build(*, classes: int = 10, channels: int = 3, width: float = 1.0) -> nn.Module:
     """Returns a CIFAR MobileNetV2 with the parameter names of kuangliu/pytorch-cifar.
 
-    The students of ARD, RSLAD and IGDM are this network (2,296,922 parameters). It differs from the network of
-    torchvision in strides, activation and shortcuts: every block at stride 1 has one, with a 1x1 convolution where the
-    channels differ. Weights start at the defaults of torch, as published.
+    The students of ARD, RSLAD and IGDM are this network (2,296,922 parameters). It differs from the
+    network of torchvision in strides, activation and shortcuts: every block at stride 1 has one,
+    with a 1x1 convolution where the channels differ. Weights start at the defaults of torch, as
+    published.
 
     Args:
         classes: Number of logits.
         channels: Channels of the image.
-        width: Multiplier of all channels, rounded to multiples of 8; below 1 it spares the last convolution, as in the
-            paper. The published CIFAR students have 1.
+        width: Multiplier of all channels, rounded to multiples of 8; below 1 it spares the last
+            convolution, as in the paper. The published CIFAR students have 1.
 
     Source: Sandler et al. 2018, arXiv 1801.04381; kuangliu/pytorch-cifar `models/mobilenetv2.py`.
     """
@@ -72,7 +73,9 @@ class MobileNetV2(nn.Module):
         for expansion, base, count, stride in _STAGES:
             outputs = _scaled(base, width)
             for index in range(count):
-                blocks.append(InvertedResidual(inputs, outputs, expansion, stride if index == 0 else 1))
+                blocks.append(
+                    InvertedResidual(inputs, outputs, expansion, stride if index == 0 else 1)
+                )
                 inputs = outputs
         self.layers = nn.Sequential(*blocks)
         self.conv2 = convolution(inputs, last, 1)

@@ -18,8 +18,9 @@ def build(
 ) -> nn.Module:
     """Returns a PreActResNet-18 with the parameter names of kuangliu/pytorch-cifar.
 
-    Two details differ between code bases that share the names; the defaults are those of kuangliu. The second leaves no
-    trace in a state dict: weights load strictly with the wrong choice and lose accuracy.
+    Two details differ between code bases that share the names; the defaults are those of kuangliu.
+    The second leaves no trace in a state dict: weights load strictly with the wrong choice and lose
+    accuracy.
 
     | form | `final_bn` | `activated_shortcut` | parameters |
     | --- | --- | --- | --- |
@@ -31,12 +32,14 @@ def build(
         classes: Number of logits.
         channels: Channels of the image.
         width: Channels of the stem and of the first stage; each later stage doubles them.
-        final_bn: Whether a batch normalisation `bn` and a ReLU come before the pooling, as He et al. describe.
-        activated_shortcut: Whether the 1x1 convolution of a shortcut sees the activated input of its block; if not, it
-            sees the raw one.
+        final_bn: Whether a batch normalisation `bn` and a ReLU come before the pooling, as He et
+            al. describe.
+        activated_shortcut: Whether the 1x1 convolution of a shortcut sees the activated input of
+            its block; if not, it sees the raw one.
 
-    Source: He et al. 2016, arXiv 1603.05027; kuangliu/pytorch-cifar `models/preact_resnet.py`; RobustBench
-    `architectures/resnet.py` (`PreActBlock` is the raw form, `PreActBlockV2` the activated one).
+    Source: He et al. 2016, arXiv 1603.05027; kuangliu/pytorch-cifar `models/preact_resnet.py`;
+    RobustBench `architectures/resnet.py` (`PreActBlock` is the raw form, `PreActBlockV2` the
+    activated one).
     """
     return PreActResNet(width, channels, classes, final_bn, activated_shortcut)
 
@@ -51,7 +54,9 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = convolution(outputs, outputs, 3)
         identity = stride == 1 and inputs == outputs
-        self.shortcut = nn.Sequential() if identity else nn.Sequential(convolution(inputs, outputs, 1, stride))
+        self.shortcut = (
+            nn.Sequential() if identity else nn.Sequential(convolution(inputs, outputs, 1, stride))
+        )
         self.activated_shortcut = activated_shortcut and not identity
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +71,9 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """A bare convolution, four stages of two blocks, an optional normalisation and a linear layer."""
 
-    def __init__(self, width: int, channels: int, classes: int, final_bn: bool, activated_shortcut: bool) -> None:
+    def __init__(
+        self, width: int, channels: int, classes: int, final_bn: bool, activated_shortcut: bool
+    ) -> None:
         super().__init__()
         self.conv1 = convolution(channels, width, 3)
         self.layer1 = _stage(width, width, 1, activated_shortcut)

@@ -16,21 +16,23 @@ _KERNEL = 7
 def build(*, classes: int = 10, channels: int = 3, depth: int = 26, width: int = 64) -> nn.Module:
     """Returns a RedNet whose stem keeps the image size.
 
-    The published networks are made for ImageNet; this form differs as CIFAR ResNets do, in the stem's stride 1 and no
-    max-pooling, which leaves the number of parameters as it is: 9.23 and 15.54 million for RedNet-26 and 50 with 1,000
-    classes. Parameter names are our own.
+    The published networks are made for ImageNet; this form differs as CIFAR ResNets do, in the
+    stem's stride 1 and no max-pooling, which leaves the number of parameters as it is: 9.23 and
+    15.54 million for RedNet-26 and 50 with 1,000 classes. Parameter names are our own.
 
     Args:
         classes: Number of logits.
         channels: Channels of the image.
         depth: 26, 38 or 50.
-        width: Channels of the first stage's involutions; each later stage doubles them, and every stage puts out four times
-            as many. 64 as published; a multiple of 32, or less for digits.
+        width: Channels of the first stage's involutions; each later stage doubles them, and every
+            stage puts out four times as many. 64 as published; a multiple of 32, or less for
+            digits.
 
     Raises:
         UsageError: If the depth is not one of these, or the channels cannot be grouped by 16.
 
-    Source: Li et al. 2021, arXiv 2103.06255; d-li14/involution `cls/mmcls/models/backbones/rednet.py` (commit c1f7936).
+    Source: Li et al. 2021, arXiv 2103.06255; d-li14/involution
+    `cls/mmcls/models/backbones/rednet.py` (commit c1f7936).
     """
     if depth not in _BLOCKS:
         raise UsageError(f"expected a RedNet of depth 26, 38 or 50, got {depth}")
@@ -50,7 +52,9 @@ class Bottleneck(nn.Module):
         self.conv2 = convolution(width, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
         changes = stride > 1 or inputs != outputs
-        projection = [convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)] if changes else []
+        projection = (
+            [convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)] if changes else []
+        )
         self.shortcut = nn.Sequential(*projection)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +68,9 @@ class Bottleneck(nn.Module):
 class RedNet(nn.Module):
     """A stem of two convolutions around an involution, four stages and a linear layer."""
 
-    def __init__(self, blocks: tuple[int, int, int, int], width: int, channels: int, classes: int) -> None:
+    def __init__(
+        self, blocks: tuple[int, int, int, int], width: int, channels: int, classes: int
+    ) -> None:
         super().__init__()
         half = max(1, width // 2)
         self.stem = nn.Sequential(

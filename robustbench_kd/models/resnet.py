@@ -16,8 +16,9 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 def build(*, classes: int = 10, channels: int = 3, depth: int = 18, width: int = 64) -> nn.Module:
     """Returns a CIFAR ResNet with the parameter names of kuangliu/pytorch-cifar.
 
-    The students of ARD, IAD, RSLAD, AdaAD, MTARD and IGDM are this ResNet-18. Weights start at the defaults of torch,
-    as published. ResNet-18, 34 and 50 have 11,173,962, 21,282,122 and 23,520,842 parameters.
+    The students of ARD, IAD, RSLAD, AdaAD, MTARD and IGDM are this ResNet-18. Weights start at the
+    defaults of torch, as published. ResNet-18, 34 and 50 have 11,173,962, 21,282,122 and 23,520,842
+    parameters.
 
     Args:
         classes: Number of logits.
@@ -31,8 +32,12 @@ def build(*, classes: int = 10, channels: int = 3, depth: int = 18, width: int =
     Source: He et al. 2016, arXiv 1512.03385; kuangliu/pytorch-cifar `models/resnet.py`.
     """
     if depth not in _BLOCKS:
-        raise UsageError(f"expected a ResNet of depth 18, 34 or 50, got {depth}; cifar_resnet has the depths 6n + 2")
-    return ResNet(_BLOCKS[depth], Bottleneck if depth >= 50 else BasicBlock, width, channels, classes)
+        raise UsageError(
+            f"expected a ResNet of depth 18, 34 or 50, got {depth}; cifar_resnet has the depths 6n + 2"
+        )
+    return ResNet(
+        _BLOCKS[depth], Bottleneck if depth >= 50 else BasicBlock, width, channels, classes
+    )
 
 
 class BasicBlock(nn.Module):

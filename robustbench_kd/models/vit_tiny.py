@@ -20,34 +20,42 @@ def build(
 ) -> nn.Module:
     """Returns a ViT with learned positions and pre-normalised blocks, of the width, depth and heads of DeiT-Ti.
 
-    Each distillation token has a head of its own; the answer is the mean of all heads, and the module `heads` shows them
-    apart, `(n, 1 + distillation_tokens, classes)`, the class token's first. With two tokens for 32x32 images and 10
-    classes there are 5,367,390 parameters.
+    Each distillation token has a head of its own; the answer is the mean of all heads, and the
+    module `heads` shows them apart, `(n, 1 + distillation_tokens, classes)`, the class token's
+    first. With two tokens for 32x32 images and 10 classes there are 5,367,390 parameters.
 
     Args:
         classes: Number of logits.
         channels: Channels of the image.
         size: Side of the square images in pixels.
-        patch: Side of a patch in pixels; 0 takes the divisor of `size` nearest to 4, for images below 24 pixels to 2.
+        patch: Side of a patch in pixels; 0 takes the divisor of `size` nearest to 4, for images
+            below 24 pixels to 2.
         width: Length of a token, a multiple of `heads`.
         depth: Number of blocks.
         heads: Heads of attention in a block.
-        distillation_tokens: Tokens besides the class token; 1 as in DeiT, 2 for the convolution and the involution token.
+        distillation_tokens: Tokens besides the class token; 1 as in DeiT, 2 for the convolution and
+            the involution token.
 
     Raises:
-        UsageError: If the image is no whole number of patches, or the width no multiple of the heads.
+        UsageError: If the image is no whole number of patches, or the width no multiple of the
+            heads.
 
-    Source: Dosovitskiy et al. 2021, arXiv 2010.11929; Touvron et al. 2021 (DeiT), arXiv 2012.12877; Ren et al. 2022
-    (Co-advise), arXiv 2106.12378, for two tokens and the mean of the heads. Parameter names are our own.
+    Source: Dosovitskiy et al. 2021, arXiv 2010.11929; Touvron et al. 2021 (DeiT), arXiv 2012.12877;
+    Ren et al. 2022 (Co-advise), arXiv 2106.12378, for two tokens and the mean of the heads.
+    Parameter names are our own.
     """
     side = patch or _usual_patch(size)
     if size % side:
-        raise UsageError(f"expected a patch that divides the image's side of {size} pixels, got {side}")
+        raise UsageError(
+            f"expected a patch that divides the image's side of {size} pixels, got {side}"
+        )
     if width % heads:
         raise UsageError(f"expected a width that is a multiple of the {heads} heads, got {width}")
     patches = nn.Conv2d(channels, width, side, side)
     blocks = [Block(width, heads) for _ in range(depth)]
-    return VisionTransformer(patches, (size // side) ** 2, blocks, Heads(width, classes, 1 + distillation_tokens))
+    return VisionTransformer(
+        patches, (size // side) ** 2, blocks, Heads(width, classes, 1 + distillation_tokens)
+    )
 
 
 class Block(nn.Module):
@@ -60,7 +68,9 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns tokens `(n, tokens, width)`."""
@@ -69,7 +79,9 @@ class Block(nn.Module):
         return mixed
 
     def _attended(self, tokens: Tensor) -> Tensor:
-        query, key, value = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
@@ -116,4 +128,6 @@ class VisionTransformer(nn.Module):
 
 def _usual_patch(size: int) -> int:
     goal = 4 if size >= 24 else 2
-    return min((side for side in range(1, size + 1) if size % side == 0), key=lambda side: abs(side - goal))
+    return min(
+        (side for side in range(1, size + 1) if size % side == 0), key=lambda side: abs(side - goal)
+    )

@@ -14,21 +14,28 @@ VARIANTS = {
 
 
 def build(
-    *, classes: int = 10, channels: int = 3, depth: int = 28, width: int = 10, sub_block1: bool = False
+    *,
+    classes: int = 10,
+    channels: int = 3,
+    depth: int = 28,
+    width: int = 10,
+    sub_block1: bool = False,
 ) -> nn.Module:
     """Returns a WideResNet with the parameter names of TRADES, which RobustBench and RSLAD share.
 
-    WRN-28-10, 34-10 and 34-20 have 36,479,194, 46,160,474 and 184,531,674 parameters without `sub_block1`. Convolutions
-    start as normal with deviation sqrt(2 / fan-out), the bias of the linear layer at zero, as published.
+    WRN-28-10, 34-10 and 34-20 have 36,479,194, 46,160,474 and 184,531,674 parameters without
+    `sub_block1`. Convolutions start as normal with deviation sqrt(2 / fan-out), the bias of the
+    linear layer at zero, as published.
 
     Args:
         classes: Number of logits.
         channels: Channels of the image.
         depth: Number of layers, 6n + 4 for n blocks in each of the three groups.
         width: Widening factor k; the groups have 16k, 32k and 64k channels.
-        sub_block1: Whether to hold a second group like the first that the forward pass never uses. The original code
-            of TRADES registers one; set this where a state dict has `sub_block1` keys (Zhang2019, Carmon2019,
-            Chen2020Efficient, Huang2020, the CIFAR-100 models of LTD and LBGAT).
+        sub_block1: Whether to hold a second group like the first that the forward pass never uses.
+            The original code of TRADES registers one; set this where a state dict has `sub_block1`
+            keys (Zhang2019, Carmon2019, Chen2020Efficient, Huang2020, the CIFAR-100 models of LTD
+            and LBGAT).
 
     Raises:
         UsageError: If the depth is not 6n + 4.
@@ -77,7 +84,9 @@ class WideGroup(nn.Module):
 class WideResNet(nn.Module):
     """A bare convolution, three groups, a normalisation and a linear layer."""
 
-    def __init__(self, blocks: int, width: int, channels: int, classes: int, sub_block1: bool) -> None:
+    def __init__(
+        self, blocks: int, width: int, channels: int, classes: int, sub_block1: bool
+    ) -> None:
         super().__init__()
         self.conv1 = convolution(channels, 16, 3)
         self.block1 = WideGroup(blocks, 16, 16 * width, 1)

@@ -18,7 +18,8 @@ _CHUNK = 100  # replicates that are drawn at once
 class Series:
     """A measure of one network, sum of `values` over sum of `weights`, both `(n,)` float64 with one entry per example.
 
-    `place` tells which network; a `share` is a fraction of the weights, in which each example counts 0 to 1 times its own.
+    `place` tells which network; a `share` is a fraction of the weights, in which each example
+    counts 0 to 1 times its own.
     """
 
     measure: str
@@ -31,9 +32,9 @@ class Series:
 class Row(Frozen):
     """One measure of one network with its 95 % interval, and its difference from the independent network.
 
-    `protocol` names the evaluation that a measure was read from, and is empty for one that was measured here.
-    `n` is what the weights add up to, of shares the number of examples that count. Empty where nothing counts, or where there
-    is no independent network to differ from.
+    `protocol` names the evaluation that a measure was read from, and is empty for one that was
+    measured here. `n` is what the weights add up to, of shares the number of examples that count.
+    Empty where nothing counts, or where there is no independent network to differ from.
     """
 
     protocol: str = ""
@@ -51,14 +52,22 @@ class Row(Frozen):
 
 
 def summarise(
-    series: Sequence[Series], names: Sequence[tuple[str, str]], *, reference: int, seed: int, protocol: str = ""
+    series: Sequence[Series],
+    names: Sequence[tuple[str, str]],
+    *,
+    reference: int,
+    seed: int,
+    protocol: str = "",
 ) -> list[Row]:
     """Returns a row for each series, all over the same examples; `names` are the model and role of each place.
 
-    Intervals of shares are Wilson's. All others are percentiles of a bootstrap over examples, keyed by the seed; every
-    series is drawn with the same examples, so that differences from the series of place `reference` are paired.
+    Intervals of shares are Wilson's. All others are percentiles of a bootstrap over examples, keyed
+    by the seed; every series is drawn with the same examples, so that differences from the series
+    of place `reference` are paired.
     """
-    drawn = dict(zip(map(_key, series), zip(series, _replicated(series, seed).T, strict=True), strict=True))
+    drawn = dict(
+        zip(map(_key, series), zip(series, _replicated(series, seed).T, strict=True), strict=True)
+    )
     return [
         _row(names[one.place], one, replicates, drawn.get((one.measure, reference))).model_copy(
             update={"protocol": protocol}
@@ -71,9 +80,13 @@ def _key(one: Series) -> tuple[str, int]:
     return one.measure, one.place
 
 
-def _row(name: tuple[str, str], one: Series, replicates: Tensor, rival: tuple[Series, Tensor] | None) -> Row:
+def _row(
+    name: tuple[str, str], one: Series, replicates: Tensor, rival: tuple[Series, Tensor] | None
+) -> Row:
     value, size = _ratio(one), one.weights.sum().item()
-    row = Row(measure=one.measure, model=name[0], role=name[1], share=one.share, n=size, value=value)
+    row = Row(
+        measure=one.measure, model=name[0], role=name[1], share=one.share, n=size, value=value
+    )
     if value is None:
         return row
     low, high = interval(one.values.sum().item(), round(size)) if one.share else _bounds(replicates)
@@ -82,7 +95,9 @@ def _row(name: tuple[str, str], one: Series, replicates: Tensor, rival: tuple[Se
     if rival is None or other is None:
         return row
     low, high = _bounds(replicates - rival[1])
-    return row.model_copy(update={"difference": value - other, "difference_low": low, "difference_high": high})
+    return row.model_copy(
+        update={"difference": value - other, "difference_low": low, "difference_high": high}
+    )
 
 
 def _ratio(one: Series) -> float | None:
@@ -100,7 +115,9 @@ def _bounds(replicates: Tensor) -> tuple[float, float]:
 
 def _replicated(series: Sequence[Series], seed: int) -> Tensor:
     """Returns the value of every series in every replicate, `(replicates, series)`."""
-    values, weights = (torch.stack([getattr(one, name) for one in series], dim=1) for name in ("values", "weights"))
+    values, weights = (
+        torch.stack([getattr(one, name) for one in series], dim=1) for name in ("values", "weights")
+    )
     parts = [counts @ values / (counts @ weights) for counts in _resamples(len(values), seed)]
     return torch.cat(parts)
 

@@ -1,8 +1,9 @@
 """What a student has of its teacher: answers, weaknesses, invariances, attention and gradients, example by example.
 
-Source: Ojha et al. 2023, "What knowledge gets distilled in knowledge distillation?", arXiv 2205.16004; the distance and
-the cosine of input gradients are those of IGDM (Lee et al. 2025, arXiv 2312.03286, table 4). The reference throughout is an
-independent network: one trained like the student, but without a teacher.
+Source: Ojha et al. 2023, "What knowledge gets distilled in knowledge distillation?", arXiv
+2205.16004; the distance and the cosine of input gradients are those of IGDM (Lee et al. 2025, arXiv
+2312.03286, table 4). The reference throughout is an independent network: one trained like the
+student, but without a teacher.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,8 @@ class Comparison:
     """What is compared: the teacher, the student, and independent networks, and on what.
 
     Args:
-        networks: The teacher, the student, perhaps an independent network, and perhaps a second one: the null.
+        networks: The teacher, the student, perhaps an independent network, and perhaps a second
+            one: the null.
         data: The images that all of them answer.
         threat: Bounds the transferred attacks.
         device: Where it is done.
@@ -72,7 +74,9 @@ class _Network:
         try:
             return differentiated(self.oracle, images, partial(cross_entropy, labels=labels))[2]
         except NoGradientError as error:
-            raise ModelError(f"'{self.name}' cannot be compared, as it gives no gradient: {error}") from error
+            raise ModelError(
+                f"'{self.name}' cannot be compared, as it gives no gradient: {error}"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +92,11 @@ class _Seen:
 def compare(asked: Comparison, observer: Observer = lambda _done, _all: None) -> list[Series]:
     """Returns every measure of every network, one value per example.
 
-    Raises `UsageError` for `l1`, for a randomized network and for one of too few classes, `ModelError` where a network
-    cannot take the images or gives no gradient.
+    Raises `UsageError` for `l1`, for a randomized network and for one of too few classes,
+    `ModelError` where a network cannot take the images or gives no gradient.
     """
-    steepest(torch.zeros(1, 1), asked.threat.norm)  # refuses a norm without plain steps before any work is done
+    # Refuses a norm without plain steps before any work is done.
+    steepest(torch.zeros(1, 1), asked.threat.norm)
     networks = [_network(subject, asked) for subject in asked.networks]
     parts: list[list[Series]] = []
     with full_precision():
@@ -122,23 +127,33 @@ def fool(slope: Callable[[Images], Tensor], images: Images, threat: Threat) -> I
 def _network(subject: Subject, asked: Comparison) -> _Network:
     oracle, first = Oracle(subject.model, asked.device), asked.data.images[:2]
     if oracle.randomized:
-        raise UsageError(f"'{subject.name}' answers by chance: similarity compares deterministic networks")
+        raise UsageError(
+            f"'{subject.name}' answers by chance: similarity compares deterministic networks"
+        )
     classes = oracle.logits(first).shape[1]
     if classes < asked.data.classes:
-        raise UsageError(f"'{subject.name}' tells {classes} classes apart, the data set has {asked.data.classes}")
+        raise UsageError(
+            f"'{subject.name}' tells {classes} classes apart, the data set has {asked.data.classes}"
+        )
     return _Network(subject.name, oracle, last_map(oracle.model, first.to(asked.device)))
 
 
 def _batch(asked: Comparison, data: Dataset, networks: Sequence[_Network]) -> Iterator[Series]:
     images, labels = data.images.to(asked.device), data.labels.to(asked.device)
     ids = torch.tensor(data.ids, device=asked.device)
-    copies = {name: change(images, ids, asked.seed) for name, change in {**INVARIANCES, **DOMAINS}.items()}
+    copies = {
+        name: change(images, ids, asked.seed) for name, change in {**INVARIANCES, **DOMAINS}.items()
+    }
     seen = [_look(network, {"": images, **copies}, labels, asked.threat) for network in networks]
     teacher = seen[TEACHER].predictions
     for place, own in enumerate(seen):
         yield _share("accuracy", place, own.predictions[""] == labels)
         for name in INVARIANCES:
-            yield _share(f"same answer under other {name}", place, own.predictions[name] == own.predictions[""])
+            yield _share(
+                f"same answer under other {name}",
+                place,
+                own.predictions[name] == own.predictions[""],
+            )
         if place == TEACHER:
             continue
         for name in ("", *DOMAINS):
@@ -154,10 +169,17 @@ def _look(network: _Network, copies: dict[str, Images], labels: Labels, threat: 
     gradient = network.slope(images, labels).flatten(1)
     layer, model = network.layer, network.oracle.model
     attention = None if layer is None else gradcam(model, layer, images, labels).flatten(1)
-    return _Seen(predictions, gradient, attention, fool(partial(network.slope, labels=predictions[""]), images, threat))
+    return _Seen(
+        predictions,
+        gradient,
+        attention,
+        fool(partial(network.slope, labels=predictions[""]), images, threat),
+    )
 
 
-def _transfer(place: int, teacher: tuple[_Network, _Seen], network: tuple[_Network, _Seen]) -> Iterator[Series]:
+def _transfer(
+    place: int, teacher: tuple[_Network, _Seen], network: tuple[_Network, _Seen]
+) -> Iterator[Series]:
     """Yields fooling rates both ways, of the attacks that change the answer of the network they were made on."""
     for name, (maker, own), (victim, other) in (
         ("fooled by attacks on the teacher", teacher, network),
@@ -176,7 +198,10 @@ def _gradients(place: int, teacher: Tensor, network: Tensor) -> Iterator[Series]
 def _attention(seen: Sequence[_Seen]) -> Iterator[Series]:
     """Yields how alike Grad-CAM's maps are, and how often more alike than the independent network's, ties half."""
     teacher, maps = seen[TEACHER].attention, [network.attention for network in seen]
-    cosines = [None if own is None or teacher is None else cosine_similarity(own, teacher, dim=1) for own in maps]
+    cosines = [
+        None if own is None or teacher is None else cosine_similarity(own, teacher, dim=1)
+        for own in maps
+    ]
     for place, cosine in enumerate(cosines):
         if place == TEACHER or cosine is None:
             continue
@@ -197,5 +222,7 @@ def _number(measure: str, place: int, values: Tensor) -> Series:
 
 
 def _joined(alike: Sequence[Series]) -> Series:
-    values, weights = (torch.cat([getattr(one, name) for one in alike]) for name in ("values", "weights"))
+    values, weights = (
+        torch.cat([getattr(one, name) for one in alike]) for name in ("values", "weights")
+    )
     return replace(alike[0], values=values, weights=weights)

@@ -28,14 +28,17 @@ class Protocol:
 def protocols(results: Path, networks: Sequence[Subject]) -> list[Protocol]:
     """Returns the protocols under which teacher (place 0) and student (1) have complete runs, and who else has one.
 
-    Runs are found by the weights' sha256, the newest of several. Folders that cannot be read are passed over. Of a run
-    that was randomized nothing is said.
+    Runs are found by the weights' sha256, the newest of several. Folders that cannot be read are
+    passed over. Of a run that was randomized nothing is said.
     """
     found: dict[str, dict[int, tuple[RunRecord, Path]]] = {}
     for record, folder in _complete(results):
         for place, subject in enumerate(networks):
             identity = record.identity
-            if (identity.checkpoint_sha256, identity.code_sha256) == (subject.checkpoint_sha256, subject.code_sha256):
+            if (identity.checkpoint_sha256, identity.code_sha256) == (
+                subject.checkpoint_sha256,
+                subject.code_sha256,
+            ):
                 found.setdefault(record.protocol_hash, {})[place] = (record, folder)
     whole = [runs for _, runs in sorted(found.items()) if {0, 1} <= runs.keys()]
     return sorted((_protocol(runs) for runs in whole), key=lambda one: one.name)
@@ -50,7 +53,10 @@ def series(protocol: Protocol, parameters: Sequence[int], flops: Sequence[int]) 
         made.append(Series("robust accuracy", place, robust, whole, share=True))
         if place:
             made.append(Series("robustness retained", place, robust, teacher))
-        for unit, size in (("million parameters", parameters[place] / _MILLION), ("GFLOP", flops[place] / _BILLION)):
+        for unit, size in (
+            ("million parameters", parameters[place] / _MILLION),
+            ("GFLOP", flops[place] / _BILLION),
+        ):
             if size > 0:
                 made.append(Series(f"robust accuracy per {unit}", place, robust / size, whole))
     return made
@@ -77,7 +83,8 @@ def _protocol(runs: Mapping[int, tuple[RunRecord, Path]]) -> Protocol:
     }
     shared = sorted(set.intersection(*(set(row) for row in rows.values())))
     robust = {
-        place: torch.tensor([float(row[index]) for index in shared], dtype=torch.float64) for place, row in rows.items()
+        place: torch.tensor([float(row[index]) for index in shared], dtype=torch.float64)
+        for place, row in rows.items()
     }
     name = f"{identity.norm} {identity.eps_text}, {identity.suite} by {identity.engine}, {len(shared)} examples"
     return Protocol(name, robust)

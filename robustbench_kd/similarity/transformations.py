@@ -23,13 +23,15 @@ _CHROMA = ((0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # I and Q of the NT
 def colour(images: Images, ids: Tensor, seed: int) -> Images:
     """Changes brightness, contrast and saturation by up to 40 % and turns hues by up to a fifth of the circle.
 
-    The strengths are those of Ojha et al. 2023, appendix; hues are turned in the plane of I and Q. Grey images change in
-    brightness and contrast alone.
+    The strengths are those of Ojha et al. 2023, appendix; hues are turned in the plane of I and Q.
+    Grey images change in brightness and contrast alone.
     """
     drawn = 2 * _uniform(images, ids, seed, "colour", 4) - 1
     brightness, contrast, saturation = (1 + 0.4 * drawn[:, :3]).T[:, :, None, None, None]
     changed = (images * brightness).clamp(0, 1)
-    changed = torch.lerp(_grey(changed).mean(dim=(1, 2, 3), keepdim=True), changed, contrast).clamp(0, 1)
+    changed = torch.lerp(_grey(changed).mean(dim=(1, 2, 3), keepdim=True), changed, contrast).clamp(
+        0, 1
+    )
     if images.shape[1] != 3:
         return changed
     changed = torch.lerp(_grey(changed), changed, saturation).clamp(0, 1)
@@ -45,7 +47,9 @@ def crop(images: Images, ids: Tensor, seed: int) -> Images:
     grid = functional.affine_grid(
         torch.cat([scale, centre[:, :, None]], dim=2), list(images.shape), align_corners=False
     )
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
+    return functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="border", align_corners=False
+    ).clamp(0, 1)
 
 
 def noise(images: Images, ids: Tensor, seed: int) -> Images:
@@ -96,6 +100,13 @@ def _grey(images: Images) -> Tensor:
 def _turned(images: Images, angle: Tensor) -> Images:
     """Returns colour images with their chroma turned by an angle `(n,)` and their brightness kept."""
     basis = images.new_tensor((_GREY, *_CHROMA))
-    one, zero, cosine, sine = torch.ones_like(angle), torch.zeros_like(angle), angle.cos(), angle.sin()
-    turn = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], dim=1).view(-1, 3, 3)
+    one, zero, cosine, sine = (
+        torch.ones_like(angle),
+        torch.zeros_like(angle),
+        angle.cos(),
+        angle.sin(),
+    )
+    turn = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], dim=1).view(
+        -1, 3, 3
+    )
     return torch.einsum("nij,njhw->nihw", torch.linalg.inv(basis) @ turn @ basis, images)

@@ -1,8 +1,9 @@
 """The contract of an attack: it asks for points, somebody else calls the model, it is told what came back.
 
-An attack is a frozen dataclass of hyper-parameters; it holds no model and no state. A *job* is one restart or one target of
-one example, and a *slot batch* holds many jobs, one per row, each at its own iteration. All state is per row, so rows can
-be retired and refilled at any moment and in any order without changing what happens to the others.
+An attack is a frozen dataclass of hyper-parameters; it holds no model and no state. A *job* is one
+restart or one target of one example, and a *slot batch* holds many jobs, one per row, each at its
+own iteration. All state is per row, so rows can be retired and refilled at any moment and in any
+order without changing what happens to the others.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -21,8 +22,8 @@ State = TypeVar("State")
 class Rows:
     """What jobs start from, one per row, all on one device.
 
-    `logits` `(n, classes)` are those of the clean images; `ids` `(n,)` int64 are the example ids that key the randomness;
-    `job` `(n,)` int64 counts restarts or targets from 0.
+    `logits` `(n, classes)` are those of the clean images; `ids` `(n,)` int64 are the example ids
+    that key the randomness; `job` `(n,)` int64 counts restarts or targets from 0.
     """
 
     images: Images
@@ -35,9 +36,10 @@ class Rows:
 class Attack(Protocol[State]):
     """What every file of `attacks/` offers; `State` is a dataclass whose tensors all lead with the row.
 
-    The engine repeats: `ask`; call the model; evaluate `objective` and, where `schedule` says so, differentiate it; judge
-    the asked points on the true defence; `tell`. Rows that are broken or at the end of their schedule leave. Where a
-    defence answers by chance, what is told are means over several answers.
+    The engine repeats: `ask`; call the model; evaluate `objective` and, where `schedule` says so,
+    differentiate it; judge the asked points on the true defence; `tell`. Rows that are broken or at
+    the end of their schedule leave. Where a defence answers by chance, what is told are means over
+    several answers.
     """
 
     def jobs(self, norm: Norm, classes: int) -> int:
@@ -63,7 +65,8 @@ class Attack(Protocol[State]):
     def tell(self, state: State, logits: Logits, values: Tensor, gradient: Tensor | None) -> State:
         """Returns the next state, from the logits `(n, classes)` and the `objective` `(k, n)` of the asked points.
 
-        `gradient` `(k, n, c, h, w)` is that of `values`: zero in rows that wanted none, None where no row did.
+        `gradient` `(k, n, c, h, w)` is that of `values`: zero in rows that wanted none, None where
+        no row did.
         """
         ...
 
@@ -90,5 +93,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 def _map(state: State, change: Any) -> State:
     held = {field.name: getattr(state, field.name) for field in fields(state)}  # type: ignore[arg-type]  # a dataclass
-    tensors = {name: change(value, name) for name, value in held.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: change(value, name) for name, value in held.items() if isinstance(value, Tensor)
+    }
     return replace(state, **tensors)  # type: ignore[type-var]  # a dataclass

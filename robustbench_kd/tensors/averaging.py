@@ -25,11 +25,14 @@ def ema_share(decay: float, averaged: int) -> float:
 
 
 @torch.no_grad()
-def average(before: Mapping[str, Tensor], state: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+def average(
+    before: Mapping[str, Tensor], state: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
     """Returns a state dict that lies `share` of the way from an average to a new state.
 
-    Counters are taken from the new state. Running statistics of batch normalisation are averaged like weights; SWA
-    estimates them anew instead (`torch.optim.swa_utils.update_bn`), as they fit no single one of the averaged networks.
+    Counters are taken from the new state. Running statistics of batch normalisation are averaged
+    like weights; SWA estimates them anew instead (`torch.optim.swa_utils.update_bn`), as they fit
+    no single one of the averaged networks.
     """
     return {
         name: torch.lerp(before[name], value, share) if value.is_floating_point() else value.clone()

@@ -1,6 +1,7 @@
 """Shapes and values that all floors above share.
 
-`Images` are float32 `(n, c, h, w)` in [0, 1], `Labels` int64 `(n,)`, `Logits` float32 `(n, classes)`.
+`Images` are float32 `(n, c, h, w)` in [0, 1], `Labels` int64 `(n,)`, `Logits` float32 `(n,
+classes)`.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ _BRIGHTEST = 255  # of a pixel in one byte
 class DataRequest:
     """What a data set is asked for.
 
-    `argument` is the text after the colon of `npz:FILE`; `limit` takes the first examples in official order, None all.
+    `argument` is the text after the colon of `npz:FILE`; `limit` takes the first examples in
+    official order, None all.
     """
 
     split: Split = "test"
@@ -67,17 +69,25 @@ class Dataset:
             raise DatasetError(f"data set '{self.name}' holds no examples")
         if self.images.ndim != 4 or len(self.images) != len(self.labels):
             shapes = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
-            raise DatasetError(f"data set '{self.name}': expected images (n, c, h, w) and labels (n,), got {shapes}")
+            raise DatasetError(
+                f"data set '{self.name}': expected images (n, c, h, w) and labels (n,), got {shapes}"
+            )
         if bool(self.images.isnan().any()):
             raise DatasetError(f"data set '{self.name}': expected pixels in [0, 1], got NaN")
         low, high = float(self.images.min()), float(self.images.max())
         if not (low >= 0 and high <= 1):
             bytelike = low >= 0 and high <= _BRIGHTEST
-            advice = "divide them by 255" if bytelike else "undo any normalisation, it belongs inside the model"
+            advice = (
+                "divide them by 255"
+                if bytelike
+                else "undo any normalisation, it belongs inside the model"
+            )
             raise DatasetError(
                 f"data set '{self.name}': expected pixels in [0, 1], got [{low:.3g}, {high:.3g}]; {advice}"
             )
         least, most = int(self.labels.min()), int(self.labels.max())
         if least < 0 or most >= self.classes:
-            raise DatasetError(f"data set '{self.name}': expected labels in 0..{self.classes - 1}, got {least}..{most}")
+            raise DatasetError(
+                f"data set '{self.name}': expected labels in 0..{self.classes - 1}, got {least}..{most}"
+            )
         return self

@@ -1,14 +1,17 @@
 """The contract of a defence: what may be random about it, what an attacker may use in its place.
 
-Any module that maps images to logits is a defence. What `defences/` builds may offer more, and so may anybody's own module; each
-offer is a protocol of one method and none needs a base class:
+Any module that maps images to logits is a defence. What `defences/` builds may offer more, and so
+may anybody's own module; each offer is a protocol of one method and none needs a base class:
 
-- `Randomized`: `draw(images, key)` gives one answer per image; the key, never a global generator, decides which.
-- `Mixture`: a finite randomized ensemble shows its members and weights, so that expectations are exact.
+- `Randomized`: `draw(images, key)` gives one answer per image; the key, never a global generator,
+  decides which.
+- `Mixture`: a finite randomized ensemble shows its members and weights, so that expectations are
+  exact.
 - `Surfaced`: named stand-ins with useful gradients, for adaptive attacks.
 - `Armed`: attacks of its own that no surface can express.
 - `Fitted`: fills its own tensors from data, without gradients.
-- `Abstaining`: its last logit means "rejected"; such an answer fools nobody, but it is no correct one on a clean image.
+- `Abstaining`: its last logit means "rejected"; such an answer fools nobody, but it is no correct
+  one on a clean image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +29,8 @@ from robustbench_kd.tensors.contracts import Images, Labels, Logits
 class Key:
     """Names one draw of each row; equal keys give equal draws, on every device and in every batch.
 
-    `ids` `(n,)` int64 are example ids, `draw` `(n,)` int64 numbers the draws under a `stream`. Searching and scoring use
-    different streams, so they never share a draw.
+    `ids` `(n,)` int64 are example ids, `draw` `(n,)` int64 numbers the draws under a `stream`.
+    Searching and scoring use different streams, so they never share a draw.
 
     >>> key = Key(0, "score", ids=torch.tensor([7, 7]), draw=torch.tensor([0, 1]))
     >>> key.uniform("member", 1).shape
@@ -47,7 +50,9 @@ class Key:
 
     def normal(self, part: str, size: int) -> Tensor:
         """Returns standard normal numbers, float32 `(n, size)`."""
-        return keyed_random.normal(self.seed, self._stream(part), self.ids, torch.zeros_like(self.ids), self.draw, size)
+        return keyed_random.normal(
+            self.seed, self._stream(part), self.ids, torch.zeros_like(self.ids), self.draw, size
+        )
 
     def under(self, name: str) -> "Key":
         """Returns a key whose draws are independent of this one's: for a part that draws for itself."""
@@ -56,7 +61,9 @@ class Key:
     def repeated(self, times: int) -> "Key":
         """Returns the key of `times` different draws of each row, `(times * n,)`: all rows once, then all again."""
         turns = torch.arange(times, device=self.ids.device).repeat_interleave(len(self.ids))
-        return replace(self, ids=self.ids.repeat(times), draw=self.draw.repeat(times) * times + turns)
+        return replace(
+            self, ids=self.ids.repeat(times), draw=self.draw.repeat(times) * times + turns
+        )
 
     def take(self, rows: Tensor) -> "Key":
         """Returns the key of the given rows, int64 or bool."""
@@ -66,7 +73,8 @@ class Key:
         return f"{self.stream}/{part}"
 
 
-# Names of surfaces that are the defence itself, and all members of an ensemble or several draws at once.
+# Names of surfaces that are the defence itself, and all members of an ensemble or several draws at
+# once.
 OWN, EXPECTED = "defence", "expected"
 Answer = Callable[[Images, Key], Logits]
 
@@ -77,19 +85,19 @@ class Surface:
 
     Args:
         name: What it is: `backbone`, `straight-through`, `member-2`.
-        answer: Maps images `(n, c, h, w)` and a key to logits `(n, classes)`, or to `(k, n, classes)` where an attack
-            should average its loss over k answers.
+        answer: Maps images `(n, c, h, w)` and a key to logits `(n, classes)`, or to `(k, n,
+            classes)` where an attack should average its loss over k answers.
         weights: What each of k answers counts, `(k,)`; equal if None.
         passes: Passes of a network that one image costs.
-        faithful: Whether the answers are the defence's own, so that only gradients differ. Candidates of other
-            surfaces are always judged on the defence.
+        faithful: Whether the answers are the defence's own, so that only gradients differ.
+            Candidates of other surfaces are always judged on the defence.
     """
 
     name: str
     answer: Answer
     weights: Tensor | None = None
     passes: int = 1
-    faithful: bool = False
+    same_outputs: bool = False
 
 
 @runtime_checkable
@@ -142,7 +150,9 @@ class Armed(Protocol):
 class Fitted(Protocol):
     """A defence that fills its own tensors from data before, or instead of, any training."""
 
-    def fit(self, images: Images, labels: Labels, held_out: Images, held_out_labels: Labels) -> None:
+    def fit(
+        self, images: Images, labels: Labels, held_out: Images, held_out_labels: Labels
+    ) -> None:
         """Fills its tensors from clean training images; thresholds are chosen on the held-out ones."""
         ...
 

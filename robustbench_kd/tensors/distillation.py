@@ -1,9 +1,10 @@
 """The contract of a distillation method: a lesson goes in, the named terms of its loss come out.
 
-A lesson is one batch with everybody who takes part in it. A method says what its attack should raise (`inner`), and what
-the student should lower once the attack is done (`loss`); it holds no optimiser, makes no step and runs no attack. What it
-learns or remembers besides the student (a regressor, a memory bank, a peer) is one module, made by `prepare`: its parameters
-are optimised with the student's, and its state dict is all that a resumed training needs.
+A lesson is one batch with everybody who takes part in it. A method says what its attack should
+raise (`inner`), and what the student should lower once the attack is done (`loss`); it holds no
+optimiser, makes no step and runs no attack. What it learns or remembers besides the student (a
+regressor, a memory bank, a peer) is one module, made by `prepare`: its parameters are optimised
+with the student's, and its state dict is all that a resumed training needs.
 
     lesson = Lesson(student=Asked(network), teachers=(FrozenTeacher(teacher),), images=images, ...)
     objective = method.inner(lesson)
@@ -61,12 +62,13 @@ class _Answer(NamedTuple):
     features: Tensor
 
 
-class Asked:
+class CachedNetwork:
     """A network that is asked once about a tensor, however many parts of a method want its answer.
 
-    Each pass of a student updates its batch statistics, and each pass of a teacher costs more than one of the student.
-    Answers are kept for as long as this object lives: make one for each lesson. With `half` precision the network works in
-    bfloat16 where torch holds that to be safe; its answers are as exact as the images all the same.
+    Each pass of a student updates its batch statistics, and each pass of a teacher costs more than
+    one of the student. Answers are kept for as long as this object lives: make one for each lesson.
+    With `half` precision the network works in bfloat16 where torch holds that to be safe; its
+    answers are as exact as the images all the same.
     """
 
     def __init__(self, network: nn.Module, *, half: bool = False) -> None:
@@ -114,7 +116,7 @@ class Teacher(Protocol):
         ...
 
 
-class FrozenTeacher(Asked):
+class FrozenTeacher(CachedNetwork):
     """A teacher in evaluation mode with constant parameters, both from when this is made."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -146,7 +148,7 @@ class Setup:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lesson:
+class BatchContext:
     """One batch, and everybody who takes part in it.
 
     Args:
@@ -158,10 +160,11 @@ class Lesson:
         progress: How far the training is.
         generator: The source of whatever the method draws.
         helper: What `prepare` made, or an empty module.
-        adversarial: What the attack made of the images, detached; None before the attack or without one.
+        adversarial: What the attack made of the images, detached; None before the attack or without
+            one.
     """
 
-    student: Asked
+    student: CachedNetwork
     teachers: tuple[Teacher, ...]
     images: Images
     labels: Labels
@@ -190,7 +193,9 @@ class Lesson:
     def prepared(self, kind: type[Helper]) -> Helper:
         """Returns the helper, which has to be of a kind; raises `UsageError` where `prepare` did not make it."""
         if not isinstance(self.helper, kind):
-            raise UsageError(f"expected the {kind.__name__} that 'prepare' makes, got a {type(self.helper).__name__}")
+            raise UsageError(
+                f"expected the {kind.__name__} that 'prepare' makes, got a {type(self.helper).__name__}"
+            )
         return self.helper
 
 
@@ -200,8 +205,8 @@ class Method:
 
     name: str
     options: MethodOptions
-    inner: Callable[[Lesson], Objective | None]
-    loss: Callable[[Lesson], Terms]
+    inner: Callable[[BatchContext], Objective | None]
+    loss: Callable[[BatchContext], Terms]
     prepare: Callable[[Setup], nn.Module]
     additions: Mapping[str, MethodOptions] = field(default_factory=dict)
 
@@ -245,22 +250,30 @@ def _pass(network: nn.Module, images: Images, layer: str | None) -> tuple[Logits
         return logits, logits
     seen: list[Tensor] = []
     if layer == PENULTIMATE:
-        hook = _last_linear(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        hook = _last_linear(network).register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0])
+        )
     else:
-        hook = _named(network, layer).register_forward_hook(lambda _, __, output: seen.append(output))
+        hook = _named(network, layer).register_forward_hook(
+            lambda _, __, output: seen.append(output)
+        )
     try:
         logits = network(images)
     finally:
         hook.remove()
     if not seen:
-        raise ModelError(f"layer '{layer or 'penultimate'}' takes no part in the network's answer: name another layer")
+        raise ModelError(
+            f"layer '{layer or 'penultimate'}' takes no part in the network's answer: name another layer"
+        )
     return logits, seen[-1]
 
 
 def _last_linear(network: nn.Module) -> nn.Module:
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ModelError("expected a network that ends in a linear layer, got none: name the layer of the features")
+        raise ModelError(
+            "expected a network that ends in a linear layer, got none: name the layer of the features"
+        )
     return linear[-1]
 
 

@@ -1,7 +1,7 @@
 """Balls, boxes and directions: the only code that knows the norms apart.
 
-Every function takes float tensors of shape `(n, ...)`; images live in the box [0, 1]. A radius `eps` is a
-number, or a tensor `(n,)` with one radius for each row.
+Every function takes float tensors of shape `(n, ...)`; images live in the box [0, 1]. A radius
+`eps` is a number, or a tensor `(n,)` with one radius for each row.
 """
 
 import torch
@@ -31,9 +31,10 @@ def distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
 def project(points: Tensor, centre: Images, eps: float | Tensor, norm: Norm) -> Images:
     """Returns the points moved into the ball around `centre` and the box [0, 1].
 
-    `linf` and `l2` clip to the ball and then to the box, as AutoAttack does (Croce and Hein 2020); for `linf`
-    that is the nearest point. `l1` gives the nearest point of the intersection (Croce and Hein 2021). A point
-    that is inside already stays as it is, bit for bit. `centre` must lie in the box.
+    `linf` and `l2` clip to the ball and then to the box, as AutoAttack does (Croce and Hein 2020);
+    for `linf` that is the nearest point. `l1` gives the nearest point of the intersection (Croce
+    and Hein 2021). A point that is inside already stays as it is, bit for bit. `centre` must lie in
+    the box.
     """
     if norm is Norm.LINF:
         return points.clamp(*_bounds(centre, eps))
@@ -45,9 +46,10 @@ def project(points: Tensor, centre: Images, eps: float | Tensor, norm: Norm) -> 
 def inside(points: Tensor, centre: Images, eps: float | Tensor, norm: Norm) -> Tensor:
     """Returns which rows lie in the ball around `centre` and in the box, bool `(n,)`; NaN never does.
 
-    The box is exact. `linf` compares pixels with the bounds `centre - eps` and `centre + eps`, rounded as the
-    images are: comparing a measured norm with eps would refuse honest points by one unit in the last place.
-    `l2` and `l1` are measured in float64 and may exceed eps by 1e-6 max(1, eps), the rounding of the points.
+    The box is exact. `linf` compares pixels with the bounds `centre - eps` and `centre + eps`,
+    rounded as the images are: comparing a measured norm with eps would refuse honest points by one
+    unit in the last place. `l2` and `l1` are measured in float64 and may exceed eps by 1e-6 max(1,
+    eps), the rounding of the points.
     """
     low, high = _bounds(centre, eps) if norm is Norm.LINF else (0.0, 1.0)
     in_box = ((points >= low) & (points <= high)).flatten(1).all(dim=1)
@@ -60,7 +62,8 @@ def inside(points: Tensor, centre: Images, eps: float | Tensor, norm: Norm) -> T
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """Returns the direction of steepest ascent per row: the sign for `linf`, the unit vector for `l2`.
 
-    A zero gradient gives a zero direction. Raises `UsageError` for `l1`, whose steps are sparse and adaptive.
+    A zero gradient gives a zero direction. Raises `UsageError` for `l1`, whose steps are sparse and
+    adaptive.
     """
     if norm is Norm.LINF:
         return gradient.sign()
@@ -69,7 +72,9 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     raise _no_plain_steps(norm)
 
 
-def random_start(centre: Images, eps: float | Tensor, norm: Norm, generator: torch.Generator) -> Images:
+def random_start(
+    centre: Images, eps: float | Tensor, norm: Norm, generator: torch.Generator
+) -> Images:
     """Returns points drawn uniformly from the ball around `centre`, clipped to the box.
 
     The numbers are drawn on the generator's device, so a CPU generator gives a GPU the same points.
@@ -82,7 +87,9 @@ def random_start(centre: Images, eps: float | Tensor, norm: Norm, generator: tor
     if norm is Norm.LINF:
         unit = 2 * noise - 1
     else:
-        share = torch.rand(len(centre), generator=generator, dtype=centre.dtype, device=generator.device)
+        share = torch.rand(
+            len(centre), generator=generator, dtype=centre.dtype, device=generator.device
+        )
         unit = steepest(noise, norm) * _column(share ** (1 / centre[0].numel()), centre.ndim)
     return project(centre + unit.to(centre.device) * _column(eps, centre.ndim), centre, eps, norm)
 
@@ -116,9 +123,10 @@ def _shrink_l1(points: Tensor, centre: Tensor, eps: float | Tensor) -> Tensor:
 def _shrinkage(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """Returns the s, `(n, 1)`, for which min(max(size - s, 0), room) sums to eps; 0 where the room itself is no more.
 
-    The sum is piecewise linear and falls with s, so Newton's method ends once it is on the right piece, on images mostly
-    in the fourth round. Because it could also go round in circles, a bracket of s is halved where a step leaves it, and
-    in every third round after the first few: that proves that there are enough rounds.
+    The sum is piecewise linear and falls with s, so Newton's method ends once it is on the right
+    piece, on images mostly in the fourth round. Because it could also go round in circles, a
+    bracket of s is halved where a step leaves it, and in every third round after the first few:
+    that proves that there are enough rounds.
     """
     left, kept, zero = torch.empty_like(size), torch.empty_like(size), size.new_zeros(())
     total = torch.minimum(size, room, out=kept).sum(dim=1, keepdim=True)
@@ -126,8 +134,9 @@ def _shrinkage(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     low, high = torch.zeros_like(total), 2 * size.amax(dim=1, keepdim=True)
     s, slack = (total - target) / size.shape[1], _SLACK * target
     settled = torch.zeros_like(s, dtype=torch.bool)
-    # A CPU may look whether all rows have settled. A GPU would have to stop for that: it does more rounds than images
-    # need, and a row in need of still more gets the end of its bracket, which lies inside the ball.
+    # A CPU may look whether all rows have settled. A GPU would have to stop for that: it does more
+    # rounds than images need, and a row in need of still more gets the end of its bracket, which
+    # lies inside the ball.
     looks = size.device.type == "cpu" and not torch.compiler.is_compiling()
     for turn in range(_ENOUGH if looks else _BLIND):
         torch.clamp(torch.sub(size, s, out=left), zero, room, out=kept)

@@ -15,7 +15,7 @@ from robustbench_kd.core.rundir import write_bytes
 _SEAL = "sha256"
 
 
-class Sealed(NamedTuple):
+class HashedFile(NamedTuple):
     """What a file holds, and what it says of that."""
 
     tensors: dict[str, Tensor]
@@ -28,7 +28,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) 
     write_bytes(path, save(own, metadata={**header, _SEAL: digest(own, header)}))
 
 
-def read(path: Path) -> Sealed:
+def read(path: Path) -> HashedFile:
     """Reads what `write` wrote; raises `CheckpointError` for a file that is no such one or is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -38,7 +38,7 @@ def read(path: Path) -> Sealed:
         raise CheckpointError(f"'{path}' cannot be read ({error}): delete it") from error
     if header.pop(_SEAL, "") != digest(tensors, header):
         raise CheckpointError(f"'{path}' is damaged, its sha256 is not the one it names: delete it")
-    return Sealed(tensors, header)
+    return HashedFile(tensors, header)
 
 
 def digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

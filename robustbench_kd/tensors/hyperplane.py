@@ -1,7 +1,8 @@
 """Shortest steps onto a hyperplane that stay in the box [0, 1]: the heart of FAB (Croce and Hein 2020).
 
-A hyperplane has `weights` w `(n, d)`, and the `excess` of a point x says how far w . x is above the plane's value. A step
-moves coordinate i against the sign of w_i, or along it if the excess is negative, by at most the `room` up to the wall.
+A hyperplane has `weights` w `(n, d)`, and the `excess` of a point x says how far w . x is above the
+plane's value. A step moves coordinate i against the sign of w_i, or along it if the excess is
+negative, by at most the `room` up to the wall.
 """
 
 import torch
@@ -42,10 +43,11 @@ def dual_length(weights: Tensor, norm: Norm) -> Tensor:
 def step_to_hyperplane(points: Tensor, weights: Tensor, excess: Tensor, norm: Norm) -> Tensor:
     """Returns the shortest step, `(..., n, d)`, from each point to its hyperplane within the box.
 
-    `points` `(..., n, d)` in [0, 1] and `excess` `(..., n)` may have leading dimensions that share `weights` `(n, d)`.
-    Where the box does not reach the plane, the step goes as far as the box allows. Coordinates without weight stay; for
-    `l2` and `l1` a weight of at most 1e-8 counts as none. Source: Croce and Hein 2020, "Minimally distorted adversarial
-    examples with a fast adaptive boundary attack"; `fab_projections.py` of fra31/auto-attack at a392200, which sorts.
+    `points` `(..., n, d)` in [0, 1] and `excess` `(..., n)` may have leading dimensions that share
+    `weights` `(n, d)`. Where the box does not reach the plane, the step goes as far as the box
+    allows. Coordinates without weight stay; for `l2` and `l1` a weight of at most 1e-8 counts as
+    none. Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast
+    adaptive boundary attack"; `fab_projections.py` of fra31/auto-attack at a392200, which sorts.
 
     >>> point, weights = torch.tensor([[0.5, 0.5]]), torch.tensor([[3.0, 1.0]])
     >>> step_to_hyperplane(point, weights, torch.tensor([1.0]), Norm.LINF)
@@ -68,9 +70,10 @@ def step_to_hyperplane(points: Tensor, weights: Tensor, excess: Tensor, norm: No
 def _multiplier(full_at: Tensor, most: Tensor, rate: Tensor, target: Tensor) -> Tensor:
     """Returns the t, `(..., n, 1)`, at which the sum of min(t rate, most) over the coordinates is `target`.
 
-    Coordinate i is full from t = `full_at`. The sum is concave in t, so Newton's method from t = 0 never overshoots and
-    ends when no coordinate fills up any more, mostly after two or three steps. Twelve leave 2e-4 of the target even
-    when it is 0.99999 of what can be reached. t is the largest number where the target cannot be reached.
+    Coordinate i is full from t = `full_at`. The sum is concave in t, so Newton's method from t = 0
+    never overshoots and ends when no coordinate fills up any more, mostly after two or three steps.
+    Twelve leave 2e-4 of the target even when it is 0.99999 of what can be reached. t is the largest
+    number where the target cannot be reached.
     """
     target = target.unsqueeze(-1)
     reachable = target < most.sum(dim=-1, keepdim=True)
@@ -101,14 +104,16 @@ def _may_look(values: Tensor) -> bool:
 def _steepest_first(size: Tensor, room: Tensor, target: Tensor) -> Tensor:
     """Returns how far each coordinate moves if those of the largest weight go first, each to its wall.
 
-    Bisection for the smallest weight that moves; weights that differ by less than 2^-32 of the largest go together, by
-    the same share of their room.
+    Bisection for the smallest weight that moves; weights that differ by less than 2^-32 of the
+    largest go together, by the same share of their room.
     """
     most, target = size * room, target.unsqueeze(-1)
     chosen, part = torch.empty_like(most), torch.empty_like(most)
 
     def above(weight: Tensor) -> Tensor:
-        return torch.mul(torch.gt(size, weight, out=chosen), most, out=part).sum(dim=-1, keepdim=True)
+        return torch.mul(torch.gt(size, weight, out=chosen), most, out=part).sum(
+            dim=-1, keepdim=True
+        )
 
     low, high = torch.zeros_like(target), size.amax(dim=-1, keepdim=True).expand_as(target)
     for _ in range(_HALVINGS):

@@ -1,8 +1,9 @@
 """Random numbers that depend on names alone: the seed, stream, example id, job, step and coordinate.
 
-No generator and no order of calls is involved, so batch size, row order, sharding and resuming cannot change a number.
-The generator is Philox-4x32-10, which encrypts a counter of four 32-bit words under a key of two (Salmon et al. 2011,
-"Parallel random numbers: as easy as 1, 2, 3"). Its integers are the same bits on every device.
+No generator and no order of calls is involved, so batch size, row order, sharding and resuming
+cannot change a number. The generator is Philox-4x32-10, which encrypts a counter of four 32-bit
+words under a key of two (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Its
+integers are the same bits on every device.
 """
 
 import math
@@ -24,8 +25,9 @@ def uniform(  # noqa: PLR0917  # the names that key a number, in their order
 ) -> Tensor:
     """Returns numbers in [0, 1), float32 `(n, size)` on the device of `ids`, the same bits on every device.
 
-    `ids` and `job` are int64 `(n,)`, `step` int64 `(n,)` or one for all rows. A number is a multiple of 2^-24. Fewer
-    numbers are a prefix of more. All numbers are keyed apart for ids below 2^48, jobs below 2^16 and steps below 2^32.
+    `ids` and `job` are int64 `(n,)`, `step` int64 `(n,)` or one for all rows. A number is a
+    multiple of 2^-24. Fewer numbers are a prefix of more. All numbers are keyed apart for ids below
+    2^48, jobs below 2^16 and steps below 2^32.
 
     >>> uniform(0, "square", ids=torch.tensor([7]), job=torch.tensor([0]), step=3, size=2).shape
     torch.Size([1, 2])
@@ -44,8 +46,8 @@ def normal(  # noqa: PLR0917  # as for `uniform`
 ) -> Tensor:
     """Returns standard normal numbers, float32 `(n, size)`; the arguments are those of `uniform`.
 
-    Finite, at most 5.8 in size (Box and Muller 1958, on pairs of uniform numbers). Logarithm, sine and cosine may
-    differ between a CPU and a GPU in the last bit.
+    Finite, at most 5.8 in size (Box and Muller 1958, on pairs of uniform numbers). Logarithm, sine
+    and cosine may differ between a CPU and a GPU in the last bit.
     """
     half = -(-size // 2)
     pairs = uniform(seed, stream, ids, job, step, 2 * half).reshape(len(ids), half, 2)
@@ -57,12 +59,16 @@ def normal(  # noqa: PLR0917  # as for `uniform`
 def philox(counter: Words, key: tuple[int, int]) -> Words:
     """Returns the four words of Philox-4x32-10 for four counter words and two key words.
 
-    All tensors are int64 and hold 32 bits without a sign; the counter words are broadcast against each other.
+    All tensors are int64 and hold 32 bits without a sign; the counter words are broadcast against
+    each other.
     """
     first, second, third, fourth = counter
     for turn in range(_ROUNDS):
-        low, high = ((word + turn * step) & _MASK for word, step in zip(key, _KEY_STEPS, strict=True))
-        # A product wraps around int64 but keeps its 64 bits; masking undoes the sign that the shift drags along.
+        low, high = (
+            (word + turn * step) & _MASK for word, step in zip(key, _KEY_STEPS, strict=True)
+        )
+        # A product wraps around int64 but keeps its 64 bits; masking undoes the sign that the shift
+        # drags along.
         left, right = first * _MULTIPLIERS[0], third * _MULTIPLIERS[1]
         first, second = ((right >> 32) ^ second ^ low) & _MASK, right
         third, fourth = ((left >> 32) ^ fourth ^ high) & _MASK, left

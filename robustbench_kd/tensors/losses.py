@@ -1,7 +1,7 @@
 """Losses of logits `(n, classes)` and labels `(n,)`, one value per example, `(n,)`.
 
-Each is written for the attacker to *maximise*, save `margin`: it says how far an example is from being lost,
-and the attacker drives it down.
+Each is written for the attacker to *maximise*, save `margin`: it says how far an example is from
+being lost, and the attacker drives it down.
 """
 
 import torch
@@ -43,8 +43,8 @@ def margin(logits: Logits, labels: Labels) -> Tensor:
 def dlr(logits: Logits, labels: Labels) -> Tensor:
     """Returns the difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_1st - z_3rd + 1e-12); maximised.
 
-    Unchanged when logits are shifted or scaled by a positive number. Source: Croce and Hein 2020, equation 6.
-    Raises `UsageError` for fewer than three classes.
+    Unchanged when logits are shifted or scaled by a positive number. Source: Croce and Hein 2020,
+    equation 6. Raises `UsageError` for fewer than three classes.
     """
     _require(logits, 3, "the DLR loss")
     top = logits.topk(3, dim=1).values
@@ -68,4 +68,6 @@ def _pick(logits: Logits, labels: Labels) -> Tensor:
 
 def _require(logits: Logits, classes: int, name: str) -> None:
     if logits.shape[1] < classes:
-        raise UsageError(f"expected at least {classes} classes for {name}, got {logits.shape[1]}: use another loss")
+        raise UsageError(
+            f"expected at least {classes} classes for {name}, got {logits.shape[1]}: use another loss"
+        )

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from robustbench_kd.core.errors import ModelError
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
 from robustbench_kd.tensors.defence import Key, Mixture, Randomized
-from robustbench_kd.tensors.malloc import keep_heap
+from robustbench_kd.tensors.malloc import keep_freed_memory
 
-# On a CPU a row of a smaller batch takes other kernels, which round otherwise: networks of `models/` need at least 16.
+# On a CPU a row of a smaller batch takes other kernels, which round otherwise: networks of
+# `models/` need at least 16.
 _ROWS = 16
 _TOGETHER = 512  # rows up to which several draws of few images are asked as one batch
 
@@ -20,7 +21,8 @@ _TOGETHER = 512  # rows up to which several draws of few images are asked as one
 def freeze(model: nn.Module) -> bool:
     """Puts a model in evaluation mode with constant parameters; returns whether any part was in training mode.
 
-    Constant parameters spare the weight gradients of every backward pass: FAB runs 1.5 times as fast.
+    Constant parameters spare the weight gradients of every backward pass: FAB runs 1.5 times as
+    fast.
     """
     was_training = any(part.training for part in model.modules())
     model.eval()
@@ -61,14 +63,20 @@ def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
 class Oracle:
     """A frozen defence whose passes are counted in examples; call it like the model itself.
 
-    `on_pass` runs after every forward pass, for progress only. A randomized defence draws under `seed`.
+    `on_pass` runs after every forward pass, for progress only. A randomized defence draws under
+    `seed`.
     """
 
     def __init__(
-        self, model: nn.Module, device: torch.device, on_pass: Callable[[], None] = lambda: None, *, seed: int = 0
+        self,
+        model: nn.Module,
+        device: torch.device,
+        on_pass: Callable[[], None] = lambda: None,
+        *,
+        seed: int = 0,
     ) -> None:
         if device.type == "cpu":
-            keep_heap()
+            keep_freed_memory()
         self.device = device
         self.forwards = 0
         self.backwards = 0
@@ -94,32 +102,39 @@ class Oracle:
     def __call__(self, images: Images) -> Logits:
         """Returns logits `(n, classes)` of images `(n, c, h, w)`, differentiable where the images are.
 
-        A randomized defence answers with a fresh draw: this is how an attack that knows nothing of keys sees it.
+        A randomized defence answers with a fresh draw: this is how an attack that knows nothing of
+        keys sees it.
         """
         if self._chance is None:
             return self._counted(self.model(images), len(images))
         self._calls += 1
-        return self._counted(self._chance.draw(images, self._key("call", images, self._calls)), len(images))
+        return self._counted(
+            self._chance.draw(images, self._key("call", images, self._calls)), len(images)
+        )
 
     def logits(self, images: Images) -> Logits:
         """Returns checked logits on the CPU; a randomized defence answers with a fresh draw.
 
-        Raises `ModelError` where the model refuses the images or does not give one finite row per image.
+        Raises `ModelError` where the model refuses the images or does not give one finite row per
+        image.
         """
         return self._checked(self, images)
 
     def answers(self, images: Images, ids: Tensor, *, stream: str, draws: int) -> Tensor:
         """Returns all that the defence may answer, `(k, n, classes)` on the CPU; raises like `logits`.
 
-        That is one answer of a deterministic defence, one of each member of a finite ensemble, and otherwise `draws`
-        draws under a stream, the same ones for the same `ids` `(n,)`. On a CPU they are the same to the last bit, whatever
-        other images are asked with an image: where memory allows, the batch is filled up to a multiple of 16.
+        That is one answer of a deterministic defence, one of each member of a finite ensemble, and
+        otherwise `draws` draws under a stream, the same ones for the same `ids` `(n,)`. On a CPU
+        they are the same to the last bit, whatever other images are asked with an image: where
+        memory allows, the batch is filled up to a multiple of 16.
         """
         n, key = len(images), Key(self._seed, stream, ids=ids, draw=torch.zeros_like(ids))
         filled = n + -n % _ROWS if self.device.type == "cpu" else n
         rows = torch.arange(filled).clamp(max=n - 1)
         try:
-            return self._answers(images[rows.to(images.device)], key.take(rows.to(ids.device)), n, draws, _TOGETHER)
+            return self._answers(
+                images[rows.to(images.device)], key.take(rows.to(ids.device)), n, draws, _TOGETHER
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -129,18 +144,24 @@ class Oracle:
         """Returns the answers to the first n images; several draws are asked at once in up to `together` rows."""
         if self._chance is None or self._members is not None:
             members = [self.model] if self._members is None else self._members.members()
-            return torch.stack([self._checked(self._asking(member, n), images)[:n] for member in members])
+            return torch.stack(
+                [self._checked(self._asking(member, n), images)[:n] for member in members]
+            )
         some = max(1, together // len(images))
         parts = torch.split(torch.arange(draws), some)
         return torch.cat([self._drawn(self._chance, images, key, n, numbers) for numbers in parts])
 
-    def _drawn(self, defence: Randomized, images: Images, key: Key, n: int, numbers: Tensor) -> Tensor:
+    def _drawn(
+        self, defence: Randomized, images: Images, key: Key, n: int, numbers: Tensor
+    ) -> Tensor:
         """Returns the draws of these numbers `(k,)` of the first n images, `(k, n, classes)`."""
         rows, times = len(images), len(numbers)
         ids, draw = key.ids.repeat(times), numbers.repeat_interleave(rows)
         drawn = replace(key, ids=ids.to(self.device), draw=draw.to(self.device))
         repeated = images.to(self.device).repeat(times, 1, 1, 1)
-        logits = self._checked(lambda some: self._counted(defence.draw(some, drawn), n * times), repeated)
+        logits = self._checked(
+            lambda some: self._counted(defence.draw(some, drawn), n * times), repeated
+        )
         return logits.view(times, rows, logits.shape[1])[:, :n]
 
     def weights(self, answers: int) -> Tensor:
@@ -187,7 +208,9 @@ class Oracle:
 def check_logits(output: object, n: int) -> Logits:
     """Returns the output if it is finite logits `(n, classes)`; raises `ModelError` otherwise."""
     if not isinstance(output, Tensor):
-        raise ModelError(f"expected the model to return a tensor of logits, got {type(output).__name__}")
+        raise ModelError(
+            f"expected the model to return a tensor of logits, got {type(output).__name__}"
+        )
     if output.ndim != 2 or len(output) != n or output.shape[1] < 2:
         raise ModelError(f"expected logits of shape ({n}, classes), got {tuple(output.shape)}")
     broken = int((~torch.isfinite(output)).any(dim=1).sum())

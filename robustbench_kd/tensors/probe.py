@@ -1,9 +1,11 @@
 """What trust checks are given: a sample to probe a defence on, and the facts of a finished run.
 
-A check is one file of `trust/`. It offers functions of up to three names, each of which returns findings:
+A check is one file of `trust/`. It offers functions of up to three names, each of which returns
+findings:
 
 - `probe(sample: Probe)` spends a few dozen passes on each image; `rkd check` runs no others.
-- `search(trials: Trials)` looks at short attacks (`tensors/short_attacks.py`), which run once for all checks.
+- `search(trials: Trials)` looks at short attacks (`tensors/short_attacks.py`), which run once for
+  all checks.
 - `judge(facts: Facts)` reads what a finished run left behind, without a pass.
 """
 
@@ -44,7 +46,8 @@ def differentiated(
 ) -> tuple[Logits, Tensor, Tensor]:
     """Returns the logits of points, an objective `(n,)` of them, and its gradient at the points.
 
-    Raises `NoGradientError` where the defence fails under autograd, or its answer does not depend on the points by it.
+    Raises `NoGradientError` where the defence fails under autograd, or its answer does not depend
+    on the points by it.
     """
     points = points.detach().requires_grad_()
     try:
@@ -63,17 +66,21 @@ def differentiated(
 class Probe:
     """A sample of images that a defence classifies rightly, and how to ask about them.
 
-    Of a randomized defence every question is about one draw for each image, the same in all calls: an attack must succeed
-    with the randomness fixed (Carlini et al. 2019, arXiv 1902.06705), and luck is no finding.
+    Of a randomized defence every question is about one draw for each image, the same in all calls:
+    an attack must succeed with the randomness fixed (Carlini et al. 2019, arXiv 1902.06705), and
+    luck is no finding.
 
     Args:
-        answer: Maps images `(m, c, h, w)` and the rows of the sample `(m,)` that they stand for to logits, differentiably.
-        images: Clean images `(n, c, h, w)`, classified as `labels` `(n,)` says, with the answers `logits` `(n, classes)`.
+        answer: Maps images `(m, c, h, w)` and the rows of the sample `(m,)` that they stand for to
+            logits, differentiably.
+        images: Clean images `(n, c, h, w)`, classified as `labels` `(n,)` says, with the answers
+            `logits` `(n, classes)`.
         ids: Example ids, int64 `(n,)`; with the seed they key all randomness.
         threat: The norm and the radius that set the scale.
         randomized: Whether the defence says itself that it answers by chance.
         was_training: Whether it came in training mode.
-        right: Which images of a larger sample it classifies rightly under usual normalisations, `(m,)` by name.
+        right: Which images of a larger sample it classifies rightly under usual normalisations,
+            `(m,)` by name.
         normalisation: The name among these of the one that it has.
     """
 
@@ -123,14 +130,19 @@ class Probe:
     def slope(self, points: Images, loss: Loss = reversed_margin) -> tuple[Tensor, Tensor]:
         """Returns the loss `(n,)` of one point for each row, and its gradient; raises `NoGradientError`."""
         _, values, gradient = differentiated(
-            lambda images: self.answer(images, self.rows), points, lambda logits: loss(logits, self.labels)
+            lambda images: self.answer(images, self.rows),
+            points,
+            lambda logits: loss(logits, self.labels),
         )
         return values, gradient
 
-    def nearby(self, part: str, share: float, *, turn: int = 0, rows: Tensor | None = None) -> Images:
+    def nearby(
+        self, part: str, share: float, *, turn: int = 0, rows: Tensor | None = None
+    ) -> Images:
         """Returns random points in the box, others for each `part` and `turn`.
 
-        For linf they are uniform in the cube of `share` of the radius; for l2 and l1 they lie on the sphere.
+        For linf they are uniform in the cube of `share` of the radius; for l2 and l1 they lie on
+        the sphere.
         """
         rows = self.rows if rows is None else rows
         return self._moved(rows, share * self.noise(part, turn, rows))
@@ -162,7 +174,14 @@ class Probe:
 
     def _drawn(self, draw: Callable[..., Tensor], part: str, turn: int, rows: Tensor) -> Tensor:
         like = self.images[rows]
-        found = draw(self.seed, f"trust/{part}", self.ids[rows], torch.zeros_like(rows), turn, like[0].numel())
+        found = draw(
+            self.seed,
+            f"trust/{part}",
+            self.ids[rows],
+            torch.zeros_like(rows),
+            turn,
+            like[0].numel(),
+        )
         return found.view_as(like).to(like.dtype)
 
     def _moved(self, rows: Tensor, steps: Tensor) -> Images:
@@ -173,8 +192,9 @@ class Probe:
 class StageFacts:
     """One stage of a run: which examples it broke, and how.
 
-    `guided` says whether it follows gradients, `surface` on what it searched, `adaptive` whether it came after the standard
-    attacks. `refused` counts points that the search took for adversarial and the defence did not.
+    `guided` says whether it follows gradients, `surface` on what it searched, `adaptive` whether it
+    came after the standard attacks. `refused` counts points that the search took for adversarial
+    and the defence did not.
     """
 
     name: str
@@ -189,8 +209,8 @@ class StageFacts:
 class Facts:
     """What a finished run on `examples` images knows.
 
-    `stages` are its attacks in order; `margins` those of the broken examples, by id, on the images that broke them;
-    `composite` says whether the defence is more than a plain classifier.
+    `stages` are its attacks in order; `margins` those of the broken examples, by id, on the images
+    that broke them; `composite` says whether the defence is more than a plain classifier.
     """
 
     examples: int

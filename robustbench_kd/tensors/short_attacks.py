@@ -29,8 +29,8 @@ class Attacking(Attack[State], Protocol):
 class Trace:
     """What an attack met on its way.
 
-    `rows` `(n,)` are the attacked rows of the sample, `losses` `(points, n)` the objective, NaN once a row has left, and
-    `wrong` `(points, n)` tells which points are misclassified.
+    `rows` `(n,)` are the attacked rows of the sample, `losses` `(points, n)` the objective, NaN
+    once a row has left, and `wrong` `(points, n)` tells which points are misclassified.
     """
 
     rows: Tensor
@@ -49,7 +49,7 @@ class Trace:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trials:
+class ShortAttacks:
     """Attacks on a sample, each of which runs when it is first asked for. All raise `NoGradientError`.
 
     Args:
@@ -58,7 +58,8 @@ class Trials:
         brief: Takes a few steps that adapt.
         thorough: Takes as many steps as usual.
         longer: Takes twice as many.
-        parts: What the defence declares in its own place, by name, and the run itself does not attack.
+        parts: What the defence declares in its own place, by name, and the run itself does not
+            attack.
     """
 
     sample: Probe
@@ -97,7 +98,9 @@ class Trials:
     def limit(self) -> float:
         """The radius of a ball around any image that holds the whole box."""
         pixels = self.sample.images[0].numel()
-        return float(pixels ** {Norm.LINF: 0.0, Norm.L2: 0.5, Norm.L1: 1.0}[self.sample.threat.norm])
+        return float(
+            pixels ** {Norm.LINF: 0.0, Norm.L2: 0.5, Norm.L1: 1.0}[self.sample.threat.norm]
+        )
 
     @cached_property
     def prolonged(self) -> Trace:
@@ -115,7 +118,9 @@ class Trials:
         sample = self.sample
         radii = [radius for factor in _WIDER if (radius := factor * sample.threat.eps) < self.limit]
         return {
-            radius: self._follow(self.brief, sample.rows, threat=replace(sample.threat, eps=radius), centred=True)
+            radius: self._follow(
+                self.brief, sample.rows, threat=replace(sample.threat, eps=radius), centred=True
+            )
             for radius in (*radii, self.limit)
         }
 
@@ -124,14 +129,20 @@ class Trials:
         """The standing rows of which some random point is misclassified."""
         left = self.standing
         for turn in range(_ROUNDS):
-            for points in (partial(self.sample.nearby, "noise", 1), partial(self.sample.corners, "noise")):
+            for points in (
+                partial(self.sample.nearby, "noise", 1),
+                partial(self.sample.corners, "noise"),
+            ):
                 left = self._right(points(turn=turn, rows=left), left) if len(left) else left
         return self.standing[~torch.isin(self.standing, left)]
 
     @cached_property
     def transferred(self) -> dict[str, Tensor]:
         """The standing rows that an attack on a part breaks, by the part's name; judged on the defence itself."""
-        return {name: self._follow(self.brief, self.standing, part=part).broken for name, part in self.parts.items()}
+        return {
+            name: self._follow(self.brief, self.standing, part=part).broken
+            for name, part in self.parts.items()
+        }
 
     def _right(self, points: Images, rows: Tensor) -> Tensor:
         """Returns the rows whose points are classified rightly."""
@@ -155,12 +166,24 @@ class Trials:
         wrong = torch.zeros_like(losses, dtype=torch.bool)
         if not len(rows):
             return Trace(rows, losses, wrong)
-        fresh = Rows(sample.images[rows], sample.labels[rows], sample.logits[rows], sample.ids[rows], rows * 0 + job)
-        state = attack.begin(fresh, threat, fresh.images) if centred else attack.start(fresh, threat, sample.seed)
+        fresh = Rows(
+            sample.images[rows],
+            sample.labels[rows],
+            sample.logits[rows],
+            sample.ids[rows],
+            rows * 0 + job,
+        )
+        state = (
+            attack.begin(fresh, threat, fresh.images)
+            if centred
+            else attack.start(fresh, threat, sample.seed)
+        )
         left = torch.arange(len(rows), device=rows.device)
         for turn, wanted in enumerate(schedule):
             points = attack.ask(state)
-            logits, values, gradient = self._told(attack, state, points, rows[left], part, wanted=wanted)
+            logits, values, gradient = self._told(
+                attack, state, points, rows[left], part, wanted=wanted
+            )
             judged = sample.ask(points, rows[left]) if part else logits
             wrong[turn, left] = judged.argmax(dim=1) != sample.labels[rows[left]]
             losses[turn, left] = values[0]
@@ -173,7 +196,14 @@ class Trials:
         return Trace(rows, losses, wrong)
 
     def _told(
-        self, attack: Attacking[Any], state: Any, points: Images, rows: Tensor, part: Ask | None, *, wanted: bool
+        self,
+        attack: Attacking[Any],
+        state: Any,
+        points: Images,
+        rows: Tensor,
+        part: Ask | None,
+        *,
+        wanted: bool,
     ) -> tuple[Logits, Tensor, Tensor | None]:
         """Returns what an attack is told of its points."""
         answer = part or self.sample.answer
@@ -182,6 +212,8 @@ class Trials:
                 logits = answer(points, rows)
             return logits, attack.objective(state, logits), None
         logits, values, gradient = differentiated(
-            lambda images: answer(images, rows), points, lambda found: attack.objective(state, found)[0]
+            lambda images: answer(images, rows),
+            points,
+            lambda found: attack.objective(state, found)[0],
         )
         return logits, values[None], gradient.nan_to_num(0, 0, 0)[None]  # points must stay numbers

@@ -25,8 +25,9 @@ Pixels = NDArray[np.float32]
 class StoredImages:
     """One image for each example that an attack broke, of a randomized defence for each whose answers it made worse.
 
-    `images` are `(m, c, h, w)`, `ids`, the true `labels` and the `predictions` on the images `(m,)`. `originals` are the clean
-    images of the first eight. `run` and `threat` name the run they belong to.
+    `images` are `(m, c, h, w)`, `ids`, the true `labels` and the `predictions` on the images
+    `(m,)`. `originals` are the clean images of the first eight. `run` and `threat` name the run
+    they belong to.
     """
 
     run: str
@@ -41,7 +42,9 @@ class StoredImages:
 def write(path: Path, stored: StoredImages) -> None:
     """Writes the file, whole or not at all; raises `RecordError` where that fails."""
     tensors = {name: np.ascontiguousarray(getattr(stored, name)) for name in _kinds(0, ())}
-    write_bytes(path, save(tensors, {"schema_version": _SCHEMA, "run": stored.run, "threat": stored.threat}))
+    write_bytes(
+        path, save(tensors, {"schema_version": _SCHEMA, "run": stored.run, "threat": stored.threat})
+    )
 
 
 def read(path: Path, *, most: int | None = None) -> StoredImages:
@@ -61,7 +64,11 @@ def read(path: Path, *, most: int | None = None) -> StoredImages:
 def _kinds(n: int, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Returns the type and shape of each tensor of a file of `n` images of one shape."""
     numbers = dict.fromkeys(("ids", "labels", "predictions"), ("I64", (n,)))
-    return {**numbers, "images": ("F32", (n, *shape)), "originals": ("F32", (min(n, SHOWN), *shape))}
+    return {
+        **numbers,
+        "images": ("F32", (n, *shape)),
+        "originals": ("F32", (min(n, SHOWN), *shape)),
+    }
 
 
 def _checked(file: Any, path: Path) -> dict[str, str]:
@@ -74,7 +81,9 @@ def _checked(file: Any, path: Path) -> dict[str, str]:
     n, *shape = found.get("images", ("", (0,)))[1]
     for name, kind in _kinds(n, tuple(shape)).items():
         if found.get(name) != kind or len(shape) != 3 or 0 in shape:
-            raise _wrong(path, f"expected {name} of type and shape {kind}, got {found.get(name, 'none')}")
+            raise _wrong(
+                path, f"expected {name} of type and shape {kind}, got {found.get(name, 'none')}"
+            )
     return dict(header)
 
 

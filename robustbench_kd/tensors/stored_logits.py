@@ -1,7 +1,8 @@
 """A teacher's logits, computed once: float16, keyed by example and view, in a file that names what it answers for.
 
-Random augmentation would part images from stored answers, so training sees a fixed number of views of every image, each
-a function of the example and the view alone. The file is refused where teacher, data set or views are others.
+Random augmentation would part images from stored answers, so training sees a fixed number of views
+of every image, each a function of the example and the view alone. The file is refused where
+teacher, data set or views are others.
 """
 
 import json
@@ -14,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_kd.core.errors import CheckpointError, ModelError, UsageError
-from robustbench_kd.tensors import hashed_file as sealed
-from robustbench_kd.tensors import keyed_random
+from robustbench_kd.tensors import hashed_file, keyed_random
 from robustbench_kd.tensors.contracts import Classifier, Dataset, Images, Logits
 
 _SCHEMA = "1"
@@ -26,8 +26,8 @@ _STREAM = "stored-view"
 class Views:
     """Fixed views of every image: view 0 is the image itself, view 1 its mirror image where views are mirrored.
 
-    Every further one is shifted by up to `padding` pixels, black flowing in, and mirrored where its number is odd. Two
-    views without padding are the two sides of flipping alone.
+    Every further one is shifted by up to `padding` pixels, black flowing in, and mirrored where its
+    number is odd. Two views without padding are the two sides of flipping alone.
     """
 
     count: int = 1
@@ -71,7 +71,9 @@ class StoredLogits:
         keys = ids.to(self.ids.device)
         place = torch.searchsorted(self.ids, keys).clamp(max=len(self.ids) - 1)
         if bool((self.ids[place] != keys).any()) or int(views.max()) >= self.logits.shape[1]:
-            raise UsageError("expected examples and views whose logits were stored, got others: store them anew")
+            raise UsageError(
+                "expected examples and views whose logits were stored, got others: store them anew"
+            )
         return self.logits[place, views.to(place.device)].float().to(ids.device)
 
 
@@ -116,24 +118,28 @@ class Archive:
         return seen, tuple(StoredTeacher(seen, answers.of(ids, drawn)) for answers in self.stored)
 
 
-def ask(teacher: Classifier, dataset: Dataset, views: Views, *, batch_size: int, device: torch.device) -> StoredLogits:
+def ask(
+    teacher: Classifier, dataset: Dataset, views: Views, *, batch_size: int, device: torch.device
+) -> StoredLogits:
     """Returns the teacher's answers to every view of every example; raises `ModelError` beyond what float16 holds."""
     order = torch.tensor(dataset.ids).argsort()
     known = dataset.take(order)
     answers = torch.cat(list(_answers(teacher, known, views, batch_size=batch_size, device=device)))
     if not bool(answers.isfinite().all()):
-        raise ModelError("the teacher's logits do not fit into float16: they are beyond 65,504 in size, or no numbers")
+        raise ModelError(
+            "the teacher's logits do not fit into float16: they are beyond 65,504 in size, or no numbers"
+        )
     return StoredLogits(torch.tensor(known.ids), answers)
 
 
 def write(path: Path, stored: StoredLogits, source: Source) -> None:
     """Writes logits and what they answer for, whole or not at all; raises `RecordError` where that fails."""
-    sealed.write(path, {"ids": stored.ids, "logits": stored.logits}, _header(source))
+    hashed_file.write(path, {"ids": stored.ids, "logits": stored.logits}, _header(source))
 
 
 def read(path: Path, source: Source) -> StoredLogits:
     """Reads logits; raises `CheckpointError` where the file is damaged or answers for something else."""
-    content, header = sealed.read(path)
+    content, header = hashed_file.read(path)
     for key, expected in _header(source).items():
         if header.get(key) != expected:
             raise CheckpointError(

@@ -31,7 +31,9 @@ class Network:
         """Returns the network with random weights that follow from the seed."""
         name, arguments = self.architecture.name, self.architecture.arguments
         shape = shape_of(data)
-        network = seeded_build(lambda: build_network(name, arguments, classes=data.classes, shape=shape), seed)
+        network = seeded_build(
+            lambda: build_network(name, arguments, classes=data.classes, shape=shape), seed
+        )
         return assemble(network, self.normalisation)
 
     def described(self) -> dict[str, Any]:
@@ -56,16 +58,24 @@ class Composition:
     def build(self, data: Dataset, seed: int, card: Path) -> nn.Module:
         """Returns the defence with its parts loaded and frozen; random weights of its own follow from the seed.
 
-        Raises `UsageError` where the card could not describe it, and like `checkpoints.target.load`.
+        Raises `UsageError` where the card could not describe it, and like
+        `checkpoints.target.load`.
         """
         if self.family == "classifier":
-            raise UsageError("expected a family that is composed of parts, got 'classifier': choose another --family")
+            raise UsageError(
+                "expected a family that is composed of parts, got 'classifier': choose another --family"
+            )
         targets = [self._target(part, card) for part in self.parts]
         shape = shape_of(data)
-        loaded = seeded_build(lambda: [load(target, classes=data.classes, shape=shape) for target in targets], seed)
+        loaded = seeded_build(
+            lambda: [load(target, classes=data.classes, shape=shape) for target in targets], seed
+        )
         models = [part.model.requires_grad_(False) for part in loaded]
         return seeded_build(
-            lambda: build_family(self.family, models, self.arguments, classes=data.classes, shape=shape), seed
+            lambda: build_family(
+                self.family, models, self.arguments, classes=data.classes, shape=shape
+            ),
+            seed,
         )
 
     def described(self) -> dict[str, Any]:
@@ -85,7 +95,9 @@ class Composition:
 
     def _target(self, part: Path, card: Path) -> Target:
         if part.suffix != ".toml" or part.is_dir():
-            raise UsageError(f"expected the card of a part, such as net.toml, got '{part}'; 'rkd convert' writes one")
+            raise UsageError(
+                f"expected the card of a part, such as net.toml, got '{part}'; 'rkd convert' writes one"
+            )
         (target,) = describe(str(part), Choices(trust_code=self.trust_code))
         if part.parent.resolve() != card.parent.resolve():
             raise UsageError(
@@ -93,7 +105,9 @@ class Composition:
                 f"weights there, or choose --out {part.parent}"
             )
         if card.stem in {part.stem, *_files(target)}:
-            raise UsageError(f"'{card.stem}' would overwrite a file of its part '{part}': choose another --name")
+            raise UsageError(
+                f"'{card.stem}' would overwrite a file of its part '{part}': choose another --name"
+            )
         return target
 
 

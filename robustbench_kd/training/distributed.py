@@ -1,12 +1,14 @@
 """Several processes that train one network, started by torchrun: each takes its rows of every batch.
 
-What a process computes is its share of a mean over the batch, and everything is summed. DistributedDataParallel does not
-fit: an attack differentiates with respect to images, by `torch.autograd.grad`, which it does not support; methods pass
-several batches through a network before one backward pass, hook its layers and ask it for more than `forward`; and a
-helper learns beside it. So gradients are summed after the backward pass, in one bucket, by `all_reduce`.
+What a process computes is its share of a mean over the batch, and everything is summed.
+DistributedDataParallel does not fit: an attack differentiates with respect to images, by
+`torch.autograd.grad`, which it does not support; methods pass several batches through a network
+before one backward pass, hook its layers and ask it for more than `forward`; and a helper learns
+beside it. So gradients are summed after the backward pass, in one bucket, by `all_reduce`.
 
-Batch normalisation normalises with the rows of its own process, and what it keeps is averaged over the processes after
-every step. SyncBatchNorm would normalise with all rows, but it has no CPU form and no second derivative, which igdm needs.
+Batch normalisation normalises with the rows of its own process, and what it keeps is averaged over
+the processes after every step. SyncBatchNorm would normalise with all rows, but it has no CPU form
+and no second derivative, which igdm needs.
 
 With one process every function here does nothing.
 """
@@ -26,7 +28,8 @@ from robustbench_kd.core.errors import UsageError
 def joined(device: torch.device) -> Iterator[None]:
     """Joins the processes that torchrun started, if there are several, each on a device of its own, for once.
 
-    One that fails does not say goodbye, for which it would have to wait for the others: torchrun ends them.
+    One that fails does not say goodbye, for which it would have to wait for the others: torchrun
+    ends them.
     """
     if _together() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -61,8 +64,8 @@ def mine(rows: Tensor) -> Tensor:
 def source(shared: torch.Generator, seed: int, step: int) -> torch.Generator:
     """Returns what this process draws from during a step: the shared generator where it is alone.
 
-    Otherwise it is the global one, seeded for process and step, so that noise differs between processes, the shared one
-    stays in step, and a resumed training draws what it would have drawn.
+    Otherwise it is the global one, seeded for process and step, so that noise differs between
+    processes, the shared one stays in step, and a resumed training draws what it would have drawn.
     """
     if not _together():
         return shared
@@ -84,7 +87,9 @@ def summed(values: Tensor) -> Tensor:
 def sum_gradients(optimiser: optim.Optimizer) -> None:
     """Gives every parameter the sum of its gradients in all processes."""
     if _together():
-        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter for group in optimiser.param_groups for parameter in group["params"]
+        ]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for gradient, total in zip(gradients, _sums(gradients), strict=True):
             gradient.copy_(total)
@@ -94,8 +99,9 @@ def sum_gradients(optimiser: optim.Optimizer) -> None:
 def in_common(*modules: nn.Module) -> Iterator[None]:
     """Lets every element of a buffer move, during a step, by the mean over those processes that move it.
 
-    All of them move statistics of a batch, but only one of them what a memory bank holds of an example. A NaN stands for
-    what is not known yet. Comes to its end after the backward pass, which would miss what it changes.
+    All of them move statistics of a batch, but only one of them what a memory bank holds of an
+    example. A NaN stands for what is not known yet. Comes to its end after the backward pass, which
+    would miss what it changes.
     """
     if not _together():
         yield
@@ -105,7 +111,9 @@ def in_common(*modules: nn.Module) -> Iterator[None]:
     after = _buffers(modules)
     moves = [torch.where(new == old, 0, new - old) for new, old in zip(after, before, strict=True)]
     totals = _sums([*moves, *(move != 0 for move in moves)])
-    for new, old, move, movers in zip(after, before, totals[: len(after)], totals[len(after) :], strict=True):
+    for new, old, move, movers in zip(
+        after, before, totals[: len(after)], totals[len(after) :], strict=True
+    ):
         new.copy_(old + move / movers.clamp(min=1))
 
 
@@ -118,7 +126,9 @@ def _rank() -> int:
 
 
 def _buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
-    return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+    return [
+        buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()
+    ]
 
 
 def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:

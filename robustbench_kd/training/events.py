@@ -24,7 +24,8 @@ class Step:
 class Accuracies(NamedTuple):
     """Fractions of the validation examples: right as they are, and under PGD.
 
-    A defence that answers by chance is asked once for each image and not attacked, so that `robust` is None.
+    A defence that answers by chance is asked once for each image and not attacked, so that `robust`
+    is None.
     """
 
     clean: float

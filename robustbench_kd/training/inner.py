@@ -6,7 +6,7 @@ import torch
 
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Classifier, Images
-from robustbench_kd.tensors.distillation import Asked, Objective
+from robustbench_kd.tensors.distillation import CachedNetwork, Objective
 from robustbench_kd.tensors.geometry import project, random_start, steepest
 from robustbench_kd.tensors.oracle import mode
 from robustbench_kd.training.recipe import Recipe
@@ -25,8 +25,9 @@ def pgd(
 ) -> Images:
     """Returns images inside the ball and the box that raise the objective, detached; Madry et al. 2018.
 
-    `objective` maps points and their logits to one value per example, `(n,)`; `step_size` is a fraction of the radius. The
-    gradients that the parameters hold stay as they are. Raises `UsageError` for `l1`.
+    `objective` maps points and their logits to one value per example, `(n,)`; `step_size` is a
+    fraction of the radius. The gradients that the parameters hold stay as they are. Raises
+    `UsageError` for `l1`.
     """
     points = _start(images, threat, start, generator)
     for _ in range(steps):
@@ -38,7 +39,7 @@ def pgd(
 
 
 def attack(
-    student: Asked,
+    student: CachedNetwork,
     images: Images,
     objective: Objective,
     *,
@@ -65,5 +66,7 @@ def _start(images: Images, threat: Threat, start: str, generator: torch.Generato
         return random_start(images, threat.eps, threat.norm, generator)
     if start == "none":
         return images.clone()
-    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype, device=generator.device)
+    noise = torch.randn(
+        images.shape, generator=generator, dtype=images.dtype, device=generator.device
+    )
     return project(images + 0.001 * noise.to(images.device), images, threat.eps, threat.norm)

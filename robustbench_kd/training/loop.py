@@ -22,12 +22,12 @@ from robustbench_kd.training.batches import batches, split
 from robustbench_kd.training.events import Accuracies, Epoch, Observer, Step, Trained
 from robustbench_kd.training.recipe import Recipe
 from robustbench_kd.training.schedule import learning_rate
-from robustbench_kd.training.training_checkpoint import Memory
-from robustbench_kd.training.training_state import Company, Course, open_course
+from robustbench_kd.training.training_checkpoint import TrainingCheckpoint
+from robustbench_kd.training.training_state import Partners, TrainingState, open_course
 from robustbench_kd.training.validation import evaluate
 
 Built = TypeVar("Built")
-_ALONE = Company()
+_ALONE = Partners()
 _UNTRAINED = Trained({}, 0, Accuracies(0.0, None))
 
 
@@ -44,22 +44,24 @@ def train(
     recipe: Recipe,
     observer: Observer,
     *,
-    company: Company = _ALONE,
-    memory: Memory | None = None,
+    company: Partners = _ALONE,
+    memory: TrainingCheckpoint | None = None,
 ) -> Trained:
     """Trains a defence in place, on its own device, and returns the selected weights.
 
     One that fits itself to data does so first. Only parameters that want a gradient are optimised.
 
-    All randomness follows from `recipe.seed`: on a CPU the same seed and number of threads give the same
-    weights, bit for bit, and the global generators stay as they were. Several processes that torchrun started share every
-    batch and end with the same weights; their number counts like the seed. `observer` receives a `Step` after each
-    step and an `Epoch` after each epoch; what it raises, and an interrupt, passes through. With a `memory` the training
-    goes on after the last epoch that was finished, to the same weights. The network is
-    left with the weights of the last epoch. Raises `UsageError` for `l1`, for a validation split that leaves
-    nothing to train on and for epochs without anything to optimise, `ModelError` when the loss is no longer finite.
+    All randomness follows from `recipe.seed`: on a CPU the same seed and number of threads give the
+    same weights, bit for bit, and the global generators stay as they were. Several processes that
+    torchrun started share every batch and end with the same weights; their number counts like the
+    seed. `observer` receives a `Step` after each step and an `Epoch` after each epoch; what it
+    raises, and an interrupt, passes through. With a `memory` the training goes on after the last
+    epoch that was finished, to the same weights. The network is left with the weights of the last
+    epoch. Raises `UsageError` for `l1`, for a validation split that leaves nothing to train on and
+    for epochs without anything to optimise, `ModelError` when the loss is no longer finite.
     """
-    steepest(torch.zeros(1, 1), threat.norm)  # refuses a norm that PGD cannot use before any work is done
+    # Refuses a norm that PGD cannot use before any work is done.
+    steepest(torch.zeros(1, 1), threat.norm)
     generator = torch.Generator().manual_seed(recipe.seed)
     rows, held_out = split(dataset.labels, recipe.validation, generator)
     training, validation = dataset.take(rows), dataset.take(held_out)
@@ -74,7 +76,11 @@ def train(
 
 
 def _complete(
-    course: Course, observer: Observer, memory: Memory | None, *, measure: Callable[[nn.Module], Accuracies]
+    course: TrainingState,
+    observer: Observer,
+    memory: TrainingCheckpoint | None,
+    *,
+    measure: Callable[[nn.Module], Accuracies],
 ) -> Trained:
     trained = (memory and memory.recall(course)) or _UNTRAINED
     distributed.align(course.network, course.helper)
@@ -92,9 +98,11 @@ def _complete(
     return trained
 
 
-def _steps(course: Course, epoch: int) -> Iterator[Step]:
+def _steps(course: TrainingState, epoch: int) -> Iterator[Step]:
     recipe = course.recipe
-    parts = batches(torch.randperm(len(course.training), generator=course.generator), recipe.batch_size)
+    parts = batches(
+        torch.randperm(len(course.training), generator=course.generator), recipe.batch_size
+    )
     course.network.train()
     course.helper.train()
     for step, rows in enumerate(parts, start=1):
@@ -105,12 +113,17 @@ def _steps(course: Course, epoch: int) -> Iterator[Step]:
             number, *shares = distributed.summed(torch.stack([loss, *terms.values()])).tolist()
             if not math.isfinite(number):
                 raise ModelError(f"the loss became {number} in epoch {epoch}: lower learning_rate")
-            _update(course.optimiser, loss, learning_rate(recipe, before, len(parts)), recipe.gradient_clip)
+            _update(
+                course.optimiser,
+                loss,
+                learning_rate(recipe, before, len(parts)),
+                recipe.gradient_clip,
+            )
         course.after_step(epoch)
         yield Step(epoch, step, len(parts), number, dict(zip(terms, shares, strict=True)))
 
 
-def _terms(course: Course, rows: Tensor, epoch: int, step: int) -> Terms:
+def _terms(course: TrainingState, rows: Tensor, epoch: int, step: int) -> Terms:
     """Returns what this process adds to the means over a batch: all of them where it is alone."""
     own = distributed.mine(rows)
     generator = distributed.source(course.generator, course.recipe.seed, step)

@@ -14,19 +14,20 @@ from robustbench_kd.checkpoints.card import Card, is_file_name, read_card, write
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors import hashed_file as sealed
+from robustbench_kd.tensors import hashed_file
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.training import distributed
 from robustbench_kd.training.design import Composition, Network, shape_of
 from robustbench_kd.training.events import Observer, Trained
 from robustbench_kd.training.loop import train
 from robustbench_kd.training.recipe import Recipe
-from robustbench_kd.training.teachers import Tutor, archive, described, load_teachers
-from robustbench_kd.training.training_checkpoint import Memory
-from robustbench_kd.training.training_state import Company
+from robustbench_kd.training.teachers import TeacherSpec, archive, described, load_teachers
+from robustbench_kd.training.training_checkpoint import TrainingCheckpoint
+from robustbench_kd.training.training_state import Partners
 
 _MOST_SEEDS = 2**63
-_SETTINGS = ("method", "threat", "data_fingerprint", "recipe")  # what a card says of how its weights were made
+# What a card says of how its weights were made.
+_SETTINGS = ("method", "threat", "data_fingerprint", "recipe")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Plan:
     threats: tuple[str, ...]
     device: torch.device
     licence: str = ""
-    teachers: tuple[Tutor, ...] = ()
+    teachers: tuple[TeacherSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ class Made:
 def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer) -> Made:
     """Trains by the plan on the training split `data` and writes a card into a folder, with the weights beside it.
 
-    Until the card is written a file `NAME.training` lies beside it, from which the same plan goes on after the last
-    finished epoch. Of several processes that torchrun started the first one writes. Raises `UsageError` for a name
-    that is no file name, or that of a checkpoint which was made otherwise, and whatever building and training raise.
+    Until the card is written a file `NAME.training` lies beside it, from which the same plan goes
+    on after the last finished epoch. Of several processes that torchrun started the first one
+    writes. Raises `UsageError` for a name that is no file name, or that of a checkpoint which was
+    made otherwise, and whatever building and training raise.
     """
     if not plan.name or not is_file_name(plan.name):
         raise UsageError(f"expected a name that can be a file name, got {plan.name!r}")
@@ -66,9 +68,19 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
     told = {**plan.design.described(), "teachers": tuple(map(described, plan.teachers, teachers))}
     if path.exists():
         _require_same(path, _conditions(plan, data), told)
-    memory = Memory(path.with_suffix(".training"), _identity(plan, data, model, teachers))
+    memory = TrainingCheckpoint(
+        path.with_suffix(".training"), _identity(plan, data, model, teachers)
+    )
     company = _company(plan, data, path, teachers)
-    trained = train(model.to(plan.device), data, plan.threat, plan.recipe, observer, company=company, memory=memory)
+    trained = train(
+        model.to(plan.device),
+        data,
+        plan.threat,
+        plan.recipe,
+        observer,
+        company=company,
+        memory=memory,
+    )
     if not distributed.leads():
         return Made(path, trained)
     model.load_state_dict(trained.best_state)
@@ -100,12 +112,15 @@ def _require_same(path: Path, conditions: dict[str, Any], told: dict[str, Any]) 
         )
 
 
-def _company(plan: Plan, data: Dataset, path: Path, teachers: Sequence[Subject]) -> Company:
+def _company(plan: Plan, data: Dataset, path: Path, teachers: Sequence[Subject]) -> Partners:
     recipe = plan.recipe
-    peer_seed = (recipe.seed + 1) % _MOST_SEEDS  # a peer with the student's own weights could teach it nothing
-    return Company(
+    # A peer with the student's own weights could teach it nothing.
+    peer_seed = (recipe.seed + 1) % _MOST_SEEDS
+    return Partners(
         teachers=tuple(teacher.model.to(plan.device) for teacher in teachers),
-        archive=archive(teachers, recipe, data, path.parent, plan.device) if recipe.stored_views else None,
+        archive=archive(teachers, recipe, data, path.parent, plan.device)
+        if recipe.stored_views
+        else None,
         fresh=lambda: plan.design.build(data, peer_seed, path),
     )
 
@@ -128,15 +143,22 @@ def _conditions(plan: Plan, data: Dataset) -> dict[str, Any]:
 
 def _identity(plan: Plan, data: Dataset, model: nn.Module, teachers: Sequence[Subject]) -> str:
     """Returns the sha256 of everything that a training begins with."""
-    known = {**_conditions(plan, data), "teachers": [teacher.checkpoint_sha256 for teacher in teachers]}
-    return sealed.digest(model.state_dict(), {"conditions": json.dumps(known, sort_keys=True)})
+    known = {
+        **_conditions(plan, data),
+        "teachers": [teacher.checkpoint_sha256 for teacher in teachers],
+    }
+    return hashed_file.digest(model.state_dict(), {"conditions": json.dumps(known, sort_keys=True)})
 
 
 def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, Any]:
     """Returns what a card says of how it was made; validation examples are held out of the training split."""
     known = _conditions(plan, data)
     validation = {"n": plan.recipe.validation, **_measured(trained)}
-    outcome = {"epoch": trained.best_epoch, "data_fingerprint": known.pop("data_fingerprint"), "validation": validation}
+    outcome = {
+        "epoch": trained.best_epoch,
+        "data_fingerprint": known.pop("data_fingerprint"),
+        "validation": validation,
+    }
     return {"method": known.pop("method"), "threat": known.pop("threat"), **outcome, **known}
 
 

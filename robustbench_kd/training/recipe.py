@@ -25,7 +25,7 @@ from torch import nn
 from robustbench_kd.core import plugins
 from robustbench_kd.core.errors import UsageError, unknown_name
 from robustbench_kd.distill import open_method
-from robustbench_kd.tensors.distillation import Lesson, Method, MethodOptions, Objective
+from robustbench_kd.tensors.distillation import BatchContext, Method, MethodOptions, Objective
 
 METHODS = "training/methods"
 DISTILLATION = "distill"
@@ -34,23 +34,26 @@ DISTILLATION = "distill"
 class Recipe(BaseModel):
     """How a defence is trained; the threat, the data and what is trained are chosen beside it.
 
-    With 0 `epochs` nothing is optimised: a defence that is composed of parts only fits itself to the data. `schedule` moves the learning rate once per step: `onecycle` rises linearly over the first 30 % of the
-    steps and falls linearly to zero, `milestones` multiplies it by `decay` after each epoch of `milestones`.
-    `augmentation` pads with black by `padding` pixels and crops at random (`shift`), and also mirrors half of
-    the images (`flip_crop`). `validation` examples are held out of the training split; `selection` keeps the
-    epoch with the best accuracy on them under PGD of `validation_steps` steps, or the last one. The inner
-    attack makes `attack_steps` steps of `step_size` radii, from a `random_start` drawn uniformly from the
-    ball or from 0.001 N(0, 1), with batch normalisation in `attack_mode`. `beta` weighs the divergence in
-    TRADES; `gradient_clip` bounds the l2 norm of the gradient. `noise_shape` is for denoisers: the standard
-    deviation of an image's noise is drawn from a Gamma distribution of that shape around the defence's own,
-    which all images have without it.
+    With 0 `epochs` nothing is optimised: a defence that is composed of parts only fits itself to
+    the data. `schedule` moves the learning rate once per step: `onecycle` rises linearly over the
+    first 30 % of the steps and falls linearly to zero, `milestones` multiplies it by `decay` after
+    each epoch of `milestones`. `augmentation` pads with black by `padding` pixels and crops at
+    random (`shift`), and also mirrors half of the images (`flip_crop`). `validation` examples are
+    held out of the training split; `selection` keeps the epoch with the best accuracy on them under
+    PGD of `validation_steps` steps, or the last one. The inner attack makes `attack_steps` steps of
+    `step_size` radii, from a `random_start` drawn uniformly from the ball or from 0.001 N(0, 1),
+    with batch normalisation in `attack_mode`. `beta` weighs the divergence in TRADES;
+    `gradient_clip` bounds the l2 norm of the gradient. `noise_shape` is for denoisers: the standard
+    deviation of an image's noise is drawn from a Gamma distribution of that shape around the
+    defence's own, which all images have without it.
 
-    `options` are those of a distillation method, `additions` what plugs into it, each with options of its own. The
-    rate rises linearly over the first `warmup` epochs, before the schedule takes over where it then is. From epoch
-    `averaging_start` on, `weight_averaging` measures and keeps an average of the weights in their place: `swa`, the
-    mean over ends of epochs with statistics of batch normalisation estimated anew, or `ema`, which forgets by
-    `averaging_decay` with each step. With `stored_views` the teachers are asked once about so many fixed views of each
-    image, which take the place of augmentation. `precision` is that of the student's passes while it learns.
+    `options` are those of a distillation method, `additions` what plugs into it, each with options
+    of its own. The rate rises linearly over the first `warmup` epochs, before the schedule takes
+    over where it then is. From epoch `averaging_start` on, `weight_averaging` measures and keeps an
+    average of the weights in their place: `swa`, the mean over ends of epochs with statistics of
+    batch normalisation estimated anew, or `ema`, which forgets by `averaging_decay` with each step.
+    With `stored_views` the teachers are asked once about so many fixed views of each image, which
+    take the place of augmentation. `precision` is that of the student's passes while it learns.
     What is left out is not used.
     """
 
@@ -68,7 +71,8 @@ class Recipe(BaseModel):
     weight_decay: NonNegativeFloat = 0.0
     gradient_clip: PositiveFloat | None = None
     schedule: Literal["constant", "cosine", "onecycle", "milestones"] = "cosine"
-    milestones: tuple[PositiveInt, ...] = Field(default=(), strict=False)  # TOML has lists, not tuples
+    # TOML has lists, not tuples.
+    milestones: tuple[PositiveInt, ...] = Field(default=(), strict=False)
     decay: PositiveFloat = 0.1
     augmentation: Literal["none", "shift", "flip_crop"] = "none"
     padding: PositiveInt = 1
@@ -98,23 +102,32 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _goes_together(self) -> "Recipe":
         if self.weight_averaging and self.averaging_start is None:
-            raise ValueError("expected averaging_start, the first epoch that is averaged, beside weight_averaging")
+            raise ValueError(
+                "expected averaging_start, the first epoch that is averaged, beside weight_averaging"
+            )
         if self.weight_averaging == "ema" and self.averaging_decay is None:
-            raise ValueError('expected averaging_decay, such as 0.999, beside weight_averaging = "ema"')
+            raise ValueError(
+                'expected averaging_decay, such as 0.999, beside weight_averaging = "ema"'
+            )
         if self.stored_views and self.augmentation != "none":
-            raise ValueError('expected augmentation = "none" beside stored_views, which take its place')
+            raise ValueError(
+                'expected augmentation = "none" beside stored_views, which take its place'
+            )
         return self
 
     def opened(self) -> Method:
         """Returns the training or distillation method that it names, with its options.
 
-        Raises `UsageError` for a method or an option that does not exist, with the nearest one that does.
+        Raises `UsageError` for a method or an option that does not exist, with the nearest one that
+        does.
         """
         if self.method in plugins.components(DISTILLATION):
             return open_method(self.method, self.options, self.additions)
         component = plugins.find(METHODS, self.method, "training method")
         if self.options or self.additions:
-            raise UsageError(f"'{self.method}' takes no options and no additions: only distillation methods do")
+            raise UsageError(
+                f"'{self.method}' takes no options and no additions: only distillation methods do"
+            )
         module = plugins.module(METHODS, component.stem)
         return Method(
             name=self.method,
@@ -134,14 +147,17 @@ class _Alone(MethodOptions):
 
 
 def load_recipe(
-    name_or_path: str, overrides: Mapping[str, str] | None = None, *, additions: Collection[str] = ()
+    name_or_path: str,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    additions: Collection[str] = (),
 ) -> Recipe:
     """Reads a recipe by its name or from a TOML file, and replaces single keys.
 
-    An override is a TOML value, `{"epochs": "5", "options.temperature": "4.0"}`; a word needs no quotes. What a recipe
-    says of an addition only holds where it is among `additions`, each of which has its defaults where the recipe says
-    nothing. Raises `UsageError` for a recipe, key or method that does not exist, with the nearest one that does, and for
-    a value that cannot be.
+    An override is a TOML value, `{"epochs": "5", "options.temperature": "4.0"}`; a word needs no
+    quotes. What a recipe says of an addition only holds where it is among `additions`, each of
+    which has its defaults where the recipe says nothing. Raises `UsageError` for a recipe, key or
+    method that does not exist, with the nearest one that does, and for a value that cannot be.
 
     >>> load_recipe("digits-plain", {"epochs": "3"}).epochs
     3
@@ -157,7 +173,11 @@ def load_recipe(
     except ValidationError as error:
         raise UsageError(f"recipe '{name_or_path}': {_sentence(error.errors()[0])}") from None
     known = recipe.additions or {}
-    return _spelled(recipe.model_copy(update={"additions": {name: known.get(name, {}) for name in additions} or None}))
+    return _spelled(
+        recipe.model_copy(
+            update={"additions": {name: known.get(name, {}) for name in additions} or None}
+        )
+    )
 
 
 def _spelled(recipe: Recipe) -> Recipe:
@@ -204,7 +224,9 @@ def _value(key: str, text: str) -> Any:
     except tomllib.TOMLDecodeError:
         parsed = {}
     if list(parsed) != ["value"]:
-        raise UsageError(f"recipe key '{key}': expected a TOML value such as 5, 0.1, true or [3, 4], got {text!r}")
+        raise UsageError(
+            f"recipe key '{key}': expected a TOML value such as 5, 0.1, true or [3, 4], got {text!r}"
+        )
     return parsed["value"]
 
 
@@ -216,5 +238,5 @@ def _sentence(detail: ErrorDetails) -> str:
     return f"{field}: {said}, got {detail['input']!r}" if field else said
 
 
-def _no_attack(_lesson: Lesson, recipe: Recipe) -> Objective | None:  # noqa: ARG001  # what `inner` is given
+def _no_attack(_lesson: BatchContext, recipe: Recipe) -> Objective | None:  # noqa: ARG001  # what `inner` is given
     return None

@@ -16,7 +16,8 @@ def make_optimiser(network: nn.Module, recipe: Recipe, *, helper: nn.Module) -> 
     Raises `UsageError` where the network has none.
     """
     wanted, beside = (
-        [parameter for parameter in module.parameters() if parameter.requires_grad] for module in (network, helper)
+        [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for module in (network, helper)
     )
     if not wanted:
         kind = type(network).__name__
@@ -27,8 +28,11 @@ def make_optimiser(network: nn.Module, recipe: Recipe, *, helper: nn.Module) -> 
     if recipe.optimiser != "sgd":
         adaptive = optim.AdamW if recipe.optimiser == "adamw" else optim.Adam
         return adaptive(wanted, lr=rate, weight_decay=decay)
-    nesterov = recipe.nesterov and recipe.momentum > 0  # without momentum both are plain descent, but torch refuses
-    return optim.SGD(wanted, lr=rate, momentum=recipe.momentum, nesterov=nesterov, weight_decay=decay)
+    # Without momentum both are plain descent, but torch refuses.
+    nesterov = recipe.nesterov and recipe.momentum > 0
+    return optim.SGD(
+        wanted, lr=rate, momentum=recipe.momentum, nesterov=nesterov, weight_decay=decay
+    )
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -48,5 +52,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         case "onecycle":
             factor = min(progress / _RISE, (1 - progress) / (1 - _RISE))
         case "milestones":
-            factor = recipe.decay ** sum(step >= epoch * steps_per_epoch for epoch in recipe.milestones)
+            factor = recipe.decay ** sum(
+                step >= epoch * steps_per_epoch for epoch in recipe.milestones
+            )
     return recipe.learning_rate * factor

@@ -24,26 +24,28 @@ _FOLDER = "stored-logits"
 
 
 @dataclass(frozen=True)
-class Tutor:
+class TeacherSpec:
     """A teacher that is not loaded yet, and the name of its card, if it has one."""
 
     target: Target
     card: str = ""
 
 
-def describe_teacher(text: str, *, trust_code: bool = False) -> Tutor:
+def describe_teacher(text: str, *, trust_code: bool = False) -> TeacherSpec:
     """Reads what names a teacher, a card or any other target; raises like `checkpoints.target.describe`."""
     targets = describe(text, Choices(trust_code=trust_code))
     if len(targets) > 1:
         raise UsageError(f"'{text}' holds {len(targets)} checkpoints: name the one that teaches")
-    return Tutor(targets[0], Path(text).name if text.endswith(".toml") else "")
+    return TeacherSpec(targets[0], Path(text).name if text.endswith(".toml") else "")
 
 
-def load_teachers(tutors: Sequence[Tutor], recipe: Recipe, data: Dataset, card: Path) -> list[Subject]:
+def load_teachers(
+    tutors: Sequence[TeacherSpec], recipe: Recipe, data: Dataset, card: Path
+) -> list[Subject]:
     """Loads as many teachers as the recipe's method has.
 
-    Raises `UsageError` for any other number, for a teacher of other classes or one that answers by chance, and where the
-    student's `card` would overwrite one.
+    Raises `UsageError` for any other number, for a teacher of other classes or one that answers by
+    chance, and where the student's `card` would overwrite one.
     """
     wanted = recipe.opened().options.teachers()
     if len(tutors) != len(wanted):
@@ -54,15 +56,19 @@ def load_teachers(tutors: Sequence[Tutor], recipe: Recipe, data: Dataset, card: 
     return [_load(tutor.target, data, card) for tutor in tutors]
 
 
-def described(tutor: Tutor, subject: Subject) -> Teacher:
+def described(tutor: TeacherSpec, subject: Subject) -> Teacher:
     """Returns what a student's card says of a teacher."""
     return Teacher(name=subject.name, sha256=subject.checkpoint_sha256, card=tutor.card)
 
 
-def archive(teachers: Sequence[Subject], recipe: Recipe, data: Dataset, folder: Path, device: torch.device) -> Archive:
+def archive(
+    teachers: Sequence[Subject], recipe: Recipe, data: Dataset, folder: Path, device: torch.device
+) -> Archive:
     """Returns what teachers say of the fixed views of a data set, read from a folder, where it is stored at first."""
     views = Views(count=recipe.stored_views or 1, padding=recipe.padding)
-    ask = partial(stored_logits.ask, dataset=data, views=views, batch_size=recipe.batch_size, device=device)
+    ask = partial(
+        stored_logits.ask, dataset=data, views=views, batch_size=recipe.batch_size, device=device
+    )
     stored = [
         _stored(teacher, Source(teacher.checkpoint_sha256, data.fingerprint(), views), folder, ask)
         for teacher in teachers
@@ -70,16 +76,25 @@ def archive(teachers: Sequence[Subject], recipe: Recipe, data: Dataset, folder: 
     return Archive(views, tuple(stored))
 
 
-def _stored(teacher: Subject, source: Source, folder: Path, ask: Callable[[nn.Module], StoredLogits]) -> StoredLogits:
-    path = folder / _FOLDER / f"{hashlib.sha256(repr(source).encode()).hexdigest()[:16]}.safetensors"
+def _stored(
+    teacher: Subject, source: Source, folder: Path, ask: Callable[[nn.Module], StoredLogits]
+) -> StoredLogits:
+    path = (
+        folder / _FOLDER / f"{hashlib.sha256(repr(source).encode()).hexdigest()[:16]}.safetensors"
+    )
     if not path.exists():
         stored_logits.write(path, ask(teacher.model), source)
     return stored_logits.read(path, source)
 
 
 def _load(target: Target, data: Dataset, card: Path) -> Subject:
-    if target.weights and target.weights.with_suffix("").resolve() == card.with_suffix("").resolve():
-        raise UsageError(f"'{card.stem}' would overwrite its teacher: choose another --name or --out")
+    if (
+        target.weights
+        and target.weights.with_suffix("").resolve() == card.with_suffix("").resolve()
+    ):
+        raise UsageError(
+            f"'{card.stem}' would overwrite its teacher: choose another --name or --out"
+        )
     channels, height, width = data.images.shape[1:]
     subject = load(target, classes=data.classes, shape=(channels, height, width))
     if target.card and target.card.classes != data.classes:
@@ -88,6 +103,8 @@ def _load(target: Target, data: Dataset, card: Path) -> Subject:
             "choose another --teacher or --dataset"
         )
     if isinstance(subject.model, Randomized):
-        raise UsageError(f"teacher '{subject.name}' answers by chance: choose one that always says the same")
+        raise UsageError(
+            f"teacher '{subject.name}' answers by chance: choose one that always says the same"
+        )
     freeze(subject.model)
     return subject

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_
 from torch import Tensor, optim
 
 from robustbench_kd.core.errors import CheckpointError
-from robustbench_kd.tensors import hashed_file as sealed
+from robustbench_kd.tensors import hashed_file
 from robustbench_kd.training.events import Epoch, Trained
-from robustbench_kd.training.training_state import Course
+from robustbench_kd.training.training_state import TrainingState
 
 _Tensors = dict[str, Tensor]
 _HEADER = "training"
@@ -36,13 +36,13 @@ class _Past(BaseModel):
 
 
 @dataclass(frozen=True)
-class Memory:
+class TrainingCheckpoint:
     """The file of an unfinished training; `identity` says of what, from which weights on, and by which recipe."""
 
     path: Path
     identity: str
 
-    def keep(self, course: Course, trained: Trained) -> None:
+    def keep(self, course: TrainingState, trained: Trained) -> None:
         """Writes everything that changes in a training, whole or not at all; raises `RecordError` where that fails."""
         past = _Past(identity=self.identity, best_epoch=trained.best_epoch, history=trained.history)
         groups = {
@@ -53,25 +53,35 @@ class Memory:
             "optimiser": _optimiser_tensors(course.optimiser),
             "random": _random_states(course.generator),
         }
-        tensors = {f"{group}/{name}": value for group, named in groups.items() for name, value in named.items()}
-        sealed.write(self.path, tensors, {_HEADER: past.model_dump_json()})
+        tensors = {
+            f"{group}/{name}": value
+            for group, named in groups.items()
+            for name, value in named.items()
+        }
+        hashed_file.write(self.path, tensors, {_HEADER: past.model_dump_json()})
 
-    def recall(self, course: Course) -> Trained | None:
+    def recall(self, course: TrainingState) -> Trained | None:
         """Puts a training where it stopped, and returns its outcome so far; None where there is nothing to go on from.
 
-        Raises `CheckpointError` for a file of another training, and for one that is damaged or does not fit.
+        Raises `CheckpointError` for a file of another training, and for one that is damaged or does
+        not fit.
         """
         if not self.path.exists():
             return None
-        tensors, header = sealed.read(self.path)
+        tensors, header = hashed_file.read(self.path)
         past = self._past(header)
         try:
             _restore(course, tensors)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"'{self.path}' does not fit this training ({reason}): delete it") from error
+            raise CheckpointError(
+                f"'{self.path}' does not fit this training ({reason}): delete it"
+            ) from error
         return Trained(
-            _named(tensors, "best"), past.best_epoch, past.history[past.best_epoch - 1].validation, past.history
+            _named(tensors, "best"),
+            past.best_epoch,
+            past.history[past.best_epoch - 1].validation,
+            past.history,
         )
 
     def forget(self) -> None:
@@ -91,10 +101,15 @@ class Memory:
         return past
 
 
-def _restore(course: Course, tensors: _Tensors) -> None:
+def _restore(course: TrainingState, tensors: _Tensors) -> None:
     device, average = next(course.network.parameters()).device, _named(tensors, "average")
-    for state in (_named(tensors, "best"), average or _named(tensors, "best"), _named(tensors, "network")):
-        course.network.load_state_dict(state)  # the last one counts; the others are refused here if they do not fit
+    for state in (
+        _named(tensors, "best"),
+        average or _named(tensors, "best"),
+        _named(tensors, "network"),
+    ):
+        # The last one counts; the others are refused here if they do not fit.
+        course.network.load_state_dict(state)
     course.helper.load_state_dict(_named(tensors, "helper"))
     course.average.update({name: value.to(device) for name, value in average.items()})
     _restore_optimiser(course.optimiser, _named(tensors, "optimiser"))
@@ -102,12 +117,18 @@ def _restore(course: Course, tensors: _Tensors) -> None:
     course.generator.set_state(random["lessons"])
     torch.set_rng_state(random["cpu"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([random[f"cuda:{number}"] for number in range(torch.cuda.device_count())])
+        torch.cuda.set_rng_state_all(
+            [random[f"cuda:{number}"] for number in range(torch.cuda.device_count())]
+        )
 
 
 def _named(tensors: _Tensors, group: str) -> _Tensors:
     prefix = f"{group}/"
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _optimiser_tensors(optimiser: optim.Optimizer) -> _Tensors:
@@ -129,11 +150,15 @@ def _restore_optimiser(optimiser: optim.Optimizer, tensors: _Tensors) -> None:
         if value.shape not in {parameters[int(number)].shape, torch.Size()}:
             raise ValueError(f"what the optimiser knows of parameter {number} has another shape")
         state.setdefault(int(number), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimiser.load_state_dict(
+        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+    )
 
 
 def _random_states(generator: torch.Generator) -> _Tensors:
     states = {"lessons": generator.get_state(), "cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states |= {f"cuda:{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+        states |= {
+            f"cuda:{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())
+        }
     return states

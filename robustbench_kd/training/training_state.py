@@ -11,7 +11,16 @@ from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.averaging import average, ema_share, swa_share
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels
-from robustbench_kd.tensors.distillation import Asked, FrozenTeacher, Lesson, Method, Progress, Setup, Teacher, Terms
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    CachedNetwork,
+    FrozenTeacher,
+    Method,
+    Progress,
+    Setup,
+    Teacher,
+    Terms,
+)
 from robustbench_kd.tensors.oracle import mode
 from robustbench_kd.tensors.stored_logits import Archive
 from robustbench_kd.training.augmentation import augment
@@ -26,12 +35,13 @@ def _nobody() -> nn.Module:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Company:
+class Partners:
     """Whom a network learns with.
 
     Args:
         teachers: Networks that do not learn, in the order in which the method names them.
-        archive: What they said of fixed views of the images; None where they are asked about every batch.
+        archive: What they said of fixed views of the images; None where they are asked about every
+            batch.
         fresh: Builds another network like the one that learns, with weights of its own.
     """
 
@@ -41,10 +51,11 @@ class Company:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Course:
+class TrainingState:
     """Everything that takes part in a training.
 
-    Both modules, the optimiser, the generator and the average of weights, empty before there is one, change in place.
+    Both modules, the optimiser, the generator and the average of weights, empty before there is
+    one, change in place.
     """
 
     network: nn.Module
@@ -55,7 +66,7 @@ class Course:
     training: Dataset
     threat: Threat
     recipe: Recipe
-    company: Company
+    company: Partners
     average: dict[str, Tensor] = field(default_factory=dict)
 
     def terms(self, rows: Tensor, epoch: int) -> Terms:
@@ -81,13 +92,15 @@ class Course:
         averaged.load_state_dict(self.average)
         if self.recipe.weight_averaging == "swa":
             rows = batches(torch.arange(len(self.training)), self.recipe.batch_size)
-            optim.swa_utils.update_bn((fetch(self.training, part, averaged)[0] for part in rows), averaged)
+            optim.swa_utils.update_bn(
+                (fetch(self.training, part, averaged)[0] for part in rows), averaged
+            )
         return averaged
 
-    def _lesson(self, images: Images, labels: Labels, rows: Tensor, epoch: int) -> Lesson:
+    def _lesson(self, images: Images, labels: Labels, rows: Tensor, epoch: int) -> BatchContext:
         shown, teachers = self._shown(images, rows)
-        return Lesson(
-            student=Asked(self.network, half=self.recipe.precision == "bf16"),
+        return BatchContext(
+            student=CachedNetwork(self.network, half=self.recipe.precision == "bf16"),
             teachers=teachers,
             images=shown,
             labels=labels,
@@ -99,18 +112,25 @@ class Course:
 
     def _shown(self, images: Images, rows: Tensor) -> tuple[Images, tuple[Teacher, ...]]:
         if self.company.archive is None:
-            return augment(images, self.recipe, self.generator), tuple(map(FrozenTeacher, self.company.teachers))
+            return augment(images, self.recipe, self.generator), tuple(
+                map(FrozenTeacher, self.company.teachers)
+            )
         ids = torch.tensor([self.training.ids[row] for row in rows.tolist()], device=images.device)
         return self.company.archive.shown(images, ids, self.generator)
 
-    def _attacked(self, lesson: Lesson) -> Lesson:
+    def _attacked(self, lesson: BatchContext) -> BatchContext:
         recipe = self.recipe
         with mode(self.network, training=recipe.attack_mode == "train"):
             objective = self.method.inner(lesson)
         if objective is None:
             return lesson
         points = attack(
-            lesson.student, lesson.images, objective, threat=self.threat, recipe=recipe, generator=self.generator
+            lesson.student,
+            lesson.images,
+            objective,
+            threat=self.threat,
+            recipe=recipe,
+            generator=self.generator,
         )
         return replace(lesson, adversarial=points)
 
@@ -128,18 +148,22 @@ def open_course(
     training: Dataset,
     threat: Threat,
     recipe: Recipe,
-    company: Company,
+    company: Partners,
     *,
     generator: torch.Generator,
-) -> Course:
+) -> TrainingState:
     """Returns the beginning of a training; what the method learns besides draws its weights globally."""
     method = recipe.opened()
     images, _ = fetch(training, torch.arange(min(2, len(training))), network)
     setup = Setup(
-        student=network, teachers=company.teachers, images=images, labels=training.labels, fresh=company.fresh
+        student=network,
+        teachers=company.teachers,
+        images=images,
+        labels=training.labels,
+        fresh=company.fresh,
     )
     helper = method.prepare(setup)
-    return Course(
+    return TrainingState(
         network=network,
         helper=helper,
         method=method,

@@ -23,7 +23,9 @@ def evaluate(network: nn.Module, dataset: Dataset, threat: Threat, recipe: Recip
     """Returns clean accuracy and accuracy under PGD of `validation_steps` steps from fixed starts."""
     generator = torch.Generator().manual_seed(recipe.seed)
     steps, chance = recipe.validation_steps, isinstance(network, Randomized)
-    ascend = partial(pgd, steps=steps, step_size=_REACH / steps, start="uniform", generator=generator)
+    ascend = partial(
+        pgd, steps=steps, step_size=_REACH / steps, start="uniform", generator=generator
+    )
     clean = robust = 0
     with mode(network, training=False):
         for rows in batches(distributed.mine(torch.arange(len(dataset))), recipe.batch_size):
@@ -46,5 +48,7 @@ def _key(dataset: Dataset, rows: Tensor, seed: int, device: torch.device) -> Key
 
 @torch.no_grad()
 def _predict(network: nn.Module, images: Images, key: Key) -> Labels:
-    logits: Logits = network.draw(images, key) if isinstance(network, Randomized) else network(images)
+    logits: Logits = (
+        network.draw(images, key) if isinstance(network, Randomized) else network(images)
+    )
     return logits.argmax(dim=1)

@@ -17,13 +17,19 @@ class Limits:
     least: int = 2
 
 
-def of_sample(check: str, sample: Probe, rows: Tensor, limits: Limits, *, message: str, advice: str) -> list[Finding]:
+def of_sample(
+    check: str, sample: Probe, rows: Tensor, limits: Limits, *, message: str, advice: str
+) -> list[Finding]:
     """Returns a finding where too large a share of the sample is affected; `message` is followed by the numbers."""
     numbers = f"{message} on {len(rows)} of {len(sample)} images"
-    return of_examples(check, sample.examples(rows), len(sample), limits, message=numbers, advice=advice)
+    return of_examples(
+        check, sample.examples(rows), len(sample), limits, message=numbers, advice=advice
+    )
 
 
-def of_examples(check: str, examples: list[int], n: int, limits: Limits, *, message: str, advice: str) -> list[Finding]:
+def of_examples(
+    check: str, examples: list[int], n: int, limits: Limits, *, message: str, advice: str
+) -> list[Finding]:
     """Returns a finding where too large a share of n examples is affected."""
     share = len(examples) / n
     if share <= limits.yellow or len(examples) < limits.least:

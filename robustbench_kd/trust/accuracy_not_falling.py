@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 
 from robustbench_kd.core.records import Finding, Severity
-from robustbench_kd.tensors.short_attacks import Trials
+from robustbench_kd.tensors.short_attacks import ShortAttacks
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _CHECK = "accuracy-not-falling"
@@ -13,11 +13,11 @@ _LIMITS = Limits(yellow=0.05, red=0.2)  # at most 2 % of the images of honest ne
 _ADVICE = "a larger ball holds the smaller one: attacks fail for want of gradients; use a stand-in, or queries"
 
 
-def search(trials: Trials) -> list[Finding]:
+def search(trials: ShortAttacks) -> list[Finding]:
     """Returns a finding where images fall at one radius and stand at a larger one, or no more of them in the whole box.
 
-    Radii are the threat's, its double and fourfold, and the whole box. Source of the symptom: Carlini et al. 2019
-    (arXiv 1902.06705): success must grow with the radius.
+    Radii are the threat's, its double and fourfold, and the whole box. Source of the symptom:
+    Carlini et al. 2019 (arXiv 1902.06705): success must grow with the radius.
     """
     broken = [trials.broken, *(trials.widened[radius].broken for radius in sorted(trials.widened))]
     sample, first, last = trials.sample, len(broken[0]), len(broken[-1])

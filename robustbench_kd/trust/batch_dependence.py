@@ -6,8 +6,10 @@ from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.tensors.probe import Probe
 from robustbench_kd.trust._logits import difference
 
-_IMAGES = 8  # that are asked about two by two: batch statistics of a single image are often undefined
-_LIMIT = 1e-3  # of normalised logits; honest networks stay below 1e-5, whatever kernels a batch size selects
+# That are asked about two by two: batch statistics of a single image are often undefined.
+_IMAGES = 8
+# Of normalised logits; honest networks stay below 1e-5, whatever kernels a batch size selects.
+_LIMIT = 1e-3
 
 
 def probe(sample: Probe) -> list[Finding]:
@@ -15,10 +17,13 @@ def probe(sample: Probe) -> list[Finding]:
     rows = sample.rows[:_IMAGES]
     together = sample.again[rows]
     apart, repeated = (
-        torch.cat([sample.ask(sample.images[pair], pair) for pair in torch.split(rows, 2)]) for _ in range(2)
+        torch.cat([sample.ask(sample.images[pair], pair) for pair in torch.split(rows, 2)])
+        for _ in range(2)
     )
     far = difference(together, apart)
-    chance = torch.maximum(difference(sample.logits, sample.again)[rows], difference(apart, repeated))
+    chance = torch.maximum(
+        difference(sample.logits, sample.again)[rows], difference(apart, repeated)
+    )
     differs = far > _LIMIT + 10 * chance.max()
     if not bool(differs.any()):
         return []

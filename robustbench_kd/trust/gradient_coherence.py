@@ -15,8 +15,9 @@ _YELLOW = 0.3  # honest networks have 0.93 or more, masked ones at most 0.18
 def probe(sample: Probe) -> list[Finding]:
     """Returns a yellow finding where a little noise turns the gradient into another direction.
 
-    The gradient is that of the margin, and the median of the cosines over images counts. Averaged gradients may still
-    help where this alone is found. Source of the symptom: Athalye et al. 2018 (arXiv 1802.00420), section 4.
+    The gradient is that of the margin, and the median of the cosines over images counts. Averaged
+    gradients may still help where this alone is found. Source of the symptom: Athalye et al. 2018
+    (arXiv 1802.00420), section 4.
     """
     found = cosines(sample)
     usable = found.isfinite()

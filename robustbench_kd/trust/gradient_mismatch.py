@@ -10,7 +10,8 @@ from robustbench_kd.trust._grade import too_low
 
 _CHECK = "gradient-mismatch"
 _DIRECTIONS = 6
-SCALES = (0.003, 0.1, 1.0)  # of the radius: what is rounded agrees in large steps, what is rough in small ones
+# Of the radius: what is rounded agrees in large steps, what is rough in small ones.
+SCALES = (0.003, 0.1, 1.0)
 _YELLOW, _RED = 0.9, 0.5  # at the best scale; honest networks agree to 0.99 there
 _ROUGH = 0.5  # at the middle scale; honest networks agree to 0.95 at usual radii
 
@@ -18,16 +19,18 @@ _ROUGH = 0.5  # at the middle scale; honest networks agree to 0.95 at usual radi
 def probe(sample: Probe) -> list[Finding]:
     """Returns a finding where slopes along random directions do not agree with the gradient at any of three scales.
 
-    Agreement is the cosine between the slopes that the gradient predicts and central differences of the margin, in six
-    random directions at each image; the median over images counts. A yellow finding says that they do not agree at a tenth
-    of the radius only, as where activations jump.
+    Agreement is the cosine between the slopes that the gradient predicts and central differences of
+    the margin, in six random directions at each image; the median over images counts. A yellow
+    finding says that they do not agree at a tenth of the radius only, as where activations jump.
     """
     agreed = torch.stack([agreement(sample, share) for share in SCALES])
     usable = agreed.isfinite().all(dim=0)
     if not bool(usable.any()):
         return []
     found = [float(cosines.median()) for cosines in agreed[:, usable]]
-    told = ", ".join(f"{cosine:.2f} within {share:g}" for share, cosine in zip(SCALES, found, strict=True))
+    told = ", ".join(
+        f"{cosine:.2f} within {share:g}" for share, cosine in zip(SCALES, found, strict=True)
+    )
     numbers = f"{told} of the radius (median of {int(usable.sum())} images)"
     wrong = too_low(
         _CHECK,
@@ -50,7 +53,10 @@ def probe(sample: Probe) -> list[Finding]:
 
 def agreement(sample: Probe, share: float) -> Tensor:
     """Returns the cosine `(n,)` between predicted and measured slopes in steps of a share of the radius, NaN without any."""
-    steps = [share * sample.threat.eps * sample.noise("slopes", turn, sample.rows) for turn in range(_DIRECTIONS)]
+    steps = [
+        share * sample.threat.eps * sample.noise("slopes", turn, sample.rows)
+        for turn in range(_DIRECTIONS)
+    ]
     room = min(0.5, max(float(step.abs().max()) for step in steps))
     centre = sample.images.clamp(room, 1 - room)  # so far inside the box that no step leaves it
     _, gradient = sample.slope(centre)
@@ -58,5 +64,7 @@ def agreement(sample: Probe, share: float) -> Tensor:
     for step in steps:
         predicted.append((gradient * step).flatten(1).sum(dim=1))
         measured.append((sample.loss(centre + step) - sample.loss(centre - step)) / 2)
-    cosine = functional.cosine_similarity(torch.stack(predicted), torch.stack(measured), dim=0, eps=1e-30)
+    cosine = functional.cosine_similarity(
+        torch.stack(predicted), torch.stack(measured), dim=0, eps=1e-30
+    )
     return cosine.masked_fill((gradient == 0).flatten(1).all(dim=1), torch.nan)

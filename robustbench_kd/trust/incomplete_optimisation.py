@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.short_attacks import Trace, Trials
+from robustbench_kd.tensors.short_attacks import ShortAttacks, Trace
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _LAST, _RISE = 10, 0.05  # both from Pintor et al. 2022
 _LIMITS = Limits(yellow=0.05)  # no image of any honest network, a quarter or more of masked ones
 
 
-def search(trials: Trials) -> list[Finding]:
+def search(trials: ShortAttacks) -> list[Finding]:
     """Returns a yellow finding where the loss of failed attacks gains over 5 % of its range in its last ten steps.
 
     Source: indicator I4 of Pintor et al. 2022 (arXiv 2106.09947), on 50 steps of APGD.

@@ -14,8 +14,8 @@ _YELLOW, _RED = 0.2, 0.1  # honest networks reach 0.77 to 1.02, masked ones 0.00
 def probe(sample: Probe) -> list[Finding]:
     """Returns a finding where the margin gains little of what its gradient predicts, at a tenth of the radius and at all of it.
 
-    Deep front ends have gradients that are right at a point and useless at any distance from it; zero gradients,
-    unbounded attacks and large radii show nothing of it.
+    Deep front ends have gradients that are right at a point and useless at any distance from it;
+    zero gradients, unbounded attacks and large radii show nothing of it.
     """
     found = gains(sample)
     usable = found.isfinite().all(dim=0)

@@ -3,7 +3,7 @@
 import torch
 
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.short_attacks import Trials
+from robustbench_kd.tensors.short_attacks import ShortAttacks
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _LIMITS = Limits(
@@ -11,10 +11,11 @@ _LIMITS = Limits(
 )  # honest networks lose up to 3 % by more steps and 9 % by a restart, masked 22 to 38 %
 
 
-def search(trials: Trials) -> list[Finding]:
+def search(trials: ShortAttacks) -> list[Finding]:
     """Returns a finding where APGD on the margin goes on breaking images with twice its 50 steps, or from another start.
 
-    Source of the symptom: Carlini et al. 2019 (arXiv 1902.06705): twice the steps must not change the result.
+    Source of the symptom: Carlini et al. 2019 (arXiv 1902.06705): twice the steps must not change
+    the result.
     """
     longer, again = trials.prolonged.broken, trials.repeated.broken
     rows = trials.sample.rows

@@ -1,17 +1,18 @@
 """Random noise breaks images that gradients do not."""
 
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.short_attacks import Trials
+from robustbench_kd.tensors.short_attacks import ShortAttacks
 from robustbench_kd.trust._grade import Limits, of_sample
 
-_LIMITS = Limits(yellow=0.02, red=0.05)  # at most one image of 64 of an honest network, masked ones up to eight
+# At most one image of 64 of an honest network, masked ones up to eight.
+_LIMITS = Limits(yellow=0.02, red=0.05)
 
 
-def search(trials: Trials) -> list[Finding]:
+def search(trials: ShortAttacks) -> list[Finding]:
     """Returns a finding where 200 random points in the ball break what gradient attacks leave standing.
 
-    Source of the symptom: Athalye et al. 2018 (arXiv 1802.00420), section 3.1; Carlini et al. 2019 (arXiv 1902.06705)
-    ask for far more points where a single image is to be settled.
+    Source of the symptom: Athalye et al. 2018 (arXiv 1802.00420), section 3.1; Carlini et al. 2019
+    (arXiv 1902.06705) ask for far more points where a single image is to be settled.
     """
     return of_sample(
         "noise-beats-gradients",

@@ -7,7 +7,8 @@ from robustbench_kd.tensors.probe import Facts
 def judge(facts: Facts) -> list[Finding]:
     """Returns a yellow finding where a defence of parts met no adaptive attack.
 
-    Source: Tramer et al. 2020 (arXiv 2002.08347): such defences fall to attacks that are made for them.
+    Source: Tramer et al. 2020 (arXiv 2002.08347): such defences fall to attacks that are made for
+    them.
     """
     if not facts.composite or any(stage.adaptive for stage in facts.stages):
         return []

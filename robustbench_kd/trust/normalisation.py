@@ -3,7 +3,8 @@
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.tensors.probe import Probe
 
-_DEVIATIONS = 1.645  # a one-sided test at 5 %: another usual normalisation rarely fits better than the right one
+# A one-sided test at 5 %: another usual normalisation rarely fits better than the right one.
+_DEVIATIONS = 1.645
 _LEAST = 0.01  # of accuracy
 _RED = 0.1  # of accuracy
 
@@ -16,7 +17,9 @@ def probe(sample: Probe) -> list[Finding]:
     used = sample.right.get(sample.normalisation)
     if used is None:
         return []
-    best = max(sample.right, key=lambda name: (int(sample.right[name].sum()), name == sample.normalisation))
+    best = max(
+        sample.right, key=lambda name: (int(sample.right[name].sum()), name == sample.normalisation)
+    )
     fits = sample.right[best]
     gained, lost = int((fits & ~used).sum()), int((used & ~fits).sum())
     if gained - lost <= max(_DEVIATIONS * (gained + lost) ** 0.5, _LEAST * len(used)):

@@ -15,9 +15,9 @@ _REFUSED = "saved tensor hooks"  # torch's own words where torch.func meets hook
 def probe(sample: Probe) -> list[Finding]:
     """Returns a yellow finding where tensors that were saved for a backward pass are read during a forward pass.
 
-    That is what `autograd.grad`, `backward` and optimisers do, and what hooks of autograd can see without tracing Python
-    or replacing functions. `torch.func.grad` is noticed because it refuses the hooks. An optimisation without gradients
-    is not.
+    That is what `autograd.grad`, `backward` and optimisers do, and what hooks of autograd can see
+    without tracing Python or replacing functions. `torch.func.grad` is noticed because it refuses
+    the hooks. An optimisation without gradients is not.
     """
     read = _reads(sample)
     if not read:

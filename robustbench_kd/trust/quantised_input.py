@@ -15,11 +15,13 @@ _LIMITS = Limits(yellow=0.1)  # no honest network does it on a single image, rou
 def probe(sample: Probe) -> list[Finding]:
     """Returns a yellow finding where logits stay the same bit by bit under tiny noise.
 
-    Stored images lie in the middle of what 8 bits round to the same value, but may lie on the border of coarser steps;
-    so the same is tried with less noise around points in no special place.
+    Stored images lie in the middle of what 8 bits round to the same value, but may lie on the
+    border of coarser steps; so the same is tried with less noise around points in no special place.
     """
     elsewhere = sample.nearby("elsewhere", 0.3)
-    still = _unmoved(sample, sample.images, _AROUND_IMAGES) | _unmoved(sample, elsewhere, _ELSEWHERE)
+    still = _unmoved(sample, sample.images, _AROUND_IMAGES) | _unmoved(
+        sample, elsewhere, _ELSEWHERE
+    )
     return of_sample(
         "quantised-input",
         sample,

@@ -9,20 +9,27 @@ from robustbench_kd.tensors.probe import Probe
 from robustbench_kd.trust._logits import changed, difference
 
 _CHECK = "randomness"
-_UNDECLARED = "offer draw(images, key), so that attacks average over draws and fresh draws are scored"
-_KEYED = "take all chance from the key: under the same one, draw(images, key) must give the same answer"
+_UNDECLARED = (
+    "offer draw(images, key), so that attacks average over draws and fresh draws are scored"
+)
+_KEYED = (
+    "take all chance from the key: under the same one, draw(images, key) must give the same answer"
+)
 _LIMIT = 1e-4  # of normalised logits: AutoAttack, `checks.py`; rounding on a GPU stays below 1e-5
 _FEW, _MANY = (
     3,
     20,
-)  # further answers, many where random numbers were drawn: a member drawn for a batch may be drawn again
+    # Further answers, many where random numbers were drawn: a member drawn for a batch may be drawn
+    # again.
+)
 
 
 def probe(sample: Probe) -> list[Finding]:
     """Returns a red finding where a defence answers by chance and does not say so, or not by its key alone.
 
-    A yellow one where it changes the global random state and answers alike: a seed that is hidden in it is no secret from
-    an attacker (Carlini et al. 2019, arXiv 1902.06705), and attacks that use the same generator lose their randomness.
+    A yellow one where it changes the global random state and answers alike: a seed that is hidden
+    in it is no secret from an attacker (Carlini et al. 2019, arXiv 1902.06705), and attacks that
+    use the same generator lose their randomness.
     """
     again, drew = _watched(sample)
     for _ in range(_MANY if drew else _FEW):
@@ -70,4 +77,6 @@ def _watched(sample: Probe) -> tuple[Logits, bool]:
 
 
 def _state(devices: list[torch.device]) -> Tensor:
-    return torch.cat([torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)])
+    return torch.cat(
+        [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    )

@@ -2,18 +2,18 @@
 
 from robustbench_kd.core.records import Finding
 from robustbench_kd.core.threat import Norm
-from robustbench_kd.tensors.short_attacks import Trials
+from robustbench_kd.tensors.short_attacks import ShortAttacks
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _LIMITS = Limits(yellow=0.02)  # no image of any honest network, 3 to 8 % of masked ones
 
 
-def search(trials: Trials) -> list[Finding]:
+def search(trials: ShortAttacks) -> list[Finding]:
     """Returns a yellow finding where plain steps break images on the way and lose them again.
 
-    Every point that an attack of a run asks about is judged, so no success is lost; but a loss that leads away from
-    adversarial points may not lead there at all. There is no such attack for l1. Source: indicator I3 of Pintor et al. 2022
-    (arXiv 2106.09947).
+    Every point that an attack of a run asks about is judged, so no success is lost; but a loss that
+    leads away from adversarial points may not lead there at all. There is no such attack for l1.
+    Source: indicator I3 of Pintor et al. 2022 (arXiv 2106.09947).
     """
     if trials.sample.threat.norm is Norm.L1:
         return []

@@ -3,7 +3,7 @@
 import torch
 
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.short_attacks import Trials
+from robustbench_kd.tensors.short_attacks import ShortAttacks
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _LIMITS = Limits(
@@ -11,7 +11,7 @@ _LIMITS = Limits(
 )  # no image of any honest network; the share of one image in a sample is no evidence
 
 
-def search(trials: Trials) -> list[Finding]:
+def search(trials: ShortAttacks) -> list[Finding]:
     """Returns a finding where one step as long as the radius breaks images that iterated attacks leave standing.
 
     Source of the symptom: Athalye et al. 2018 (arXiv 1802.00420), section 3.1.

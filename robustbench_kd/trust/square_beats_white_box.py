@@ -4,13 +4,15 @@ from robustbench_kd.core.records import Finding
 from robustbench_kd.tensors.probe import Facts
 from robustbench_kd.trust._grade import Limits, of_examples
 
-_LIMITS = Limits(yellow=0.002, red=0.02)  # yellow as in AutoAttack; honest networks reach 0.2 %, masked ones up to 36 %
+# Yellow as in AutoAttack; honest networks reach 0.2 %, masked ones up to 36 %.
+_LIMITS = Limits(yellow=0.002, red=0.02)
 
 
 def judge(facts: Facts) -> list[Finding]:
     """Returns a finding where queries alone broke examples after gradient attacks of the same kind had failed.
 
-    Standard attacks are held against standard ones. A single example is no evidence, whatever its share.
+    Standard attacks are held against standard ones. A single example is no evidence, whatever its
+    share.
     """
     blind = _after_guided(facts)
     share = len(blind) / facts.examples

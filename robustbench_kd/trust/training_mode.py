@@ -9,5 +9,7 @@ def probe(sample: Probe) -> list[Finding]:
     if not sample.was_training:
         return []
     message = "the model was left in training mode; it was put in evaluation mode"
-    advice = "call .eval() in the factory, if dropout or batch statistics are not part of the defence"
+    advice = (
+        "call .eval() in the factory, if dropout or batch statistics are not part of the defence"
+    )
     return [Finding(check="training-mode", severity=Severity.INFO, message=message, advice=advice)]

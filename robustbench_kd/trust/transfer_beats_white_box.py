@@ -2,7 +2,7 @@
 
 from robustbench_kd.core.records import Finding
 from robustbench_kd.tensors.probe import WHOLE, Facts
-from robustbench_kd.tensors.short_attacks import Trials
+from robustbench_kd.tensors.short_attacks import ShortAttacks
 from robustbench_kd.trust._grade import Limits, of_examples, of_sample
 
 _CHECK = "transfer-beats-white-box"
@@ -11,10 +11,11 @@ _IN_RUN = Limits(yellow=0.002)  # what AutoAttack allows Square
 _SOURCE = "a white-box attack that loses to transfer lacks gradients"
 
 
-def search(trials: Trials) -> list[Finding]:
+def search(trials: ShortAttacks) -> list[Finding]:
     """Returns a finding for the declared part whose attack breaks most of what gradients on the whole leave standing.
 
-    Nothing is found where the run attacks the parts itself. Source of the symptom: Carlini et al. 2019 (arXiv 1902.06705).
+    Nothing is found where the run attacks the parts itself. Source of the symptom: Carlini et al.
+    2019 (arXiv 1902.06705).
     """
     if not trials.parts:
         return []

@@ -17,8 +17,8 @@ _SHARE = Limits(yellow=0.5)
 def probe(sample: Probe) -> list[Finding]:
     """Returns a yellow finding where the cross-entropy changes by over a tenth in half of all images.
 
-    Source: indicator I2 of Pintor et al. 2022 (arXiv 2106.09947): the mean over uniform noise of the change relative to
-    the loss, at most 1.
+    Source: indicator I2 of Pintor et al. 2022 (arXiv 2106.09947): the mean over uniform noise of
+    the change relative to the loss, at most 1.
     """
     change = changes(sample)
     return of_sample(

@@ -5,15 +5,16 @@ from robustbench_kd.tensors.probe import NoGradientError, Probe
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _CHECK = "zero-gradients"
-_LIMITS = Limits(yellow=0.0, red=0.1, least=1)  # one image is a flag in AutoAttack and IoAF; honest networks have none
+# One image is a flag in AutoAttack and IoAF; honest networks have none.
+_LIMITS = Limits(yellow=0.0, red=0.1, least=1)
 _ADVICE = "use a straight-through or smooth stand-in for what cannot be differentiated, and attacks without gradients"
 
 
 def probe(sample: Probe) -> list[Finding]:
     """Returns a finding where the margin has no usable gradient at clean images; red from a tenth of them on.
 
-    The margin, not the cross-entropy: what only saturates has another name. Source: indicator I1 of Pintor et al. 2022
-    (arXiv 2106.09947).
+    The margin, not the cross-entropy: what only saturates has another name. Source: indicator I1 of
+    Pintor et al. 2022 (arXiv 2106.09947).
     """
     try:
         gradient = sample.clean[1].flatten(1)

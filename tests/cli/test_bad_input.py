@@ -9,7 +9,16 @@ import torch
 
 from robustbench_kd.models import small_cnn
 
-NET = ["--dataset", "digits", "--arch", "small_cnn", "--arch-arg", "width=4", "--threat", "linf:0.1"]
+NET = [
+    "--dataset",
+    "digits",
+    "--arch",
+    "small_cnn",
+    "--arch-arg",
+    "width=4",
+    "--threat",
+    "linf:0.1",
+]
 
 
 @pytest.fixture
@@ -17,7 +26,16 @@ def refused(rkd, tmp_path):
     """Runs `rkd eval`, which must fail before it evaluates anything; gives its one line."""
 
     def run(*arguments, code=2):
-        told = rkd("eval", *arguments, "--examples", 20, "--suite", "apgd-ce", "--results", tmp_path / "results")
+        told = rkd(
+            "eval",
+            *arguments,
+            "--examples",
+            20,
+            "--suite",
+            "apgd-ce",
+            "--results",
+            tmp_path / "results",
+        )
         assert told.stdout == ""
         assert len(told.stderr.splitlines()) == 1
         return told.error(code)
@@ -60,7 +78,9 @@ def test_an_empty_file(refused, tmp_path):
     assert "is empty" in refused(tmp_path / "net.pth", *NET)
 
 
-@pytest.mark.parametrize("content", ["<!DOCTYPE html><html>Sign in</html>", "\n  <html><body>404</body></html>"])
+@pytest.mark.parametrize(
+    "content", ["<!DOCTYPE html><html>Sign in</html>", "\n  <html><body>404</body></html>"]
+)
 def test_a_web_page_saved_as_weights(refused, tmp_path, content):
     (tmp_path / "net.pt").write_text(content)
     assert "is a web page, not weights" in refused(tmp_path / "net.pt", *NET)
@@ -80,7 +100,8 @@ def test_another_architecture(refused, weights):
 
 
 @pytest.mark.parametrize(
-    ("changed", "cause"), [({"classes": 7}, "number of classes"), ({"channels": 3}, "number of channels")]
+    ("changed", "cause"),
+    [({"classes": 7}, "number of classes"), ({"channels": 3}, "number of channels")],
 )
 def test_another_number_of_classes_or_channels(refused, tmp_path, changed, cause):
     built = small_cnn.build(**{"classes": 10, "channels": 1, "size": 8, "width": 4, **changed})
@@ -104,7 +125,10 @@ def images(tmp_path):
 
     def write(**changed):
         generator = np.random.default_rng(0)
-        known = {"images": generator.random((20, 3, 8, 8), dtype=np.float32), "labels": np.arange(20) % 10}
+        known = {
+            "images": generator.random((20, 3, 8, 8), dtype=np.float32),
+            "labels": np.arange(20) % 10,
+        }
         np.savez(tmp_path / "x.npz", **{**known, **changed})
         return f"npz:{tmp_path / 'x.npz'}"
 
@@ -117,7 +141,10 @@ def images(tmp_path):
         ({"images": np.full((20, 3, 8, 8), 255.0, np.float32)}, "expected pixels in [0, 1]"),
         ({"images": np.full((20, 3, 8, 8), -0.1, np.float32)}, "expected pixels in [0, 1]"),
         ({"images": np.full((20, 3, 8, 8), np.nan, np.float32)}, "expected pixels in [0, 1]"),
-        ({"labels": np.full(20, 10), "classes": 10}, "expected classes as one whole number of at least 11"),
+        (
+            {"labels": np.full(20, 10), "classes": 10},
+            "expected classes as one whole number of at least 11",
+        ),
         ({"labels": np.full(20, -1), "classes": 10}, "labels"),
         ({"labels": np.arange(19)}, "20"),
         ({"images": np.zeros((0, 3, 8, 8), np.float32), "labels": np.zeros(0, int)}, ""),
@@ -125,12 +152,22 @@ def images(tmp_path):
     ],
 )
 def test_data_that_break_the_contract(refused, factories, images, changed, said):
-    assert said in refused(f"{factories}:linear", "--dataset", images(**changed), "--threat", "linf:0.1")
+    assert said in refused(
+        f"{factories}:linear", "--dataset", images(**changed), "--threat", "linf:0.1"
+    )
 
 
 def test_a_data_set_that_is_not_there(refused, factories, tmp_path):
     for dataset in (f"npz:{tmp_path / 'none.npz'}", f"folder:{tmp_path / 'none'}", "cifar10"):
-        text = refused(f"{factories}:linear", "--dataset", dataset, "--data-dir", tmp_path, "--threat", "linf:0.1")
+        text = refused(
+            f"{factories}:linear",
+            "--dataset",
+            dataset,
+            "--data-dir",
+            tmp_path,
+            "--threat",
+            "linf:0.1",
+        )
         assert "expected" in text
 
 
@@ -165,7 +202,10 @@ def test_a_radius_that_is_none(refused, factories, eps, said):
         (["--arch", "small_cn"], "unknown architecture 'small_cn': did you mean 'small_cnn'?"),
         (["--arch-arg", "widht=3"], "unknown argument of small_cnn 'widht': did you mean 'width'?"),
         (["--arch-arg", "width"], "expected --arch-arg KEY=VALUE, got 'width'"),
-        (["--normalisation", "cifar01"], "unknown normalisation 'cifar01': did you mean 'cifar10'?"),
+        (
+            ["--normalisation", "cifar01"],
+            "unknown normalisation 'cifar01': did you mean 'cifar10'?",
+        ),
         (["--weights-key", "state_dict"], "weights key"),
         (["--device", "gpu"], "expected --device auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["--device", "meta"], "expected --device auto, cpu, cuda or cuda:N, got 'meta'"),
@@ -180,7 +220,16 @@ def test_a_radius_that_is_none(refused, factories, eps, said):
 )
 def test_an_option_that_is_wrong(rkd, weights, tmp_path, changed, said):
     told = rkd(
-        "eval", weights, *NET, "--suite", "apgd-ce", "--results", tmp_path / "results", "--examples", 9, *changed
+        "eval",
+        weights,
+        *NET,
+        "--suite",
+        "apgd-ce",
+        "--results",
+        tmp_path / "results",
+        "--examples",
+        9,
+        *changed,
     )
     assert said in told.error(2)
     assert len(told.stderr.splitlines()) == 1
@@ -196,11 +245,20 @@ def test_an_option_that_is_wrong(rkd, weights, tmp_path, changed, said):
         (["eval", "nowhere.toml"], "cannot read card 'nowhere.toml'"),
         (["eval", "nowhere:make", "--threat", "linf:0.1"], "cannot import 'nowhere'"),
         (["leaderboard", "nowhere"], "there is no results folder 'nowhere'"),
-        (["train", "digits-pgdat", "--name", "x", "--arch", "small_cnn"], "did you mean 'digits-pgd-at'?"),
+        (
+            ["train", "digits-pgdat", "--name", "x", "--arch", "small_cnn"],
+            "did you mean 'digits-pgd-at'?",
+        ),
         (["train", "digits-plain", "--name", "x"], "which network? Give --arch NAME"),
-        (["train", "digits-plain", "--name", "x", "--arch", "small_cnn", "--set", "epoch=1"], "epoch"),
+        (
+            ["train", "digits-plain", "--name", "x", "--arch", "small_cnn", "--set", "epoch=1"],
+            "epoch",
+        ),
         (["convert", "nowhere.pt", "x", "--arch", "small_cnn"], "for which data was it trained?"),
-        (["convert", "nowhere.pt", "x", "--arch", "small_cnn", "--dataset", "digits"], "there is no file 'nowhere.pt'"),
+        (
+            ["convert", "nowhere.pt", "x", "--arch", "small_cnn", "--dataset", "digits"],
+            "there is no file 'nowhere.pt'",
+        ),
     ],
 )
 def test_a_command_that_is_wrong(rkd, arguments, said):
@@ -222,7 +280,9 @@ def test_one_name_for_several_models(refused, weights, tmp_path):
 
 @pytest.mark.parametrize("suite", ["apgd-ce", "fab-t"])
 def test_a_model_without_gradients(rkd, factories, digits_net, suite):
-    told = rkd("eval", f"{factories}:detached", *digits_net[1:], "--suite", suite, "--engine", "autoattack")
+    told = rkd(
+        "eval", f"{factories}:detached", *digits_net[1:], "--suite", suite, "--engine", "autoattack"
+    )
     assert f"{suite} cannot attack the model" in told.error(2)
 
 
@@ -239,7 +299,10 @@ def test_a_factory_that_fails(refused, tmp_path):
 
 def test_out_of_memory(rkd, factories, digits_net):
     told = rkd("eval", f"{factories}:greedy", *digits_net[1:])
-    assert "out of memory with a batch of one image; free memory and run the same command to resume" in told.error(4)
+    assert (
+        "out of memory with a batch of one image; free memory and run the same command to resume"
+        in told.error(4)
+    )
 
 
 def test_memory_that_ends_outside_a_batch(rkd, digits_net, monkeypatch):
@@ -268,7 +331,9 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing(rkd, digits_net, tm
         told = rkd("eval", *digits_net)
     assert "what was decided is kept, free some space and run again" in told.error(2)
     assert rkd("eval", *digits_net).code == 0
-    whole, resumed = (next((tmp_path / name).glob("*/*/examples.csv")) for name in ("whole", "results"))
+    whole, resumed = (
+        next((tmp_path / name).glob("*/*/examples.csv")) for name in ("whole", "results")
+    )
     assert whole.read_text() == resumed.read_text()
 
 

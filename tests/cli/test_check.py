@@ -35,7 +35,11 @@ def test_a_sound_checkpoint_has_no_finding(check):
     assert set(facts) == FACTS
     assert facts["findings"] == []
     assert (facts["verdict"], facts["classes"], facts["outputs"]) == ("consistent", 10, "logits")
-    assert (facts["image_shape"], facts["pixels"], facts["threat"]) == ([1, 8, 8], [0, 1], "linf:0.1")
+    assert (facts["image_shape"], facts["pixels"], facts["threat"]) == (
+        [1, 8, 8],
+        [0, 1],
+        "linf:0.1",
+    )
     assert facts["clean"]["n"] == 100
     assert facts["clean"]["value"] > 0.95
     assert facts["parameters"] == 188_394
@@ -99,7 +103,9 @@ def test_a_person_reads_tables(rkd, factories):
 
 
 def test_silence_is_said(rkd):
-    assert "No findings." in rkd("check", CHECKPOINTS / "digits-small.toml", "--examples", 50).stdout
+    assert (
+        "No findings." in rkd("check", CHECKPOINTS / "digits-small.toml", "--examples", 50).stdout
+    )
 
 
 def test_a_folder_is_checked_file_by_file(rkd, tmp_path):
@@ -129,18 +135,31 @@ def test_an_impossible_threat_is_an_error(rkd, factories):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("file", "factory"), [("resnet2b.pth", "resnet2b"), ("cifar_cnn_a_adv.model", "cnn_a")])
+@pytest.mark.parametrize(
+    ("file", "factory"), [("resnet2b.pth", "resnet2b"), ("cifar_cnn_a_adv.model", "cnn_a")]
+)
 def test_a_network_that_normalises_inside_must_not_do_so_twice(rkd, test_data, file, factory):
-    net = [f"{test_data}/models/{file}", "--arch", f"{test_data}/real_models.py:{factory}", "--threat", "linf:2/255"]
+    net = [
+        f"{test_data}/models/{file}",
+        "--arch",
+        f"{test_data}/real_models.py:{factory}",
+        "--threat",
+        "linf:2/255",
+    ]
     images = ["--dataset", f"npz:{test_data}/cifar10_test_1000.npz", "--examples", 500, "--json"]
     (once,) = json.loads(rkd("check", *net, *images).stdout)
     (twice,) = json.loads(rkd("check", *net, *images, "--normalisation", "cifar10").stdout)
     assert named(once) == set()
-    assert "'none'" in next(found["message"] for found in twice["findings"] if found["check"] == "normalisation")
+    assert "'none'" in next(
+        found["message"] for found in twice["findings"] if found["check"] == "normalisation"
+    )
 
 
 def test_a_data_set_of_few_examples_is_taken_whole(rkd, tmp_path):
-    images, labels = np.random.default_rng(0).random((30, 1, 8, 8), dtype=np.float32), np.arange(30) % 10
+    images, labels = (
+        np.random.default_rng(0).random((30, 1, 8, 8), dtype=np.float32),
+        np.arange(30) % 10,
+    )
     np.savez(tmp_path / "few.npz", images=images, labels=labels)
     few = ("check", CHECKPOINTS / "digits-small.toml", "--dataset", f"npz:{tmp_path / 'few.npz'}")
     told = rkd(*few, "--json")

@@ -48,7 +48,11 @@ def test_a_comparison_is_a_table_with_marks_and_ids(rkd, changed):
     changed()
     told = rkd("compare", "baseline/net", "results/net")
     assert told.code == 0
-    assert re.search(r"^- +robust +50\.0 +47\.0 +-3\.0 \[-4\.1, -1\.9\] +30 +0 +<0\.001$", told.stdout, re.MULTILINE)
+    assert re.search(
+        r"^- +robust +50\.0 +47\.0 +-3\.0 \[-4\.1, -1\.9\] +30 +0 +<0\.001$",
+        told.stdout,
+        re.MULTILINE,
+    )
     assert re.search(r"^= +clean ", told.stdout, re.MULTILINE)
     assert "lost    470, 471, " in told.stdout
     assert "and 10 more" in told.stdout
@@ -73,7 +77,9 @@ def test_runs_that_answer_different_questions_are_refused_with_exit_code_4(rkd, 
 
 
 def test_a_name_that_is_no_run_is_one_clear_line(rkd, place):
-    assert "there is no run 'nowhere': expected a run directory" in rkd("compare", "nowhere", "nowhere").error(2)
+    assert "there is no run 'nowhere': expected a run directory" in rkd(
+        "compare", "nowhere", "nowhere"
+    ).error(2)
 
 
 def test_a_gate_fails_after_all_is_written(rkd, changed, place):
@@ -106,7 +112,9 @@ def test_a_gate_passes_where_nothing_became_worse(rkd, changed, place):
         (["--alpha", "1e-12"], 0),
     ],
 )
-def test_limits_are_fractions_or_percentages_and_what_equals_one_passes(rkd, changed, arguments, code):
+def test_limits_are_fractions_or_percentages_and_what_equals_one_passes(
+    rkd, changed, arguments, code
+):
     changed()
     assert gate(rkd, *arguments).code == code
 
@@ -114,7 +122,10 @@ def test_limits_are_fractions_or_percentages_and_what_equals_one_passes(rkd, cha
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tolerance", "1"], "expected --tolerance as a percentage .* below 1, .* got '1': did you mean 1%?"),
+        (
+            ["--tolerance", "1"],
+            "expected --tolerance as a percentage .* below 1, .* got '1': did you mean 1%?",
+        ),
         (["--tolerance", "50", "--hard-limit", "3%"], "did you mean 50%?"),
         (["--tolerance", "50%", "--hard-limit", "200%"], "expected --hard-limit .* got '200%'$"),
         (["--tolerance", "-1%"], "expected --tolerance .* got '-1%'$"),
@@ -123,7 +134,10 @@ def test_limits_are_fractions_or_percentages_and_what_equals_one_passes(rkd, cha
         (["--hard-limit", "five"], "expected --hard-limit"),
         (["--alpha", "0"], "expected --alpha above 0"),
         (["--baseline", "results/../results"], "expected a baseline apart from the results"),
-        (["--baseline", "nowhere"], "there is no run in the baseline 'nowhere': make one with .* --update"),
+        (
+            ["--baseline", "nowhere"],
+            "there is no run in the baseline 'nowhere': make one with .* --update",
+        ),
     ],
 )
 def test_limits_and_folders_that_make_no_sense_are_one_clear_line(rkd, changed, arguments, said):
@@ -143,7 +157,9 @@ def test_results_that_are_not_there_are_one_clear_line(rkd, place):
         (lambda folder: (folder / RECORD).write_text("{"), "not among the results"),
     ],
 )
-def test_a_run_that_is_missing_or_damaged_is_exit_code_4_after_all_is_written(rkd, changed, place, damage, said):
+def test_a_run_that_is_missing_or_damaged_is_exit_code_4_after_all_is_written(
+    rkd, changed, place, damage, said
+):
     damage(changed(OLD))
     told = gate(rkd, *asked(place))
     assert said in told.error(4)
@@ -170,13 +186,17 @@ def test_an_update_shows_the_difference_and_then_the_gate_passes(rkd, changed):
 def test_the_first_update_makes_the_baseline_and_damaged_results_are_said(rkd, place):
     store(place / "results", OLD)
     (store(place / "results", OLD, model="bad") / EXAMPLES).unlink()
-    assert "the baseline lacks what cannot be read: cannot read 'results/bad/" in gate(rkd, "--update").error(4)
+    assert "the baseline lacks what cannot be read: cannot read 'results/bad/" in gate(
+        rkd, "--update"
+    ).error(4)
     assert len(list((place / "baseline").rglob(RECORD))) == 1
 
 
 def test_nothing_makes_no_baseline(rkd, place):
     (place / "results").mkdir()
-    assert "there is no run to make a baseline of in 'results': run 'rkd eval' first" in gate(rkd, "--update").error(2)
+    assert "there is no run to make a baseline of in 'results': run 'rkd eval' first" in gate(
+        rkd, "--update"
+    ).error(2)
 
 
 def test_what_failed_comes_with_the_command_that_shows_the_images(rkd, changed):
@@ -195,7 +215,9 @@ def test_two_runs_for_one_place_in_the_baseline_are_refused_before_anything_is_w
 HOSTILE = "::error::x ##[set-output name=a]b [red]%0A@all`|<b>"
 
 
-def test_under_github_actions_names_are_fenced_and_failures_annotated(rkd, changed, place, monkeypatch):
+def test_under_github_actions_names_are_fenced_and_failures_annotated(
+    rkd, changed, place, monkeypatch
+):
     changed(model=HOSTILE)
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place / "summary.md"))
@@ -243,4 +265,7 @@ def test_a_comparison_and_a_gate_load_no_torch(changed):
         "    try:\n        main(arguments)\n    except SystemExit as end:\n        assert not end.code\n"
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode
+        == 0
+    )

@@ -13,7 +13,9 @@ from robustbench_kd.distill import open_method
 from robustbench_kd.training.recipe import load_recipe
 
 METHODS = sorted(
-    name for name in plugins.components("distill") if f"digits-{name}" in plugins.files("distill/recipes", ".toml")
+    name
+    for name in plugins.components("distill")
+    if f"digits-{name}" in plugins.files("distill/recipes", ".toml")
 )
 TINY = ["--student", "small_cnn", "--arch-arg", "width=4"]
 TOKENS = ["--student", "vit_tiny"]
@@ -30,7 +32,9 @@ def quick(method, **changes):
         few["averaging_start"] = 1
     if method == "crd":
         few["options.negatives"] = 64
-    return [part for key, value in {**few, **changes}.items() for part in ("--set", f"{key}={value}")]
+    return [
+        part for key, value in {**few, **changes}.items() for part in ("--set", f"{key}={value}")
+    ]
 
 
 def teachers(method, folder):
@@ -58,7 +62,18 @@ def distill(rkd, folder):
     """Distils into the folder of the teachers."""
 
     def run(method, *arguments, student=TINY):
-        return rkd("distill", method, "--name", "made", "--out", folder, "--device", "cpu", *student, *arguments)
+        return rkd(
+            "distill",
+            method,
+            "--name",
+            "made",
+            "--out",
+            folder,
+            "--device",
+            "cpu",
+            *student,
+            *arguments,
+        )
 
     return run
 
@@ -84,13 +99,21 @@ def test_every_method_makes_a_student_and_leaves_its_teachers_alone(distill, rkd
     card = read_card(folder / "made.toml")
     assert (card.made["method"], card.made["threat"], card.made["epoch"]) == (method, "linf:0.2", 1)
     assert card.made["recipe"]["options"].keys() == load_recipe(f"digits-{method}").options.keys()
-    assert [teacher.card for teacher in card.teachers] == [Path(path).name for path in options if "toml" in str(path)]
+    assert [teacher.card for teacher in card.teachers] == [
+        Path(path).name for path in options if "toml" in str(path)
+    ]
     assert rkd("check", folder / "made.toml").code == 0
 
 
 def test_the_card_says_all_that_is_needed_to_repeat_it(distill, folder):
     told = distill(
-        "ard", *teachers("ard", folder), *quick("ard", seed=5), "--with", "igdm", "--set", "additions.igdm.alpha=2.5"
+        "ard",
+        *teachers("ard", folder),
+        *quick("ard", seed=5),
+        "--with",
+        "igdm",
+        "--set",
+        "additions.igdm.alpha=2.5",
     )
     assert told.code == 0, told.stderr
     assert "igdm 0." in told.stderr
@@ -108,7 +131,12 @@ def test_the_card_says_all_that_is_needed_to_repeat_it(distill, folder):
 def test_the_recipe_of_a_card_gives_the_same_student_again(distill, folder, tmp_path):
     distill("rslad", *teachers("rslad", folder), *quick("rslad"), "--with", "igdm")
     first = (folder / "made.safetensors").read_bytes()
-    lines = (folder / "made.toml").read_text().partition("[made.recipe]")[2].partition("[made.versions]")[0]
+    lines = (
+        (folder / "made.toml")
+        .read_text()
+        .partition("[made.recipe]")[2]
+        .partition("[made.versions]")[0]
+    )
     recipe = tmp_path / "again.toml"
     recipe.write_text(lines.replace("[made.recipe.", "["))
     told = distill("rslad", *teachers("rslad", folder), "--recipe", recipe, "--with", "igdm")
@@ -142,7 +170,16 @@ def test_teachers_are_asked_once_for_all_trainings(distill, folder):
 
 def test_an_adaptive_evaluation_attacks_the_teacher_beside_the_card(distill, rkd, folder, tmp_path):
     assert distill("kd", *teachers("kd", folder), *quick("kd")).code == 0
-    few = ["--suite", "apgd-ce+adaptive", "--examples", 4, "--results", tmp_path / "results", "--device", "cpu"]
+    few = [
+        "--suite",
+        "apgd-ce+adaptive",
+        "--examples",
+        4,
+        "--results",
+        tmp_path / "results",
+        "--device",
+        "cpu",
+    ]
     told = rkd("eval", folder / "made.toml", *few)
     assert told.code == 0, told.stderr
     (attacks,) = tmp_path.glob("results/made/*/attacks.csv")
@@ -150,7 +187,9 @@ def test_an_adaptive_evaluation_attacks_the_teacher_beside_the_card(distill, rkd
     assert f"from-surrogate-digits-teacher@{sha256[:8]}:apgd-margin" in attacks.read_text()
     (folder / "digits-teacher.toml").unlink()
     told = rkd("eval", folder / "made.toml", *few)
-    assert "made: its teacher 'digits-teacher' is not beside its card, and not attacked" in told.stderr
+    assert (
+        "made: its teacher 'digits-teacher' is not beside its card, and not attacked" in told.stderr
+    )
 
 
 # Resuming
@@ -159,9 +198,15 @@ def test_an_adaptive_evaluation_attacks_the_teacher_beside_the_card(distill, rkd
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(distill, rkd_process, folder, sent):
     options = [*teachers("kd", folder), *quick("kd", epochs=8)]
-    process = rkd_process("distill", "kd", *options, *TINY, "--device", "cpu", "--name", "made", "--out", folder)
+    process = rkd_process(
+        "distill", "kd", *options, *TINY, "--device", "cpu", "--name", "made", "--out", folder
+    )
     deadline = time.monotonic() + 100
-    while not (folder / "made.training").exists() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not (folder / "made.training").exists()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(sent)
     process.communicate(timeout=60)
@@ -191,17 +236,35 @@ def test_a_file_that_is_no_stopped_training_is_refused(distill, folder):
         (["rslda"], "unknown distillation method 'rslda': did you mean 'rslad'?"),
         (["igdm"], "'igdm' is no distillation method"),
         (["rslad"], "which threat? Give --threat NORM:EPS"),
-        (["rslad", "--threat", "linf:0.2"], "expected as many teachers as 'rslad' has, 1 (teacher), got 0"),
+        (
+            ["rslad", "--threat", "linf:0.2"],
+            "expected as many teachers as 'rslad' has, 1 (teacher), got 0",
+        ),
         (["rslad", "--teacher", "nowhere.toml"], "cannot read card 'nowhere.toml'"),
         (
             ["rslad", "--recipe", "digits-ard", "--threat", "linf:0.2"],
             "recipe 'digits-ard' is for 'ard', not for 'rslad'",
         ),
-        (["rslad", "--recipe", "none.toml", "--threat", "linf:0.2"], "recipe 'none.toml' cannot be read"),
-        (["rslad", "--set", "epoch=3", "--threat", "linf:0.2"], "unknown recipe key 'epoch': did you mean 'epochs'?"),
-        (["rslad", "--set", "options.scael=3", "--threat", "linf:0.2"], "unknown option of rslad 'scael'"),
-        (["rslad", "--with", "igmd", "--threat", "linf:0.2"], "unknown addition 'igmd': did you mean 'igdm'?"),
-        (["kd", "--with", "igdm", "--threat", "linf:0.2"], "'igdm' needs adversarial images, which 'kd' does not make"),
+        (
+            ["rslad", "--recipe", "none.toml", "--threat", "linf:0.2"],
+            "recipe 'none.toml' cannot be read",
+        ),
+        (
+            ["rslad", "--set", "epoch=3", "--threat", "linf:0.2"],
+            "unknown recipe key 'epoch': did you mean 'epochs'?",
+        ),
+        (
+            ["rslad", "--set", "options.scael=3", "--threat", "linf:0.2"],
+            "unknown option of rslad 'scael'",
+        ),
+        (
+            ["rslad", "--with", "igmd", "--threat", "linf:0.2"],
+            "unknown addition 'igmd': did you mean 'igdm'?",
+        ),
+        (
+            ["kd", "--with", "igdm", "--threat", "linf:0.2"],
+            "'igdm' needs adversarial images, which 'kd' does not make",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(distill, arguments, message):
@@ -223,7 +286,9 @@ def test_a_teacher_of_other_classes_is_refused(distill, folder):
 
 def test_a_student_never_overwrites_its_teacher(rkd, folder):
     before = contents(folder)
-    said = rkd("distill", "kd", "--name", "digits-teacher", "--out", folder, *teachers("kd", folder), *TINY).error(2)
+    said = rkd(
+        "distill", "kd", "--name", "digits-teacher", "--out", folder, *teachers("kd", folder), *TINY
+    ).error(2)
     assert said.startswith("'digits-teacher' would overwrite its teacher")
     assert contents(folder) == before
 

@@ -16,8 +16,18 @@ NET = ["--dataset", "digits", "--arch", "small_cnn", "--arch-arg", "width=4"]
 
 
 def options(results, **changed):
-    known = {"dataset": "digits", "examples": 20, "threat": "linf:0.1", "suite": "apgd-ce", "results": results}
-    return [part for name, value in (known | changed).items() for part in (f"--{name.replace('_', '-')}", value)]
+    known = {
+        "dataset": "digits",
+        "examples": 20,
+        "threat": "linf:0.1",
+        "suite": "apgd-ce",
+        "results": results,
+    }
+    return [
+        part
+        for name, value in (known | changed).items()
+        for part in (f"--{name.replace('_', '-')}", value)
+    ]
 
 
 def write_net(path, **arguments):
@@ -30,7 +40,12 @@ def test_a_factory_is_evaluated_and_its_run_stored(rkd, digits_net, tmp_path):
     told = rkd("eval", *digits_net)
     assert told.code == 0
     (folder,) = (tmp_path / "results" / "nearest_mean").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["attacks.csv", EXAMPLES, "findings.json", RECORD]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "attacks.csv",
+        EXAMPLES,
+        "findings.json",
+        RECORD,
+    ]
     assert len(list(csv.DictReader((folder / EXAMPLES).read_text().splitlines()))) == 20
     assert json.loads((folder / RECORD).read_text())["run_id"] == folder.name
 
@@ -44,7 +59,9 @@ def test_the_table_is_data_and_everything_else_is_not(rkd, digits_net):
     assert "done in" in told.stderr
 
 
-def test_json_is_a_list_of_records_and_nothing_else_is_written_to_standard_output(rkd, digits_net, tmp_path):
+def test_json_is_a_list_of_records_and_nothing_else_is_written_to_standard_output(
+    rkd, digits_net, tmp_path
+):
     told = rkd("eval", *digits_net, "--json")
     (record,) = json.loads(told.stdout)
     (path,) = tmp_path.glob(f"results/*/*/{RECORD}")
@@ -64,7 +81,8 @@ def test_fresh_evaluates_again(rkd, digits_net):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--seed", 1), ("--engine", "autoattack"), ("--examples", 10), ("--name", "x")]
+    ("option", "value"),
+    [("--seed", 1), ("--engine", "autoattack"), ("--examples", 10), ("--name", "x")],
 )
 def test_another_question_is_another_run(rkd, digits_net, tmp_path, option, value):
     rkd("eval", *digits_net)
@@ -81,15 +99,24 @@ def test_a_curve_is_one_run_per_radius_and_never_rises(rkd, digits_net):
 
 def exactly_robust(model, images, labels, eps):
     """Which images of a linear model no point of the box within linf `eps` can break, in closed form."""
-    low, high = (images - eps).clamp(min=0).flatten(1)[:, None], (images + eps).clamp(max=1).flatten(1)[:, None]
+    low, high = (
+        (images - eps).clamp(min=0).flatten(1)[:, None],
+        (images + eps).clamp(max=1).flatten(1)[:, None],
+    )
     slope = model.weight[labels][:, None] - model.weight[None]
-    worst = torch.where(slope > 0, slope * low, slope * high).sum(dim=2) + model.bias[labels][:, None] - model.bias
+    worst = (
+        torch.where(slope > 0, slope * low, slope * high).sum(dim=2)
+        + model.bias[labels][:, None]
+        - model.bias
+    )
     return (worst.scatter(1, labels[:, None], torch.inf) > 0).all(dim=1)
 
 
 def test_a_linear_model_gets_exactly_the_accuracy_that_it_has(rkd, factories, tmp_path):
     model, data = nearest_mean(), open_dataset("digits", limit=50)
-    rkd("eval", f"{factories}:nearest_mean", *options(tmp_path, examples=50, suite="apgd-ce,apgd-t"))
+    rkd(
+        "eval", f"{factories}:nearest_mean", *options(tmp_path, examples=50, suite="apgd-ce,apgd-t")
+    )
     (path,) = tmp_path.glob(f"*/*/{EXAMPLES}")
     found = [row["robust"] == "True" for row in csv.DictReader(path.read_text().splitlines())]
     expected = exactly_robust(model, data.images, data.labels, 0.1).tolist()
@@ -99,9 +126,21 @@ def test_a_linear_model_gets_exactly_the_accuracy_that_it_has(rkd, factories, tm
 
 def test_a_card_brings_its_data_and_its_threats(rkd, factories, tmp_path):
     write_net(tmp_path / "net.pt")
-    converted = rkd("convert", tmp_path / "net.pt", tmp_path / "nets" / "net", *NET, "--threat", "linf:0.1,0.2")
+    converted = rkd(
+        "convert", tmp_path / "net.pt", tmp_path / "nets" / "net", *NET, "--threat", "linf:0.1,0.2"
+    )
     assert converted.code == 0, converted.stderr
-    told = rkd("eval", tmp_path / "nets", "--examples", 10, "--suite", "apgd-ce", "--results", tmp_path, "--json")
+    told = rkd(
+        "eval",
+        tmp_path / "nets",
+        "--examples",
+        10,
+        "--suite",
+        "apgd-ce",
+        "--results",
+        tmp_path,
+        "--json",
+    )
     records = json.loads(told.stdout)
     assert [record["identity"]["eps_text"] for record in records] == ["0.1", "0.2"]
     assert {record["identity"]["dataset"] for record in records} == {"digits"}
@@ -120,7 +159,10 @@ def test_several_checkpoints_are_evaluated_in_turn(rkd, tmp_path):
         "width=4",
         "--json",
     )
-    assert [record["identity"]["model"] for record in json.loads(told.stdout)] == ["epoch-2", "epoch-10"]
+    assert [record["identity"]["model"] for record in json.loads(told.stdout)] == [
+        "epoch-2",
+        "epoch-10",
+    ]
 
 
 def test_strict_refuses_an_unreliable_number_after_reporting_it(rkd, factories, tmp_path):
@@ -136,7 +178,9 @@ def test_strict_accepts_a_consistent_number(rkd, digits_net):
     assert rkd("eval", *digits_net, "--strict").code == 0
 
 
-@pytest.mark.parametrize("name", ["a:fire:b", "[bold]x[/]", "a\\b", "\u5b66\u751f", "x" * 200, "tab\there"])
+@pytest.mark.parametrize(
+    "name", ["a:fire:b", "[bold]x[/]", "a\\b", "\u5b66\u751f", "x" * 200, "tab\there"]
+)
 def test_a_name_is_shown_and_stored_as_it_is(rkd, digits_net, name):
     told = rkd("eval", *digits_net, "--name", name, "--json")
     assert json.loads(told.stdout)[0]["identity"]["model"] == printable(name)
@@ -144,7 +188,10 @@ def test_a_name_is_shown_and_stored_as_it_is(rkd, digits_net, name):
 
 def test_findings_are_said(rkd, factories, tmp_path):
     told = rkd("eval", f"{factories}:dropout", *options(tmp_path))
-    assert "info: training-mode: the model was left in training mode; it was put in evaluation mode" in told.stderr
+    assert (
+        "info: training-mode: the model was left in training mode; it was put in evaluation mode"
+        in told.stderr
+    )
 
 
 def test_probabilities_are_a_finding_and_no_error(rkd, factories, tmp_path):
@@ -157,7 +204,9 @@ def test_probabilities_are_a_finding_and_no_error(rkd, factories, tmp_path):
 
 
 def test_what_is_done_is_reported_even_if_the_next_checkpoint_fails(rkd, factories, tmp_path):
-    told = rkd("eval", f"{factories}:linear", f"{factories}:nan_logits", *options(tmp_path), "--json")
+    told = rkd(
+        "eval", f"{factories}:linear", f"{factories}:nan_logits", *options(tmp_path), "--json"
+    )
     assert "NaN or infinite logits" in told.error(2)
     assert [record["identity"]["model"] for record in json.loads(told.stdout)] == ["linear"]
 

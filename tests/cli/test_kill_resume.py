@@ -12,7 +12,15 @@ from robustbench_kd.core.rundir import LEDGER
 
 # Each is busy for some seconds, and writes more than a handful of entries on the way.
 EVALUATIONS = {
-    "autoattack": ["nearest_mean", "linf:0.08", "apgd-ce,apgd-dlr", "--examples", 24, "--batch-size", 6],
+    "autoattack": [
+        "nearest_mean",
+        "linf:0.08",
+        "apgd-ce,apgd-dlr",
+        "--examples",
+        24,
+        "--batch-size",
+        6,
+    ],
     "native": ["slow_mean", "linf:0.1", "apgd-ce,apgd-margin", "--examples", 16, "--batch-size", 8],
 }
 

@@ -56,14 +56,19 @@ def test_the_version_is_that_of_the_package(rkd):
     assert rkd("--version").stdout == f"rkd, version {version('robustbench-kd')}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["list"], ["evl"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["eval", "--help"], ["list"], ["evl"], ["--version"]]
+)
 def test_what_needs_no_model_loads_no_torch(arguments):
     program = (
         "import sys\nfrom robustbench_kd.cli import main\n"
         f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'scipy', 'pandas')))"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode
+        == 0
+    )
 
 
 def cpu_seconds(*arguments, attempts=5):
@@ -135,15 +140,38 @@ def test_a_leaderboard_that_cannot_be_written_is_an_error(rkd, tmp_path, place):
 def test_a_network_is_trained_converted_and_evaluated(rkd, tmp_path):
     quick = ["--set", "epochs=1", "--set", "validation=50", "--set", "validation_steps=1"]
     net = ["--arch", "small_cnn", "--arch-arg", "width=4"]
-    trained = rkd("train", "digits-plain", "--name", "net", "--out", tmp_path, "--threat", "linf:0.1", *net, *quick)
+    trained = rkd(
+        "train",
+        "digits-plain",
+        "--name",
+        "net",
+        "--out",
+        tmp_path,
+        "--threat",
+        "linf:0.1",
+        *net,
+        *quick,
+    )
     assert trained.code == 0, trained.stderr
     assert trained.stdout == f"{tmp_path / 'net.toml'}\n"
     assert "epoch 1 of 1" in trained.stderr
     assert not list(tmp_path.glob("*.tmp"))
-    converted = rkd("convert", tmp_path / "net.safetensors", tmp_path / "copy", "--dataset", "digits", *net)
+    converted = rkd(
+        "convert", tmp_path / "net.safetensors", tmp_path / "copy", "--dataset", "digits", *net
+    )
     assert converted.stdout == f"{tmp_path / 'copy.toml'}\n"
     cards = [tmp_path / "net.toml", tmp_path / "copy.toml"]
-    few = ["--examples", 10, "--suite", "apgd-ce", "--threat", "linf:0.05", "--results", tmp_path / "results", "--json"]
+    few = [
+        "--examples",
+        10,
+        "--suite",
+        "apgd-ce",
+        "--threat",
+        "linf:0.05",
+        "--results",
+        tmp_path / "results",
+        "--json",
+    ]
     first, second = json.loads(rkd("eval", *cards, *few).stdout)
     assert first["robust"] == second["robust"]
     assert first["identity"]["checkpoint_sha256"] == second["identity"]["checkpoint_sha256"]

@@ -15,7 +15,12 @@ from robustbench_kd.core.rundir import write_record
 from robustbench_kd.core.text import printable
 
 CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    "",
 )
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
@@ -31,7 +36,12 @@ def test_a_report_can_be_written_elsewhere_and_against_a_baseline(rkd, tmp_path)
     store(tmp_path / "before", model="net")
     store(tmp_path / "after", Planted(broken=frozenset({5})), model="net")
     told = rkd(
-        "report", tmp_path / "after", "--baseline", tmp_path / "before", "--output", tmp_path / "pages" / "a.html"
+        "report",
+        tmp_path / "after",
+        "--baseline",
+        tmp_path / "before",
+        "--output",
+        tmp_path / "pages" / "a.html",
     )
     assert told.stdout == f"{tmp_path / 'pages' / 'a.html'}\n"
     assert "Against the baseline" in (tmp_path / "pages" / "a.html").read_text()
@@ -70,7 +80,13 @@ browser = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")
 
 def browse(page, folder):
     """Opens a page and returns its final DOM and what it wrote to the console."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=2000"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=2000",
+    ]
     options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1200,900"]
     command = [CHROMIUM, *options, "--dump-dom", page.as_uri()]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -158,7 +174,9 @@ document.querySelector("iframe").onload = event => {{
 
 
 @browser
-def test_a_phone_shows_the_page_without_scrolling_sideways_and_no_letter_too_small(report, tmp_path):
+def test_a_phone_shows_the_page_without_scrolling_sideways_and_no_letter_too_small(
+    report, tmp_path
+):
     host = tmp_path / "phone.html"
     host.write_text(PHONE.format(page=escape(report.read_text(encoding="utf-8"))), encoding="utf-8")
     dom, _ = browse(host, tmp_path)
@@ -172,7 +190,10 @@ def test_a_phone_shows_the_page_without_scrolling_sideways_and_no_letter_too_sma
 def test_the_policy_stops_a_script_that_is_not_the_pages_own(report, tmp_path):
     smuggled = report.with_name("smuggled.html")
     text = report.read_text(encoding="utf-8")
-    smuggled.write_text(text.replace("</main>", "<script>document.title = 'taken'</script></main>"), encoding="utf-8")
+    smuggled.write_text(
+        text.replace("</main>", "<script>document.title = 'taken'</script></main>"),
+        encoding="utf-8",
+    )
     dom, console = browse(smuggled, tmp_path)
     assert "<title>Robustness report</title>" in dom
     assert any("Content Security Policy" in line for line in console)

@@ -14,13 +14,20 @@ def compared(rkd, factories, tmp_path):
     """Runs the command on twenty digits, with tables in `tmp_path / "out"`."""
 
     def run(*arguments):
-        known = {"dataset": "digits", "examples": 20, "threat": "linf:0.1", "results": tmp_path / "results"}
+        known = {
+            "dataset": "digits",
+            "examples": 20,
+            "threat": "linf:0.1",
+            "results": tmp_path / "results",
+        }
         options = [part for name, value in known.items() for part in (f"--{name}", value)]
         return rkd("similarity", *arguments, *options, "--out", tmp_path / "out")
 
     def named(*names, more=()):
         first, second, *baselines = (f"{factories}:{name}" for name in names)
-        return run(first, second, *(part for text in baselines for part in ("--baseline", text)), *more)
+        return run(
+            first, second, *(part for text in baselines for part in ("--baseline", text)), *more
+        )
 
     return named
 
@@ -38,7 +45,10 @@ def test_a_student_is_compared_and_tables_are_written(compared, tmp_path):
     assert "teacher's answer on edges" in told.stdout
     assert "no runs of both" in told.stderr
     rows, markdown = written(tmp_path)
-    assert {(row["model"], row["role"]) for row in rows} == {("nearest_mean", "teacher"), ("linear", "student")}
+    assert {(row["model"], row["role"]) for row in rows} == {
+        ("nearest_mean", "teacher"),
+        ("linear", "student"),
+    }
     assert all(row["difference"] == "" for row in rows)
     assert "| measure | teacher | student |\n" in markdown
     assert "Networks: teacher `nearest_mean`, student `linear`." in markdown
@@ -59,8 +69,12 @@ def test_an_independent_network_gives_differences_and_a_second_one_the_null(comp
 def test_json_has_the_rows_of_the_table(compared, tmp_path):
     found = json.loads(compared("nearest_mean", "linear", more=("--json",)).stdout)
     rows, _ = written(tmp_path)
-    assert [(row["measure"], row["role"]) for row in found] == [(row["measure"], row["role"]) for row in rows]
-    assert [f"{row['value']}" for row in found if row["value"] is not None] == [r["value"] for r in rows if r["value"]]
+    assert [(row["measure"], row["role"]) for row in found] == [
+        (row["measure"], row["role"]) for row in rows
+    ]
+    assert [f"{row['value']}" for row in found if row["value"] is not None] == [
+        r["value"] for r in rows if r["value"]
+    ]
 
 
 def test_the_same_command_writes_the_same_files(compared, tmp_path):
@@ -72,12 +86,23 @@ def test_the_same_command_writes_the_same_files(compared, tmp_path):
 
 def test_stored_runs_of_both_are_read(rkd, compared, factories, tmp_path):
     for name in ("nearest_mean", "linear"):
-        few = ["--dataset", "digits", "--examples", 20, "--suite", "apgd-ce", "--threat", "linf:0.05"]
+        few = [
+            "--dataset",
+            "digits",
+            "--examples",
+            20,
+            "--suite",
+            "apgd-ce",
+            "--threat",
+            "linf:0.05",
+        ]
         assert rkd("eval", f"{factories}:{name}", *few, "--results", tmp_path / "results").code == 0
     told = compared("nearest_mean", "linear")
     assert "robustness retained" in told.stdout
     rows, markdown = written(tmp_path)
-    (teacher,) = (row for row in rows if row["measure"] == "robust accuracy" and row["role"] == "teacher")
+    (teacher,) = (
+        row for row in rows if row["measure"] == "robust accuracy" and row["role"] == "teacher"
+    )
     assert teacher["n"] == "20.0"
     assert "linf 0.05" in teacher["protocol"]
     assert f"## `{teacher['protocol']}`" in markdown
@@ -94,8 +119,14 @@ def test_the_shipped_cards_need_no_options(rkd, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("nearest_mean", "linear", "linear", "linear", "linear"), "expected at most two --baseline, got 3"),
-        (("nearest_mean", "three_classes"), "'three_classes' tells 3 classes apart, the data set has 10"),
+        (
+            ("nearest_mean", "linear", "linear", "linear", "linear"),
+            "expected at most two --baseline, got 3",
+        ),
+        (
+            ("nearest_mean", "three_classes"),
+            "'three_classes' tells 3 classes apart, the data set has 10",
+        ),
         (("nearest_mean", "detached"), "'detached' cannot be compared, as it gives no gradient"),
         (("nearest_mean", "nan_logits"), "NaN or infinite logits"),
     ],

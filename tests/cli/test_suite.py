@@ -38,9 +38,17 @@ def test_every_cell_is_the_run_that_eval_makes(rkd, sheet, factories, tmp_path):
     told = rkd(*sheet(seeds=[0, 1]), "--json")
     assert told.code == 0
     assert len(json.loads(told.stdout)) == 4
-    options = {"dataset": "digits", "examples": 10, "threat": "linf:0.1", "suite": "apgd-ce", "seed": 1}
+    options = {
+        "dataset": "digits",
+        "examples": 10,
+        "threat": "linf:0.1",
+        "suite": "apgd-ce",
+        "seed": 1,
+    }
     typed = [part for name, value in options.items() for part in (f"--{name}", value)]
-    again = rkd("eval", f"{factories}:constant", *typed, "--no-probes", "--results", tmp_path / "results")
+    again = rkd(
+        "eval", f"{factories}:constant", *typed, "--no-probes", "--results", tmp_path / "results"
+    )
     assert "stored result" in again.stderr
 
 
@@ -106,21 +114,57 @@ GOOD = 'checkpoints = ["net.toml"]\nthreats = [\n  "linf:0.1",\n  "l2:0.5",\n]\n
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("checkpoints", "checkpoint", "line 1: checkpoint: unknown field 'checkpoint': did you mean 'checkpoints'?"),
+        (
+            "checkpoints",
+            "checkpoint",
+            "line 1: checkpoint: unknown field 'checkpoint': did you mean 'checkpoints'?",
+        ),
         ('["net.toml"]', "[]", "line 1: checkpoints: List should have at least 1 item"),
         ("l2:0.5", "l3:0.5", "line 4: threats: unknown norm 'l3'"),
         ('"l2:0.5"', "7", "line 4: threats: Input should be a valid string"),
-        ("[options]", 'suites = ["standart"]\n[options]', "line 7: suites: unknown suite or attack 'standart'"),
-        ("[options]", "seeds = [-1]\n[options]", "line 7: seeds: Input should be greater than or equal to 0"),
-        ("examples = 5", "example = 5", "line 8: options.example: unknown option 'example': did you mean 'examples'?"),
-        ("examples = 5", "examples = -1", "line 8: options.examples: expected --examples as a positive number or all"),
+        (
+            "[options]",
+            'suites = ["standart"]\n[options]',
+            "line 7: suites: unknown suite or attack 'standart'",
+        ),
+        (
+            "[options]",
+            "seeds = [-1]\n[options]",
+            "line 7: seeds: Input should be greater than or equal to 0",
+        ),
+        (
+            "examples = 5",
+            "example = 5",
+            "line 8: options.example: unknown option 'example': did you mean 'examples'?",
+        ),
+        (
+            "examples = 5",
+            "examples = -1",
+            "line 8: options.examples: expected --examples as a positive number or all",
+        ),
         ("examples = 5", "examples = true", "line 8: options.examples: expected a value"),
         ("examples = 5", "fold = 1", "line 8: options.fold: expected true or false"),
-        ("examples = 5", "precision = 'fp8'", "line 8: options.precision: Invalid value for '--precision'"),
-        ("examples = 5", "batch-size = 0", "line 8: options.batch-size: expected --batch-size as a positive number"),
-        ("examples = 5", "seed = 5", "line 8: options.seed: unknown option 'seed'.*a list of its own, 'seeds'"),
+        (
+            "examples = 5",
+            "precision = 'fp8'",
+            "line 8: options.precision: Invalid value for '--precision'",
+        ),
+        (
+            "examples = 5",
+            "batch-size = 0",
+            "line 8: options.batch-size: expected --batch-size as a positive number",
+        ),
+        (
+            "examples = 5",
+            "seed = 5",
+            "line 8: options.seed: unknown option 'seed'.*a list of its own, 'seeds'",
+        ),
         ("examples = 5", "trust-code = true", "line 8: options.trust-code: unknown option"),
-        ("examples = 5", "adaptive = ['a.py:x']", "line 8: options.adaptive: 'a.py:x' names code: read it, then give"),
+        (
+            "examples = 5",
+            "adaptive = ['a.py:x']",
+            "line 8: options.adaptive: 'a.py:x' names code: read it, then give",
+        ),
         ("net.toml", "net.py:make", "line 1: checkpoints: 'net.py:make' names code"),
         ("examples = 5", "examples = ", "is not TOML: Invalid value .at line 8"),
         ("examples = 5", f"examples = {'[' * 5000}", "is not TOML: "),
@@ -135,7 +179,9 @@ def test_what_is_wrong_is_named_with_its_line_and_field(tmp_path, old, new, said
 
 
 def test_a_pattern_without_files_and_a_missing_sheet_are_errors(rkd, sheet, tmp_path):
-    assert "line 1: checkpoints: no file matches" in rkd(*sheet(checkpoints=[str(tmp_path / "*.card")])).error(2)
+    assert "line 1: checkpoints: no file matches" in rkd(
+        *sheet(checkpoints=[str(tmp_path / "*.card")])
+    ).error(2)
     assert "cannot read" in rkd("suite", tmp_path / "nowhere.toml").error(2)
 
 
@@ -149,8 +195,14 @@ def test_the_options_of_a_sheet_are_those_of_eval(tmp_path):
 
 NAMES = st.sampled_from([*Sheet.model_fields, "options.examples", "x"])
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=20) | st.sampled_from(["linf:0.1", "quick"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.text(max_size=20)
+    | st.sampled_from(["linf:0.1", "quick"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -178,7 +230,9 @@ def place(tmp_path_factory):
     | st.text().map(lambda text: GOOD + text)
 )
 def test_any_text_is_a_sheet_or_a_clear_error(place, content):
-    place.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogatepass"))
+    place.write_bytes(
+        content if isinstance(content, bytes) else content.encode(errors="surrogatepass")
+    )
     found = complaint(place)
     assert not found or f"'{place}'" in found
 

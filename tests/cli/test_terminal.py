@@ -8,7 +8,14 @@ from rich.console import Console
 from robustbench_kd.cli import _console, _runs
 from robustbench_kd.engine.run.progress import Progress
 
-ROW = ["digits-teacher", "classifier", "100.0 [88.6, 100.0]", "76.7 [59.1, 88.2]", "consistent", "188,394"]
+ROW = [
+    "digits-teacher",
+    "classifier",
+    "100.0 [88.6, 100.0]",
+    "76.7 [59.1, 88.2]",
+    "consistent",
+    "188,394",
+]
 SIDES = ["left", "left", "right", "right", "left", "right"]
 HEADINGS = ["model", "family", "clean %", "robust %", "verdict", "parameters"]
 
@@ -20,11 +27,17 @@ def shown(monkeypatch):
     def show(columns, row=ROW, spare=("parameters", "family")):
         screen = io.StringIO()
         monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setattr(_console, "out", Console(file=screen, force_terminal=True, no_color=True, width=10_000))
+        monkeypatch.setattr(
+            _console, "out", Console(file=screen, force_terminal=True, no_color=True, width=10_000)
+        )
         table = _console.table("", dict(zip(HEADINGS, SIDES, strict=True)))
         table.add_row(*row)
         _console.show_table(table, spare=spare)
-        return [line for line in screen.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines() if line]
+        return [
+            line
+            for line in screen.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
+            if line
+        ]
 
     return show
 

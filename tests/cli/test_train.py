@@ -42,13 +42,19 @@ def test_a_front_end_is_trained_and_opened_again(train, rkd, folder):
     assert "made: epoch 1 of 1, validation clean " in told.stderr
     assert ", PGD " in told.stderr.splitlines()[-1]
     card = read_card(folder / "made.toml")
-    assert (card.family, card.arguments, card.threats) == ("frontend", {"depth": 4, "width": 4}, ("linf:0.15",))
+    assert (card.family, card.arguments, card.threats) == (
+        "frontend",
+        {"depth": 4, "width": 4},
+        ("linf:0.15",),
+    )
     again = train("fit", "--family", "smoothed", "--name", "noisy", "--part", folder / "made.toml")
     assert again.code == 0, again.stderr
 
 
 def test_a_randomized_defence_is_fitted_and_tells_no_pgd(train, folder):
-    told = train("fit", "--family", "ensemble", "--part", folder / "net.toml", "--part", folder / "net.toml")
+    told = train(
+        "fit", "--family", "ensemble", "--part", folder / "net.toml", "--part", folder / "net.toml"
+    )
     assert told.code == 0, told.stderr
     assert "made: fitted, validation clean " in told.stderr
     assert "PGD" not in told.stderr
@@ -68,8 +74,14 @@ def test_the_usual_data_are_those_of_the_first_part(train, folder):
         ([], "which network? Give --arch NAME, or --family and --part for a composed defence"),
         (["--family", "frontend"], "expected --family and --part together"),
         (["--part", "net.toml"], "expected --family and --part together"),
-        (["--family", "frontend", "--part", "net.toml", "--arch", "small_cnn"], "leave out --arch and --normalisation"),
-        (["--family", "frontend", "--part", "net.toml", "--normalisation", "half"], "leave out --arch and"),
+        (
+            ["--family", "frontend", "--part", "net.toml", "--arch", "small_cnn"],
+            "leave out --arch and --normalisation",
+        ),
+        (
+            ["--family", "frontend", "--part", "net.toml", "--normalisation", "half"],
+            "leave out --arch and",
+        ),
     ],
 )
 def test_a_network_and_a_composed_defence_exclude_each_other(train, arguments, expected):
@@ -82,12 +94,23 @@ def test_a_part_outside_the_folder_is_refused_with_what_to_do(train, shelf):
 
 
 def test_an_argument_that_the_family_has_not_comes_with_the_nearest(train, folder):
-    said = train("fit", *FRONT, "--arch-arg", "amplitud=0.1", "--part", folder / "net.toml").error(2)
+    said = train("fit", *FRONT, "--arch-arg", "amplitud=0.1", "--part", folder / "net.toml").error(
+        2
+    )
     assert "unknown argument of frontend 'amplitud': did you mean 'amplitude'?" in said
 
 
 def test_a_part_that_names_code_needs_trust(train, folder, factories):
-    code = ["--arch", f"{factories}:conv", "--arch-arg", "channels=1", "--name", "coded", "--set", "epochs=1"]
+    code = [
+        "--arch",
+        f"{factories}:conv",
+        "--arch-arg",
+        "channels=1",
+        "--name",
+        "coded",
+        "--set",
+        "epochs=1",
+    ]
     assert train("digits-plain", *code).code == 0
     asked = ["fit", "--family", "smoothed", "--part", folder / "coded.toml"]
     assert "give --trust-code to run it" in train(*asked).error(2)

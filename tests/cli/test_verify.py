@@ -54,13 +54,17 @@ def change(run, **changed):
     stored = read(run / ADVERSARIAL)
     write(
         run / ADVERSARIAL,
-        replace(stored, **{name: make(getattr(stored, name).copy()) for name, make in changed.items()}),
+        replace(
+            stored, **{name: make(getattr(stored, name).copy()) for name, make in changed.items()}
+        ),
     )
 
 
 def edit_record(run, **changed):
     record = json.loads((run / RECORD).read_text())
-    (run / RECORD).write_text(json.dumps(record | {name: make(record[name]) for name, make in changed.items()}))
+    (run / RECORD).write_text(
+        json.dumps(record | {name: make(record[name]) for name, make in changed.items()})
+    )
 
 
 def edit_row(run, wanted, **changed):
@@ -87,7 +91,9 @@ def first(value):
 # What holds
 
 
-@pytest.mark.parametrize("options", [[], ["--batch-size", 7], ["--precision", "fp64"], [CARD]], ids=str)
+@pytest.mark.parametrize(
+    "options", [[], ["--batch-size", 7], ["--precision", "fp64"], [CARD]], ids=str
+)
 def test_an_honest_run_holds(rkd, honest, options):
     assert verified(rkd, honest, *options) == set()
 
@@ -145,7 +151,9 @@ def test_a_tampered_prediction_is_caught(rkd, run):
 
 
 def test_a_missing_image_is_caught(rkd, run):
-    change(run, **dict.fromkeys(("ids", "labels", "predictions", "images"), lambda array: array[:-1]))
+    change(
+        run, **dict.fromkeys(("ids", "labels", "predictions", "images"), lambda array: array[:-1])
+    )
     assert {"images", "robust accuracy"} <= verified(rkd, run)
 
 
@@ -161,7 +169,9 @@ HOSTILE = {
     "wrong shape": lambda path: rewrite(path, images=lambda images: images[:, :, :4]),
     "an example twice": lambda path: rewrite(path, ids=lambda ids: np.repeat(ids[:1], len(ids))),
     "a stranger": lambda path: rewrite(path, ids=first(10**6)),
-    "other images": lambda path: rewrite(path, **dict.fromkeys(("images", "originals"), lambda part: part[:, :, :4])),
+    "other images": lambda path: rewrite(
+        path, **dict.fromkeys(("images", "originals"), lambda part: part[:, :, :4])
+    ),
 }
 
 
@@ -193,7 +203,9 @@ def test_an_edited_interval_is_caught(rkd, run):
 
 
 def test_an_edited_stage_is_caught(rkd, run):
-    edit_record(run, stages=lambda stages: [*stages[:-1], stages[-1] | {"accuracy": stages[0]["accuracy"]}])
+    edit_record(
+        run, stages=lambda stages: [*stages[:-1], stages[-1] | {"accuracy": stages[0]["accuracy"]}]
+    )
     assert verified(rkd, run) == {"stages"}
 
 
@@ -293,7 +305,10 @@ def test_what_is_no_run_is_refused(rkd, tmp_path):
 
 def test_without_a_checkpoint_that_fits_one_is_asked_for(rkd, honest, tmp_path):
     told = rkd("verify", honest, "--checkpoints", tmp_path)
-    assert f"which checkpoint is 'digits-small'? No card in '{tmp_path}' has its name or weights" in told.error(2)
+    assert (
+        f"which checkpoint is 'digits-small'? No card in '{tmp_path}' has its name or weights"
+        in told.error(2)
+    )
 
 
 def test_a_folder_of_checkpoints_is_no_target(rkd, honest):
@@ -302,5 +317,8 @@ def test_a_folder_of_checkpoints_is_no_target(rkd, honest):
 
 def test_the_earlier_result_without_images_is_said_to_be_evaluated_again(rkd, digits_net):
     rkd("eval", *digits_net)
-    assert "the earlier result lacked images, done in" in rkd("eval", *digits_net, "--save-adversarial").stderr
+    assert (
+        "the earlier result lacked images, done in"
+        in rkd("eval", *digits_net, "--save-adversarial").stderr
+    )
     assert "stored result" in rkd("eval", *digits_net, "--save-adversarial").stderr

@@ -10,11 +10,22 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[1]
-WITH_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+WITH_RAY = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed"
+)
 
 
 def evaluation(factory, *rest):
-    asked = ["--dataset", "digits", "--examples", 32, "--threat", "linf:0.1", "--suite", "apgd-ce,apgd-margin"]
+    asked = [
+        "--dataset",
+        "digits",
+        "--examples",
+        32,
+        "--threat",
+        "linf:0.1",
+        "--suite",
+        "apgd-ce,apgd-margin",
+    ]
     return ["eval", f"{HERE}/{factory}", *asked, "--no-probes", *rest]
 
 
@@ -49,7 +60,13 @@ def alone(rkd, tmp_path_factory):
 def test_shards_that_ran_apart_are_merged_where_their_folders_meet(rkd, alone, tmp_path):
     for number in range(1, 6):
         told = rkd(
-            *evaluation("oracles.py:nearest_mean", "--results", tmp_path / str(number), "--shard", f"{number}/5")
+            *evaluation(
+                "oracles.py:nearest_mean",
+                "--results",
+                tmp_path / str(number),
+                "--shard",
+                f"{number}/5",
+            )
         )
         assert (told.code, told.stdout) == (0, "")
         assert "'rkd merge" in told.stderr
@@ -69,7 +86,10 @@ def test_shards_that_ran_apart_are_merged_where_their_folders_meet(rkd, alone, t
         (["--shard", "1/2", "--workers", "2"], "leave --workers and --executor out"),
         (["--shard", "1/2", "--fresh"], "--fresh would forget"),
         (["--shard", "3/2"], "expected a shard as NUMBER/COUNT"),
-        (["--shard", "1/2", "--threat", "linf:0.01,0.02"], "give each radius by a --threat of its own"),
+        (
+            ["--shard", "1/2", "--threat", "linf:0.01,0.02"],
+            "give each radius by a --threat of its own",
+        ),
         (["--workers", "2", "--engine", "autoattack"], "use --engine native"),
         (["--until-decided", "robust>0.5"], "expected a claim"),
     ],
@@ -81,7 +101,9 @@ def test_what_does_not_go_together_is_refused(rkd, tmp_path, options, why):
 
 @pytest.mark.parametrize(("claim", "code"), [("robust>=0.2", 0), ("robust>=99%", 1)])
 def test_a_claim_is_a_gate(rkd, tmp_path, claim, code):
-    told = rkd(*evaluation("oracles.py:nearest_mean", "--until-decided", claim, "--results", tmp_path))
+    told = rkd(
+        *evaluation("oracles.py:nearest_mean", "--until-decided", claim, "--results", tmp_path)
+    )
     assert told.code == code
     assert ("holds" if code == 0 else "is refuted") in told.stdout
     if code:
@@ -98,10 +120,14 @@ def test_the_number_of_workers_changes_nothing(rkd, alone, tmp_path, workers):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=WITH_RAY)])
-def test_a_worker_that_is_killed_costs_time_and_nothing_else(rkd_process, rkd, alone, tmp_path, deaths, executor):
+def test_a_worker_that_is_killed_costs_time_and_nothing_else(
+    rkd_process, rkd, alone, tmp_path, deaths, executor
+):
     left = deaths(2)
     share = ["--workers", 2, "--executor", executor, "--name", "nearest_mean"]
-    process = rkd_process(*evaluation("oracles.py:mortal", "--results", tmp_path / "results", *share))
+    process = rkd_process(
+        *evaluation("oracles.py:mortal", "--results", tmp_path / "results", *share)
+    )
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert not list(left.iterdir())
@@ -109,7 +135,9 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(rkd_process, rkd, a
 
 
 @pytest.mark.slow
-def test_workers_that_keep_dying_are_given_up_and_one_process_goes_on(rkd_process, rkd, alone, tmp_path, deaths):
+def test_workers_that_keep_dying_are_given_up_and_one_process_goes_on(
+    rkd_process, rkd, alone, tmp_path, deaths
+):
     left = deaths(20)
     arguments = evaluation("oracles.py:mortal", "--results", tmp_path / "results")
     process = rkd_process(*arguments, "--workers", 2)
@@ -127,7 +155,9 @@ def test_an_interrupt_ends_all_workers_and_loses_nothing(rkd_process, rkd, tmp_p
     arguments = evaluation("oracles.py:slow_mean", "--results", tmp_path / "results")
     process = rkd_process(*arguments, "--workers", 2)
     until = time.monotonic() + 120
-    while time.monotonic() < until and len(list(tmp_path.glob("results/*/*/ledger-*-of-2.jsonl"))) < 2:
+    while (
+        time.monotonic() < until and len(list(tmp_path.glob("results/*/*/ledger-*-of-2.jsonl"))) < 2
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)

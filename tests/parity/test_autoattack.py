@@ -36,13 +36,16 @@ def assert_the_known_verdicts(test_data, results):
         assert [int(row["broken_by"] not in fallen) for row in rows] == expected["alive"], stage
 
 
-def test_every_verdict_of_every_stage_and_its_cost_are_the_packages_own(rkd, evaluation, test_data, tmp_path):
+def test_every_verdict_of_every_stage_and_its_cost_are_the_packages_own(
+    rkd, evaluation, test_data, tmp_path
+):
     known = json.loads((test_data / KNOWN).read_text())
     (record,) = json.loads(rkd(*evaluation, "--json").stdout)
     assert_the_known_verdicts(test_data, tmp_path)
     standing = sum(known["clean"])
     for stage in record["stages"][1:]:
-        # The stored run began every stage with the package's checks and a clean pass: eight forwards of each image.
+        # The stored run began every stage with the package's checks and a clean pass: eight
+        # forwards of each image.
         assert stage["forwards"] == known["stages"][stage["stage"]]["forwards"] - 8 * standing
         standing = sum(known["stages"][stage["stage"]]["alive"])
 

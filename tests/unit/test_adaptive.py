@@ -39,12 +39,29 @@ def net():
     return nearest_mean()
 
 
-def run(model, data, folder, suite="apgd-ce", *, threat=RADIUS, attacks=("apgd-margin", "apgd-ce"), **options):
+def run(
+    model,
+    data,
+    folder,
+    suite="apgd-ce",
+    *,
+    threat=RADIUS,
+    attacks=("apgd-margin", "apgd-ce"),
+    **options,
+):
     """Evaluates with short budgets; `attacks` are those of the adaptive part."""
     chosen = parse_suite(suite)
-    budgets = {"budget": BUDGETS, **{name: table for name, table in chosen.budgets.items() if name == "sample"}}
-    adaptive = chosen.adaptive and replace(chosen.adaptive, budgets={"budget": BUDGETS}, attacks=attacks)
-    asked = replace(request(model, data, threat=threat), suite=replace(chosen, budgets=budgets, adaptive=adaptive))
+    budgets = {
+        "budget": BUDGETS,
+        **{name: table for name, table in chosen.budgets.items() if name == "sample"},
+    }
+    adaptive = chosen.adaptive and replace(
+        chosen.adaptive, budgets={"budget": BUDGETS}, attacks=attacks
+    )
+    asked = replace(
+        request(model, data, threat=threat),
+        suite=replace(chosen, budgets=budgets, adaptive=adaptive),
+    )
     return evaluate(replace(asked, **options), folder)
 
 
@@ -64,7 +81,11 @@ class Hidden(nn.Module):
 
     def surfaces(self):
         inner = self.inner
-        return [Surface(name="inside", answer=lambda images, _key: inner(images))] if self.honest else []
+        return (
+            [Surface(name="inside", answer=lambda images, _key: inner(images))]
+            if self.honest
+            else []
+        )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +104,9 @@ def test_a_declared_surface_opens_a_defence_without_gradients(net, digits, truth
 
 def test_a_surrogate_opens_a_defence_that_declares_nothing(net, digits, truth, tmp_path):
     extra = Extra(surrogates={"net": net})
-    found = robust(Hidden(net, honest=False).eval(), digits, tmp_path, "apgd-ce+adaptive", extra=extra)
+    found = robust(
+        Hidden(net, honest=False).eval(), digits, tmp_path, "apgd-ce+adaptive", extra=extra
+    )
     assert found == pytest.approx(truth, abs=0.03)
 
 
@@ -109,19 +132,29 @@ def test_one_class_only_falls_to_a_surrogate(net, digits, truth, tmp_path):
         return nn.functional.one_hot(logits.argmax(dim=1), 10).float() + 0 * logits
 
     defence = Changed(net, hardened).eval()
-    assert robust(defence, digits, tmp_path, "adaptive", attacks=("apgd-margin", "square")) > truth + 0.3
+    assert (
+        robust(defence, digits, tmp_path, "adaptive", attacks=("apgd-margin", "square"))
+        > truth + 0.3
+    )
     extra = Extra(surrogates={"net": net})
-    assert robust(defence, digits, tmp_path, "adaptive", extra=extra) == pytest.approx(truth, abs=0.03)
+    assert robust(defence, digits, tmp_path, "adaptive", extra=extra) == pytest.approx(
+        truth, abs=0.03
+    )
 
 
 def test_an_attack_goes_on_from_the_images_of_a_surrogate(net, digits, tmp_path):
     """The surrogate is another net, so that its images only come near; the stage that follows starts from them."""
     other = linear(classes=10)
     steps = plan(
-        parse_suite("adaptive"), Oracle(net, torch.device("cpu")), request(net, digits).threat, Extra({"other": other})
+        parse_suite("adaptive"),
+        Oracle(net, torch.device("cpu")),
+        request(net, digits).threat,
+        Extra({"other": other}),
     )
     names = [step.name for step in steps]
-    assert names.index("from-surrogate-other:apgd-margin") == names.index("surrogate-other:apgd-t") + 1
+    assert (
+        names.index("from-surrogate-other:apgd-margin") == names.index("surrogate-other:apgd-t") + 1
+    )
     record = run(net, digits, tmp_path, "adaptive", extra=Extra(surrogates={"other": other})).record
     assert {stage.stage for stage in record.stages} >= {
         "surrogate-other:apgd-margin",
@@ -141,7 +174,9 @@ class Darken:
 
 
 def test_an_attack_of_ones_own_is_judged_like_any_other(net, digits, tmp_path):
-    outcome = run(net, digits, tmp_path, "adaptive", attacks=(), extra=Extra(attacks={"darken": Darken}))
+    outcome = run(
+        net, digits, tmp_path, "adaptive", attacks=(), extra=Extra(attacks={"darken": Darken})
+    )
     with torch.no_grad():
         kept = net((digits.images - 0.2).clamp(0, 1)).argmax(dim=1) == digits.labels
         clean = net(digits.images).argmax(dim=1) == digits.labels
@@ -166,7 +201,14 @@ class MemberByMember:
 
 def test_passes_of_an_attack_on_members_are_counted(net, digits, tmp_path):
     pair = RandomizedEnsemble([net, linear(classes=10)], torch.tensor([0.5, 0.5]), per_batch=False)
-    outcome = run(pair, digits, tmp_path, "adaptive", attacks=(), extra=Extra(attacks={"mine": MemberByMember}))
+    outcome = run(
+        pair,
+        digits,
+        tmp_path,
+        "adaptive",
+        attacks=(),
+        extra=Extra(attacks={"mine": MemberByMember}),
+    )
     (stage,) = [stage for stage in outcome.record.stages if stage.stage == "mine"]
     standing = stage.backwards // 2
     assert standing > 0
@@ -176,9 +218,15 @@ def test_passes_of_an_attack_on_members_are_counted(net, digits, tmp_path):
 @pytest.mark.parametrize(
     ("attack", "said"),
     [
-        (lambda _model, **_: lambda images, _labels: images[:1], r"attack 'mine': expected images of shape"),
+        (
+            lambda _model, **_: lambda images, _labels: images[:1],
+            r"attack 'mine': expected images of shape",
+        ),
         (lambda _model, **_: lambda _images, _labels: None, "got NoneType"),
-        (lambda _model, **_: lambda _images, _labels: 1 / 0, "attack 'mine' failed: division by zero"),
+        (
+            lambda _model, **_: lambda _images, _labels: 1 / 0,
+            "attack 'mine' failed: division by zero",
+        ),
     ],
 )
 def test_an_attack_that_fails_is_named_in_one_line(net, digits, tmp_path, attack, said):
@@ -187,7 +235,9 @@ def test_an_attack_that_fails_is_named_in_one_line(net, digits, tmp_path, attack
 
 
 def test_candidates_outside_the_ball_never_count(net, digits, tmp_path):
-    attack = Extra(attacks={"white": lambda _model, **_: lambda images, _labels: torch.ones_like(images)})
+    attack = Extra(
+        attacks={"white": lambda _model, **_: lambda images, _labels: torch.ones_like(images)}
+    )
     record = run(net, digits, tmp_path, "adaptive", attacks=(), extra=attack).record
     assert record.robust == record.clean
 
@@ -207,12 +257,16 @@ def test_a_fast_run_goes_on_in_full_where_square_finds_what_gradients_miss(net, 
     record = run(Quantised(net, 16).eval(), digits, tmp_path, "fast").record
     alive = {stage.stage: stage.accuracy.value for stage in record.stages}
     assert alive["square"] < alive["fab-t"] - 0.2
-    assert [finding.message.partition(" ")[0] for finding in record.findings if finding.check == "sample-fell"] == [
-        "square"
-    ]
+    assert [
+        finding.message.partition(" ")[0]
+        for finding in record.findings
+        if finding.check == "sample-fell"
+    ] == ["square"]
 
 
-@pytest.mark.parametrize(("n", "sample", "most"), [(110, 17, 16), (0, 0, 0), (10, 10, 0), (10, 1, 9), (5443, 814, 18)])
+@pytest.mark.parametrize(
+    ("n", "sample", "most"), [(110, 17, 16), (0, 0, 0), (10, 10, 0), (10, 1, 9), (5443, 814, 18)]
+)
 def test_the_bound_is_the_largest_number_that_a_lucky_sample_could_hide(n, sample, most):
     assert missed(n, sample) == most
 
@@ -227,6 +281,10 @@ def test_a_curve_attacks_only_what_the_smaller_radius_left(net, digits, tmp_path
     assert large.record.stages[1].stage == "smaller-radius"
     assert large.record.stages[1].accuracy == small.record.robust
     with (large.folder / EXAMPLES).open() as file:
-        distances = [float(row["distance"]) for row in csv.DictReader(file) if row["broken_by"] == "smaller-radius"]
+        distances = [
+            float(row["distance"])
+            for row in csv.DictReader(file)
+            if row["broken_by"] == "smaller-radius"
+        ]
     assert distances
     assert max(distances) <= 0.1 + 1e-6

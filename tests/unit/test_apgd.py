@@ -51,9 +51,9 @@ def threat(norm, eps=None):
 
 
 def images(n, shape=(3, 8, 8), seed=3):
-    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-        torch.get_default_dtype()
-    )
+    return torch.rand(
+        n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(torch.get_default_dtype())
 
 
 def rows_of(model, points, job=0, first_id=0):
@@ -88,14 +88,19 @@ def autoattack(model, rows, ball, attack, targets):
         package = autopgd_base.APGDAttack_targeted(recorder, **options)
         package.y_target = targets
     else:
-        package = autopgd_base.APGDAttack(recorder, loss="ce" if attack.loss == "ce" else "dlr", **options)
+        package = autopgd_base.APGDAttack(
+            recorder, loss="ce" if attack.loss == "ce" else "dlr", **options
+        )
     if attack.loss == "margin":  # which the package does not know
         package.dlr_loss = lambda logits, labels: -margin(logits, labels)
     package.init_hyperparam(rows.images)
     torch.manual_seed(0)
     if attack.large_radius:
         early = math.ceil(0.3 * attack.steps)
-        radii, steps = [3 * ball.eps, 2 * ball.eps, ball.eps], [early, early, attack.steps - 2 * early]
+        radii, steps = (
+            [3 * ball.eps, 2 * ball.eps, ball.eps],
+            [early, early, attack.steps - 2 * early],
+        )
         best, _, loss, _ = package.decr_eps_pgd(rows.images, rows.labels, radii, steps)
     else:
         best, _, loss, _ = package.attack_single_run(rows.images, rows.labels)
@@ -143,10 +148,16 @@ def test_short_runs_equal_autoattacks_too(steps):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("large_radius", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_l1_iterate_equals_autoattacks_with_the_same_projection(loss, large_radius, monkeypatch):
+def test_every_l1_iterate_equals_autoattacks_with_the_same_projection(
+    loss, large_radius, monkeypatch
+):
     """AutoAttack's own projection rounds to float32, and so leaves specks that count as support."""
-    monkeypatch.setattr(autopgd_base, "L1_projection", lambda x, y, eps: project(x + y, x, eps, Norm.L1) - (x + y))
-    (best, _, points), ours = both(conv_net, Apgd(loss=loss, large_radius=large_radius), threat(Norm.L1))
+    monkeypatch.setattr(
+        autopgd_base, "L1_projection", lambda x, y, eps: project(x + y, x, eps, Norm.L1) - (x + y)
+    )
+    (best, _, points), ours = both(
+        conv_net, Apgd(loss=loss, large_radius=large_radius), threat(Norm.L1)
+    )
     torch.testing.assert_close(ours[0], best, rtol=0, atol=1e-12)
     torch.testing.assert_close(ours[2], points, rtol=0, atol=1e-12)
 
@@ -164,10 +175,17 @@ def test_l1_paths_equal_autoattacks_until_its_specks_count_and_end_as_high(large
 
 
 @pytest.mark.parametrize(
-    ("norm", "large_radius"), [(Norm.LINF, False), (Norm.L2, False), (Norm.L1, False), (Norm.L1, True)]
+    ("norm", "large_radius"),
+    [(Norm.LINF, False), (Norm.L2, False), (Norm.L1, False), (Norm.L1, True)],
 )
 def test_rows_at_different_iterations_go_the_same_way_as_alone(norm, large_radius):
-    attack, model, ball, n, delay = Apgd(loss="ce", steps=20, large_radius=large_radius), conv_net(), threat(norm), 5, 3
+    attack, model, ball, n, delay = (
+        Apgd(loss="ce", steps=20, large_radius=large_radius),
+        conv_net(),
+        threat(norm),
+        5,
+        3,
+    )
     rows = rows_of(model, images(n))
     fresh = attack.start(rows, ball, 0)
     expected, points = run(attack, model, rows, ball)
@@ -180,7 +198,9 @@ def test_rows_at_different_iterations_go_the_same_way_as_alone(norm, large_radiu
             row = torch.tensor([tick // delay])
             state, age = put(state, row, take(fresh, row)), age.index_fill(0, row, 0)
         seen.append(attack.ask(state))
-        state = attack.tell(state, *told(attack, state, model, schedule[age.clamp(max=len(schedule) - 1)]))
+        state = attack.tell(
+            state, *told(attack, state, model, schedule[age.clamp(max=len(schedule) - 1)])
+        )
         age = age + 1
         for row in range(n):
             if tick == delay * row + len(points) - 1:
@@ -194,7 +214,8 @@ def test_rows_at_different_iterations_go_the_same_way_as_alone(norm, large_radiu
 def test_a_linear_model_loses_the_exact_margin(norm, dual):
     """Away from the box the margin of two classes falls by eps times the dual norm of the weights, and no more."""
     model, eps = linear(classes=2), {Norm.LINF: 0.1, Norm.L2: 0.3, Norm.L1: 0.4}[norm]
-    if norm is Norm.L1:  # equal steps in several pixels only come near the optimum, which is one pixel
+    # Equal steps in several pixels only come near the optimum, which is one pixel.
+    if norm is Norm.L1:
         model[1].weight[:, torch.arange(192) != 17] = 0
     rows = rows_of(model, 0.45 + 0.1 * images(8))
     state, _ = run(Apgd(loss="ce"), model, rows, threat(norm, eps))
@@ -210,7 +231,9 @@ def test_steps_halve_at_the_published_checkpoints_where_nothing_improves():
     state = attack.start(rows, threat(Norm.LINF), 0)
     halved, size = [], state.step_size
     for step in range(101):
-        state = attack.tell(state, torch.zeros(n, 10), torch.full((1, n), -2.3), torch.zeros(1, n, 3, 8, 8))
+        state = attack.tell(
+            state, torch.zeros(n, 10), torch.full((1, n), -2.3), torch.zeros(1, n, 3, 8, 8)
+        )
         if not torch.equal(state.step_size, size):
             torch.testing.assert_close(state.step_size, size / 2)
             halved.append(step)
@@ -237,7 +260,9 @@ def test_a_halved_row_restarts_from_its_best_point_with_the_gradient_there():
     for step in range(23):
         points.append(attack.ask(state))
         gradients.append(torch.randn(1, 1, 3, 8, 8, generator=generator))
-        state = attack.tell(state, torch.zeros(1, 10), torch.tensor([[3.0 if step == 5 else 0.0]]), gradients[-1])
+        state = attack.tell(
+            state, torch.zeros(1, 10), torch.tensor([[3.0 if step == 5 else 0.0]]), gradients[-1]
+        )
     base, direction = points[5], gradients[5][0].sign()
     moved = project(base + 0.3 * direction, rows.images, 0.3, Norm.LINF)
     expected = base + 0.75 * (moved - base) + 0.25 * (base - points[21])
@@ -248,7 +273,9 @@ def test_a_halved_row_restarts_from_its_best_point_with_the_gradient_there():
     ("norm", "large_radius", "stages"),
     [(Norm.LINF, False, [100]), (Norm.L2, True, [100]), (Norm.L1, True, [30, 30, 40])],
 )
-def test_a_run_costs_one_gradient_per_step_and_one_forward_pass_more_per_stage(norm, large_radius, stages):
+def test_a_run_costs_one_gradient_per_step_and_one_forward_pass_more_per_stage(
+    norm, large_radius, stages
+):
     schedule = Apgd(loss="ce", large_radius=large_radius).schedule(norm)
     assert schedule == tuple(wanted for steps in stages for wanted in [True] * steps + [False])
 
@@ -286,12 +313,16 @@ def test_large_radius_shrinks_the_ball_in_three_stages():
     _, points = run(attack, model, rows, threat(Norm.L1))
     for stage, radius in ((points[:7], 18), (points[7:14], 12), (points[14:], 6)):
         assert all(inside(each, rows.images, radius, Norm.L1).all() for each in stage)
-        assert distance(stage[0], rows.images, Norm.L1).tolist() == pytest.approx([radius] * 8, rel=1e-4)
+        assert distance(stage[0], rows.images, Norm.L1).tolist() == pytest.approx(
+            [radius] * 8, rel=1e-4
+        )
 
 
 def test_other_norms_take_no_notice_of_large_radius():
     rows = rows_of(linear(), images(4))
-    plain, large = (Apgd(loss="ce", large_radius=flag).start(rows, threat(Norm.L2), 0) for flag in (False, True))
+    plain, large = (
+        Apgd(loss="ce", large_radius=flag).start(rows, threat(Norm.L2), 0) for flag in (False, True)
+    )
     assert torch.equal(plain.point, large.point)
 
 
@@ -309,7 +340,9 @@ def test_start_points_belong_to_the_example_and_the_job_alone(norm):
     some = torch.tensor([4, 1])
     part = Rows(*(getattr(rows, field.name)[some] for field in dataclasses.fields(rows)))
     attack = Apgd(loss="ce")
-    assert torch.equal(attack.start_points(part, threat(norm), 7), attack.start_points(rows, threat(norm), 7)[some])
+    assert torch.equal(
+        attack.start_points(part, threat(norm), 7), attack.start_points(rows, threat(norm), 7)[some]
+    )
 
 
 @pytest.mark.parametrize("other", ["seed", "job", "id", "loss"])
@@ -318,14 +351,21 @@ def test_start_points_differ_between(other):
     job, example = int(other == "job"), int(other == "id")
     attack = Apgd(loss="dlr" if other == "loss" else "ce")
     one = Apgd(loss="ce").start_points(rows_of(model, points), threat(Norm.LINF), 0)
-    two = attack.start_points(rows_of(model, points, job, example), threat(Norm.LINF), int(other == "seed"))
+    two = attack.start_points(
+        rows_of(model, points, job, example), threat(Norm.LINF), int(other == "seed")
+    )
     assert (one - two).abs().max() > EPS[Norm.LINF] / 2
 
 
 def test_a_targeted_job_aims_at_the_next_most_likely_class():
     logits = torch.tensor([[0.1, 5.0, 3.0, 4.0, -1.0]] * 4)
     rows = Rows(images(4), logits.argmax(1), logits, torch.arange(4), torch.arange(4))
-    assert Apgd(loss="targeted-dlr").start(rows, threat(Norm.LINF), 0).targets.tolist() == [3, 2, 0, 4]
+    assert Apgd(loss="targeted-dlr").start(rows, threat(Norm.LINF), 0).targets.tolist() == [
+        3,
+        2,
+        0,
+        4,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +410,11 @@ def test_telling_changes_no_earlier_state(norm):
     attack, model = Apgd(loss="ce", steps=10), conv_net()
     start = attack.start(rows_of(model, images(3)), threat(norm), 0)
     state = attack.tell(start, *told(attack, start, model))
-    before = {name: value.clone() for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
+    before = {
+        name: value.clone()
+        for name, value in vars(state).items()
+        if isinstance(value, torch.Tensor)
+    }
     answer = told(attack, state, model)
     given = [part.clone() for part in answer]
     attack.tell(state, *answer)
@@ -385,7 +429,11 @@ def test_nothing_waits_for_the_values_of_a_tensor(loss, norm):
     attack: Attack = Apgd(loss=loss, large_radius=True)
     with torch.device("meta"):
         n = 4
-        logits, ids, points = torch.empty(n, 10), torch.zeros(n, dtype=torch.int64), torch.empty(n, 3, 8, 8)
+        logits, ids, points = (
+            torch.empty(n, 10),
+            torch.zeros(n, dtype=torch.int64),
+            torch.empty(n, 3, 8, 8),
+        )
         state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points)
         values = attack.objective(state, logits)
         assert values.shape == (1, n)

@@ -50,7 +50,9 @@ def package_verdicts(model, data, identity, batch_size=250):
         verdicts[attack] = state.robust_flags.tolist()
 
     attacks = identity.attacks
-    made = pyautoattack.AutoAttack(model, norm=NORMS[identity.norm], eps=identity.eps, seed=0, version="custom")
+    made = pyautoattack.AutoAttack(
+        model, norm=NORMS[identity.norm], eps=identity.eps, seed=0, version="custom"
+    )
     made._set_version("standard")
     made.attacks_to_run = attacks
     for targeted in (made.apgd_targeted, made.fab):
@@ -77,7 +79,13 @@ def checks_of(record):
 
 @pytest.mark.parametrize(
     ("threat", "suite"),
-    [("linf:0.03", STANDARD), ("l2:0.4", STANDARD), ("l1:2", STANDARD), ("linf:0.03", REVERSED), ("l2:0.4", REVERSED)],
+    [
+        ("linf:0.03", STANDARD),
+        ("l2:0.4", STANDARD),
+        ("l1:2", STANDARD),
+        ("linf:0.03", REVERSED),
+        ("l2:0.4", REVERSED),
+    ],
 )
 def test_every_stage_agrees_with_the_packages_own_loop(threat, suite, cheap, tmp_path):
     model = conv(classes=6)
@@ -85,7 +93,9 @@ def test_every_stage_agrees_with_the_packages_own_loop(threat, suite, cheap, tmp
     outcome = evaluate(request(model, data, threat=threat, suite=suite, batch_size=10), tmp_path)
     expected = package_verdicts(model, data, outcome.record.identity, batch_size=10)
     assert our_verdicts(outcome) == expected
-    assert 0 < sum(expected[outcome.record.identity.attacks[-1]]) < 22, "a useful comparison has both outcomes"
+    assert 0 < sum(expected[outcome.record.identity.attacks[-1]]) < 22, (
+        "a useful comparison has both outcomes"
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +117,9 @@ def test_few_classes_run_what_is_defined_for_them(classes, attacks, said, cheap,
     outcome = evaluate(request(model, data, threat="linf:0.03", suite="standard"), tmp_path)
     record = outcome.record
     assert [stage.stage for stage in record.stages] == ["clean", *attacks]
-    assert [finding.message for finding in record.findings if finding.check == "attack-undefined"] == said
+    assert [
+        finding.message for finding in record.findings if finding.check == "attack-undefined"
+    ] == said
     assert our_verdicts(outcome) == package_verdicts(model, data, record.identity)
 
 
@@ -159,7 +171,10 @@ def test_a_model_that_optimises_in_its_forward_pass_is_flagged_and_the_next_one_
     data = images_for(linear(), shape=(1, 8, 8))
 
     def found(model):
-        return {finding.check for finding in check(Oracle(model, CPU), data.images, data.labels, randomized=False)}
+        return {
+            finding.check
+            for finding in check(Oracle(model, CPU), data.images, data.labels, randomized=False)
+        }
 
     assert found(Changed(linear(), climb)) == {"optimisation-in-forward"}
     assert found(linear()) == set()
@@ -183,13 +198,17 @@ def test_what_the_package_warns_of_becomes_a_finding(model, suite, expected, che
 
 def test_the_rand_suite_expects_randomness(cheap, tmp_path):
     model = Noisy(linear(), 0.01)
-    record = evaluate(request(model, images_for(linear(), n=4, shape=(1, 8, 8)), suite="rand"), tmp_path).record
+    record = evaluate(
+        request(model, images_for(linear(), n=4, shape=(1, 8, 8)), suite="rand"), tmp_path
+    ).record
     assert "randomness" not in checks_of(record)
 
 
 def test_square_beating_the_gradient_attacks_by_far_makes_a_number_unreliable(cheap, tmp_path):
     data = images_for(linear(), shape=(1, 8, 8))
-    record = evaluate(request(masked(), data, threat="linf:0.1", suite="apgd-ce,square"), tmp_path).record
+    record = evaluate(
+        request(masked(), data, threat="linf:0.1", suite="apgd-ce,square"), tmp_path
+    ).record
     assert "square-beats-white-box" in checks_of(record)
     assert record.verdict == "unreliable"
 
@@ -198,7 +217,9 @@ def test_square_beating_the_gradient_attacks_by_far_makes_a_number_unreliable(ch
 def test_a_model_without_gradient_is_refused_in_one_sentence_or_evaluated(suite, cheap, tmp_path):
     data = images_for(linear(), n=4, shape=(1, 8, 8))
     if suite == "square":
-        assert evaluate(request(detached(), data, suite=suite), tmp_path).record.status == "complete"
+        assert (
+            evaluate(request(detached(), data, suite=suite), tmp_path).record.status == "complete"
+        )
         return
     with pytest.raises(ModelError, match=f"{suite} cannot attack the model"):
         evaluate(request(detached(), data, suite=suite), tmp_path)
@@ -213,7 +234,11 @@ def one_survivor():
 
 @pytest.mark.parametrize(
     ("attack", "threat"),
-    [(attack, threat) for attack in ("apgd-ce", "apgd-dlr", "apgd-t") for threat in ("linf:0.1", "l1:0.5")]
+    [
+        (attack, threat)
+        for attack in ("apgd-ce", "apgd-dlr", "apgd-t")
+        for threat in ("linf:0.1", "l1:0.5")
+    ]
     + [("fab", "l2:0.5"), ("fab-t", "linf:0.1"), ("square", "linf:0.1")],
 )
 def test_passes_of_a_survivor_are_as_planned(attack, threat, tmp_path):
@@ -224,7 +249,9 @@ def test_passes_of_a_survivor_are_as_planned(attack, threat, tmp_path):
     assert stage.forwards + stage.backwards == passes(attack, job.suite, job.threat.norm, classes=4)
 
 
-@pytest.mark.parametrize(("suite", "attack"), [("rand", "apgd-ce"), ("rand", "apgd-dlr"), ("plus", "fab")])
+@pytest.mark.parametrize(
+    ("suite", "attack"), [("rand", "apgd-ce"), ("rand", "apgd-dlr"), ("plus", "fab")]
+)
 def test_passes_of_the_other_settings_are_as_planned(suite, attack, tmp_path):
     model, data = one_survivor()
     job = request(model, data, threat="linf:0.1", suite=suite)
@@ -236,7 +263,9 @@ def test_passes_of_the_other_settings_are_as_planned(suite, attack, tmp_path):
 def test_an_observer_is_told_of_every_stage_and_an_end(cheap, tmp_path):
     model = conv()
     moments = []
-    evaluate(request(model, images_for(model), suite="apgd-ce,square"), tmp_path, observer=moments.append)
+    evaluate(
+        request(model, images_for(model), suite="apgd-ce,square"), tmp_path, observer=moments.append
+    )
     assert list(dict.fromkeys(moment.stage for moment in moments)) == ["apgd-ce", "square"]
     assert all(0 <= moment.decided <= moment.total <= moment.examples for moment in moments)
 
@@ -249,7 +278,9 @@ def test_labels_that_the_model_cannot_give_are_refused(tmp_path):
 
 def test_an_unknown_engine_is_named_with_the_nearest(tmp_path):
     with pytest.raises(UsageError, match="unknown engine 'autoatack': did you mean 'autoattack'"):
-        evaluate(request(linear(), images_for(linear(), shape=(1, 8, 8)), engine="autoatack"), tmp_path)
+        evaluate(
+            request(linear(), images_for(linear(), shape=(1, 8, 8)), engine="autoatack"), tmp_path
+        )
 
 
 UPSTREAM = """
@@ -309,13 +340,17 @@ def test_upstream_autoattack_is_used_where_it_is_installed(upstream, tmp_path, m
         "Metadata-Version: 2.1\nName: autoattack\nVersion: 0.1\n"
     )
     data = images_for(linear(), n=6, shape=(1, 8, 8))
-    outcome = evaluate(request(probabilities(), data, suite="apgd-ce,fab-t", batch_size=4), tmp_path / "upstream")
+    outcome = evaluate(
+        request(probabilities(), data, suite="apgd-ce,fab-t", batch_size=4), tmp_path / "upstream"
+    )
     assert outcome.record.identity.versions["autoattack"] == "0.1"
     assert len(sys.modules["autoattack"].made) >= 2, "one instance for each batch of each attack"
     assert checks_of(outcome.record) == {"probabilities"}
     monkeypatch.delitem(sys.modules, "autoattack")
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(upstream)])
-    fork = evaluate(request(probabilities(), data, suite="apgd-ce,fab-t", batch_size=4), tmp_path / "fork")
+    fork = evaluate(
+        request(probabilities(), data, suite="apgd-ce,fab-t", batch_size=4), tmp_path / "fork"
+    )
     assert "pyautoattack" in fork.record.identity.versions
     assert (fork.folder / EXAMPLES).read_text() == (outcome.folder / EXAMPLES).read_text()
 

@@ -62,7 +62,10 @@ def refusal(path):
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NAMES = st.one_of(
-    TEXT, st.sampled_from(['"quoted"', "two\nlines", "\\back\r\n", "naïve 模型", "''' \"\"\"", "\t\x7f", "= #"])
+    TEXT,
+    st.sampled_from(
+        ['"quoted"', "two\nlines", "\\back\r\n", "naïve 模型", "''' \"\"\"", "\t\x7f", "= #"]
+    ),
 )
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
@@ -88,12 +91,16 @@ CARDS = st.builds(
     architecture=st.builds(
         Architecture,
         name=NAMES,
-        arguments=st.dictionaries(NAMES, st.one_of(st.booleans(), st.integers(-99, 99), NUMBERS, NAMES), max_size=3),
+        arguments=st.dictionaries(
+            NAMES, st.one_of(st.booleans(), st.integers(-99, 99), NUMBERS, NAMES), max_size=3
+        ),
     ),
     normalisation=st.none() | STATISTICS,
     weights=st.builds(Weights, file=NAMES.filter(is_file_name), sha256=st.just(SHA256)),
     made=st.dictionaries(NAMES, VALUES, max_size=3),
-    claims=st.lists(st.builds(Claim, metric=NAMES, value=NUMBERS, source=NAMES), max_size=2).map(tuple),
+    claims=st.lists(st.builds(Claim, metric=NAMES, value=NUMBERS, source=NAMES), max_size=2).map(
+        tuple
+    ),
 )
 
 
@@ -113,13 +120,20 @@ def test_dates_and_argument_types_survive(tmp_path):
     write_card(card, tmp_path / "again.toml")
     again = read_card(tmp_path / "again.toml")
     assert again.made == {"on": dt.date(2024, 1, 2)}
-    assert [type(value) for value in again.architecture.arguments.values()] == [bool, int, float, str]
+    assert [type(value) for value in again.architecture.arguments.values()] == [
+        bool,
+        int,
+        float,
+        str,
+    ]
 
 
 def test_defaults_are_not_written(tmp_path):
     path = tmp_path / "net.toml"
     write_card(Card.model_validate(PLAIN), path)
-    assert [line for line in path.read_text().splitlines() if "family" in line or "claims" in line] == []
+    assert [
+        line for line in path.read_text().splitlines() if "family" in line or "claims" in line
+    ] == []
 
 
 # What is wrong is named
@@ -129,7 +143,10 @@ def test_defaults_are_not_written(tmp_path):
     ("change", "expected"),
     [
         ({"clases": 3}, "unknown field 'clases': did you mean 'classes'? Known: architecture, "),
-        ({"weights": PLAIN["weights"] | {"fille": ""}}, "unknown field of weights 'fille': did you mean 'file'?"),
+        (
+            {"weights": PLAIN["weights"] | {"fille": ""}},
+            "unknown field of weights 'fille': did you mean 'file'?",
+        ),
         (
             {"claims": [{"metric": "m", "value": 1, "source": "s", "sauce": ""}]},
             "unknown field of claims.0 'sauce': did you mean 'source'?",
@@ -139,17 +156,32 @@ def test_defaults_are_not_written(tmp_path):
         ({"name": ""}, "field 'name': String should have at least 1 character"),
         ({"image_shape": [8, 8]}, "field 'image_shape.2': Field required"),
         ({"image_shape": [1, 0, 8]}, "field 'image_shape.1': Input should be greater than 0"),
-        ({"threats": ["linf:big"]}, "field 'threats': expected eps as a number or fraction such as 0.5 or 8/255"),
+        (
+            {"threats": ["linf:big"]},
+            "field 'threats': expected eps as a number or fraction such as 0.5 or 8/255",
+        ),
         ({"threats": ["linff:1"]}, "field 'threats': unknown norm 'linff': did you mean 'linf'?"),
         (
             {"normalisation": {"mean": [0.5], "std": [0.0]}},
             "field 'normalisation': expected as many positive deviations",
         ),
-        ({"normalisation": {"mean": [0.5, 0.5], "std": [1.0]}}, "deviations as means, got 0.5,0.5/1"),
-        ({"normalisation": {"mean": [float("nan")], "std": [1.0]}}, "deviations as means, got nan/1"),
+        (
+            {"normalisation": {"mean": [0.5, 0.5], "std": [1.0]}},
+            "deviations as means, got 0.5,0.5/1",
+        ),
+        (
+            {"normalisation": {"mean": [float("nan")], "std": [1.0]}},
+            "deviations as means, got nan/1",
+        ),
         ({"normalisation": {"mean": [], "std": []}}, "deviations as means, got /"),
-        ({"weights": {"file": "a.pt", "sha256": "abc"}}, "field 'weights.sha256': expected the 64 hexadecimal digits"),
-        ({"weights": {"file": "a.pt", "sha256": SHA256 + "\n"}}, "field 'weights.sha256': expected the 64 hexadecimal"),
+        (
+            {"weights": {"file": "a.pt", "sha256": "abc"}},
+            "field 'weights.sha256': expected the 64 hexadecimal digits",
+        ),
+        (
+            {"weights": {"file": "a.pt", "sha256": SHA256 + "\n"}},
+            "field 'weights.sha256': expected the 64 hexadecimal",
+        ),
         ({"weights": {"file": "a.pt"}}, "field 'weights.sha256': Field required"),
     ],
 )
@@ -157,10 +189,14 @@ def test_a_wrong_field_is_named_with_what_was_expected(change, expected, tmp_pat
     assert expected in refusal(written(tmp_path / "net.toml", PLAIN | change))
 
 
-@pytest.mark.parametrize("file", ["../net.pt", "/etc/passwd", "a/b.pt", "a\\b.pt", "..", ".", "", "net\0.pt", "a\nb"])
+@pytest.mark.parametrize(
+    "file", ["../net.pt", "/etc/passwd", "a/b.pt", "a\\b.pt", "..", ".", "", "net\0.pt", "a\nb"]
+)
 def test_weights_that_do_not_lie_beside_the_card_are_refused(file, tmp_path):
     path = written(tmp_path / "net.toml", PLAIN | {"weights": {"file": file, "sha256": SHA256}})
-    assert "field 'weights.file': expected the name of a file beside the card, got '" in refusal(path)
+    assert "field 'weights.file': expected the name of a file beside the card, got '" in refusal(
+        path
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +212,9 @@ def test_a_file_that_is_no_card_is_refused(content, expected, tmp_path):
     assert expected in refusal(written(tmp_path / "net.toml", content))
 
 
-@pytest.mark.parametrize(("name", "reason"), [("nothing.toml", "No such file"), ("", "Is a directory")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nothing.toml", "No such file"), ("", "Is a directory")]
+)
 def test_a_card_that_cannot_be_opened_is_said_with_the_reason(name, reason, tmp_path):
     assert reason in refusal(tmp_path / name)
 
@@ -189,7 +227,9 @@ def test_written_weights_are_the_network_and_carry_their_sha256(tmp_path):
     network[1].weight = network[1].bias  # shared memory, which safetensors alone refuses
     described = write_weights(network, tmp_path / "new" / "folder", "net")
     written_state = load_file(tmp_path / "new" / "folder" / described.file)
-    assert all(torch.equal(written_state[name], value) for name, value in network.state_dict().items())
+    assert all(
+        torch.equal(written_state[name], value) for name, value in network.state_dict().items()
+    )
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["net.safetensors"]
     card = Card.model_validate(PLAIN | {"weights": described})
     assert card.weights == described
@@ -213,7 +253,10 @@ def test_a_name_that_is_no_file_name_is_refused(name, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecordError, match=r"cannot write '.*net.safetensors': .*; free space or choose another folder"):
+    with pytest.raises(
+        RecordError,
+        match=r"cannot write '.*net.safetensors': .*; free space or choose another folder",
+    ):
         write_weights(nn.Linear(1, 1), tmp_path / "file", "net")
 
 
@@ -239,7 +282,8 @@ def test_changed_weights_are_refused_by_the_cards_sha256(tmp_path):
     path = save_card(tmp_path)
     write_weights(nn.Linear(1, 1), tmp_path, "net")
     with pytest.raises(
-        CheckpointError, match=r"net.safetensors' is not the file its card describes: the sha256 differs"
+        CheckpointError,
+        match=r"net.safetensors' is not the file its card describes: the sha256 differs",
     ):
         open_card(path)
 
@@ -264,7 +308,9 @@ def code_card(folder):
 def test_a_card_that_names_code_runs_it_only_with_trust(tmp_path):
     path = code_card(tmp_path)
     for target in (path, tmp_path / "net.safetensors", tmp_path):
-        with pytest.raises(CheckpointError, match=r"code.py:make: read it, then give --trust-code to run it"):
+        with pytest.raises(
+            CheckpointError, match=r"code.py:make: read it, then give --trust-code to run it"
+        ):
             describe(str(target), Choices())
     assert not (tmp_path / "marker").exists()
     open_card(path, Choices(trust_code=True))
@@ -290,10 +336,14 @@ class Hostile:
 NETWORK = ["--arch", "small_cnn", "--arch-arg", "width=2", "--dataset", "digits"]
 
 
-@pytest.mark.parametrize(("command", "rest"), [("eval", ["--threat", "linf:0.1", "--results"]), ("convert", [])])
+@pytest.mark.parametrize(
+    ("command", "rest"), [("eval", ["--threat", "linf:0.1", "--results"]), ("convert", [])]
+)
 def test_the_command_line_refuses_a_hostile_file_in_one_line(command, rest, tmp_path):
     path = tmp_path / "net.pt"
-    torch.save({"state_dict": nn.Linear(1, 1).state_dict(), "extra": Hostile(tmp_path / "marker")}, path)
+    torch.save(
+        {"state_dict": nn.Linear(1, 1).state_dict(), "extra": Hostile(tmp_path / "marker")}, path
+    )
     result = CliRunner().invoke(main, [command, str(path), *rest, str(tmp_path / "new"), *NETWORK])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(
@@ -306,8 +356,13 @@ def test_the_command_line_refuses_a_hostile_file_in_one_line(command, rest, tmp_
 def test_a_converted_checkpoint_is_the_same_network(tmp_path):
     network = build_network("small_cnn", {"width": 2}, classes=10, shape=(1, 8, 8)).eval()
     state = {f"module.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"net": state | {"mean": torch.tensor([0.5]), "std": torch.tensor([0.25])}}, tmp_path / "old.pth")
-    result = CliRunner().invoke(main, ["convert", str(tmp_path / "old.pth"), str(tmp_path / "new" / "net"), *NETWORK])
+    torch.save(
+        {"net": state | {"mean": torch.tensor([0.5]), "std": torch.tensor([0.25])}},
+        tmp_path / "old.pth",
+    )
+    result = CliRunner().invoke(
+        main, ["convert", str(tmp_path / "old.pth"), str(tmp_path / "new" / "net"), *NETWORK]
+    )
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'new' / 'net.toml'}\n")
     assert "old: took the normalisation 0.5/0.25 from the file" in result.stderr
     subject, images = open_card(tmp_path / "new" / "net.toml"), torch.rand(4, 1, 8, 8)
@@ -323,13 +378,19 @@ def test_a_converted_checkpoint_is_the_same_network(tmp_path):
 def test_a_normalisation_is_read_by_name_and_by_numbers():
     assert parse_normalisation("none") is None
     assert parse_normalisation("imagenet") is PRESETS["imagenet"]
-    assert parse_normalisation("0.5,0.25,0/1,2,0.1") == Normalisation(mean=(0.5, 0.25, 0.0), std=(1.0, 2.0, 0.1))
+    assert parse_normalisation("0.5,0.25,0/1,2,0.1") == Normalisation(
+        mean=(0.5, 0.25, 0.0), std=(1.0, 2.0, 0.1)
+    )
 
 
-@given(pairs=st.lists(st.tuples(st.integers(-999, 999), st.integers(1, 999)), min_size=1, max_size=4))
+@given(
+    pairs=st.lists(st.tuples(st.integers(-999, 999), st.integers(1, 999)), min_size=1, max_size=4)
+)
 def test_a_normalisation_is_written_as_it_is_read(pairs):
     means, deviations = zip(*pairs, strict=True)
-    normalisation = Normalisation(mean=[mean / 1000 for mean in means], std=[std / 1000 for std in deviations])
+    normalisation = Normalisation(
+        mean=[mean / 1000 for mean in means], std=[std / 1000 for std in deviations]
+    )
     assert parse_normalisation(str(normalisation)) == normalisation
 
 

@@ -14,7 +14,13 @@ from robustbench_kd.analysis import markdown
 from robustbench_kd.analysis.compare import as_json, compare, obstacles, provenance
 from robustbench_kd.analysis.paired import change, listed, points
 from robustbench_kd.analysis.runs import find_run, read_run, read_runs
-from robustbench_kd.core.errors import IncompleteError, NotComparableError, RecordError, RkdError, UsageError
+from robustbench_kd.core.errors import (
+    IncompleteError,
+    NotComparableError,
+    RecordError,
+    RkdError,
+    UsageError,
+)
 from robustbench_kd.core.records import Identity
 from robustbench_kd.core.rundir import EXAMPLES, RECORD
 
@@ -38,7 +44,11 @@ def pair(tmp_path):
 
     def make(**fields):
         old = Planted(wrong=frozenset(range(80, 100)), broken=frozenset(range(50, 80)))
-        new = Planted(wrong=frozenset(range(81, 100)), broken=frozenset({*range(10), *range(53, 81)}), by="square")
+        new = Planted(
+            wrong=frozenset(range(81, 100)),
+            broken=frozenset({*range(10), *range(53, 81)}),
+            by="square",
+        )
         return [
             made(tmp_path / "old", old),
             made(tmp_path / "new", new, checkpoint_sha256="1", **fields),
@@ -71,7 +81,10 @@ def test_attacks_that_differ_are_not_set_against_each_other(pair):
 
 def test_classes_that_changed_are_listed_with_the_most_lost_first_and_adjusted_p_values(tmp_path):
     lost = frozenset({0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 7, 17})
-    old, new = (made(tmp_path / name, Planted(200, broken=gone)) for name, gone in (("a", set()), ("b", lost)))
+    old, new = (
+        made(tmp_path / name, Planted(200, broken=gone))
+        for name, gone in (("a", set()), ("b", lost))
+    )
     classes = compare(old, new).classes
     assert [(found.name, len(found.lost), found.n, found.mark) for found in classes] == [
         ("class 0", 12, 20, "-"),
@@ -81,7 +94,8 @@ def test_classes_that_changed_are_listed_with_the_most_lost_first_and_adjusted_p
 
 
 @pytest.mark.parametrize(
-    ("lost", "gained", "mark"), [(0, 0, "="), (3, 3, "~"), (5, 0, "~"), (6, 0, "-"), (0, 6, "+"), (20, 4, "-")]
+    ("lost", "gained", "mark"),
+    [(0, 0, "="), (3, 3, "~"), (5, 0, "~"), (6, 0, "-"), (0, 6, "+"), (20, 4, "-")],
 )
 def test_a_mark_says_better_worse_unclear_or_equal(lost, gained, mark):
     before = {index: index < 50 for index in range(100)}
@@ -126,7 +140,10 @@ def test_runs_are_comparable_where_their_protocols_are(pair, field):
     [
         ({"eps": 4 / 255, "eps_text": "4/255"}, "eps 8/255 against 4/255"),
         ({"suite": "plus"}, "suite standard against plus"),
-        ({"engine": "native", "mode": "fast"}, "engine autoattack against native; mode exact against fast"),
+        (
+            {"engine": "native", "mode": "fast"},
+            "engine autoattack against native; mode exact against fast",
+        ),
         ({"data_fingerprint": "f" * 64}, rf"data fingerprint 100 against {'f' * 37}\.\.\."),
     ],
 )
@@ -196,16 +213,22 @@ def test_a_run_is_found_by_each_of_its_names(tmp_path, monkeypatch):
 
 def test_a_name_that_means_several_runs_or_none_is_refused(tmp_path):
     ids = sorted(store(tmp_path, eps_text=text).name for text in ("1/255", "2/255"))
-    with pytest.raises(UsageError, match=rf"'net' holds 2 runs: name one of {ids[0]} \(linf:./255\), {ids[1]}"):
+    with pytest.raises(
+        UsageError, match=rf"'net' holds 2 runs: name one of {ids[0]} \(linf:./255\), {ids[1]}"
+    ):
         find_run("net", tmp_path)
     for name in ("", "nothing", "*", "../net/nothing"):
-        with pytest.raises(UsageError, match=r"there is no run '.*': expected a run directory, its run\.json"):
+        with pytest.raises(
+            UsageError, match=r"there is no run '.*': expected a run directory, its run\.json"
+        ):
             find_run(name, tmp_path)
 
 
 def test_an_unfinished_run_is_to_be_resumed(tmp_path):
     folder = store(tmp_path)
-    (folder / RECORD).write_text((folder / RECORD).read_text().replace('"complete"', '"interrupted"'))
+    (folder / RECORD).write_text(
+        (folder / RECORD).read_text().replace('"complete"', '"interrupted"')
+    )
     with pytest.raises(IncompleteError, match=r"is unfinished: run the same 'rkd eval' again"):
         read_run(folder)
 
@@ -213,11 +236,32 @@ def test_an_unfinished_run_is_to_be_resumed(tmp_path):
 @pytest.mark.parametrize(
     ("change_files", "said"),
     [
-        (lambda record, lines: (record | {"robust": None}, lines), "calls itself complete but lacks accuracies"),
-        (lambda record, lines: (record, lines[:-1]), "expected 100 examples as in run.json, got 99"),
-        (lambda record, lines: (record, [line.replace("True,True,", "True,True,apgd") for line in lines]), "'apgd'"),
-        (lambda record, lines: (record, [lines[0], *lines[2:], lines[1].replace("True,True", "True,False")]), "''"),
-        (lambda record, lines: (record | {"clean": record["clean"] | {"value": 0.5}}, lines), "tells of 0.5 clean"),
+        (
+            lambda record, lines: (record | {"robust": None}, lines),
+            "calls itself complete but lacks accuracies",
+        ),
+        (
+            lambda record, lines: (record, lines[:-1]),
+            "expected 100 examples as in run.json, got 99",
+        ),
+        (
+            lambda record, lines: (
+                record,
+                [line.replace("True,True,", "True,True,apgd") for line in lines],
+            ),
+            "'apgd'",
+        ),
+        (
+            lambda record, lines: (
+                record,
+                [lines[0], *lines[2:], lines[1].replace("True,True", "True,False")],
+            ),
+            "''",
+        ),
+        (
+            lambda record, lines: (record | {"clean": record["clean"] | {"value": 0.5}}, lines),
+            "tells of 0.5 clean",
+        ),
         (
             lambda record, lines: (record | {"robust": record["robust"] | {"value": "NaN"}}, lines),
             "tells of nan robust",
@@ -226,7 +270,10 @@ def test_an_unfinished_run_is_to_be_resumed(tmp_path):
 )
 def test_files_that_contradict_each_other_are_no_run(tmp_path, change_files, said):
     folder = store(tmp_path)
-    record, lines = json.loads((folder / RECORD).read_text()), (folder / EXAMPLES).read_text().splitlines()
+    record, lines = (
+        json.loads((folder / RECORD).read_text()),
+        (folder / EXAMPLES).read_text().splitlines(),
+    )
     record, lines = change_files(record, lines)
     (folder / RECORD).write_text(json.dumps(record))
     (folder / EXAMPLES).write_text("\n".join(lines))
@@ -245,11 +292,25 @@ def test_runs_that_cannot_be_read_are_told_apart(tmp_path):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 PATHS = [
-    *((field,) for field in ("status", "clean", "robust", "robust_draws", "stages", "verdict", "run_id", "identity")),
+    *(
+        (field,)
+        for field in (
+            "status",
+            "clean",
+            "robust",
+            "robust_draws",
+            "stages",
+            "verdict",
+            "run_id",
+            "identity",
+        )
+    ),
     *(("identity", field) for field in Identity.model_fields),
     ("clean", "value"),
     ("robust", "n"),
@@ -279,7 +340,9 @@ def test_a_record_with_anything_in_it_is_read_and_shown_or_a_clear_error(victim,
 @given(st.text() | st.binary())
 def test_any_text_is_a_record_or_a_clear_error(victim, content):
     folder, _ = victim
-    (folder / RECORD).write_bytes(content.encode(errors="surrogatepass") if isinstance(content, str) else content)
+    (folder / RECORD).write_bytes(
+        content.encode(errors="surrogatepass") if isinstance(content, str) else content
+    )
     with pytest.raises(RecordError):
         read_run(folder)
 
@@ -297,7 +360,9 @@ def assert_nothing_acts(text):
 
 @given(st.sampled_from(HOSTILE) | st.text(max_size=30))
 def test_a_name_in_a_table_is_one_cell_of_code_whatever_it_holds(name):
-    html = assert_nothing_acts(f"| a | b |\n| :-- | :-- |\n| {markdown.code(name)} | {markdown.code(name)} |\n")
+    html = assert_nothing_acts(
+        f"| a | b |\n| :-- | :-- |\n| {markdown.code(name)} | {markdown.code(name)} |\n"
+    )
     assert html.count("<td") == 2
     assert html.count("<code>") == 2
 
@@ -305,16 +370,24 @@ def test_a_name_in_a_table_is_one_cell_of_code_whatever_it_holds(name):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_comparison_in_markdown_takes_no_name_for_markup(tmp_path, name):
     old = made(tmp_path / "old", model=name, dataset=name, suite=name, eps_text=name)
-    new = made(tmp_path / "new", Planted(broken=frozenset({3})), model=name, dataset=name, suite=name)
+    new = made(
+        tmp_path / "new", Planted(broken=frozenset({3})), model=name, dataset=name, suite=name
+    )
     html = assert_nothing_acts(markdown.comparison(compare(old, new)))
     assert html.count("<tr>") == 2 + 3 + 1
 
 
 def test_long_lists_are_cut_in_markdown(tmp_path):
     broken = frozenset(random.Random(0).sample(range(100), 40))
-    old, new = (made(tmp_path / name, Planted(broken=gone)) for name, gone in (("a", set()), ("b", broken)))
+    old, new = (
+        made(tmp_path / name, Planted(broken=gone)) for name, gone in (("a", set()), ("b", broken))
+    )
     assert "and 20 more" in markdown.comparison(compare(old, new))
 
 
 def test_the_identity_of_a_planted_run_is_complete():
-    assert identity().protocol_hash() == identity(seed=4).protocol_hash() != identity(eps=0.1).protocol_hash()
+    assert (
+        identity().protocol_hash()
+        == identity(seed=4).protocol_hash()
+        != identity(eps=0.1).protocol_hash()
+    )

@@ -184,7 +184,9 @@ def test_the_splits_of_digits_are_disjoint_complete_and_in_order():
 
 
 def test_every_class_has_its_share_of_both_splits_of_digits():
-    counts = [torch.bincount(open_dataset("digits", split=split).labels) for split in ("train", "test")]
+    counts = [
+        torch.bincount(open_dataset("digits", split=split).labels) for split in ("train", "test")
+    ]
     share = sum(counts) / 1797
     for count in counts:
         assert ((count / count.sum() - share).abs() < 0.01).all()
@@ -251,7 +253,10 @@ def test_an_npz_of_floats_is_read_as_it_is(save, dtype):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", ">i8"])
 def test_any_integer_type_will_do_for_labels(save, dtype):
-    assert open_dataset(save(images=IMAGES, labels=LABELS.astype(dtype))).labels.tolist() == LABELS.tolist()
+    assert (
+        open_dataset(save(images=IMAGES, labels=LABELS.astype(dtype))).labels.tolist()
+        == LABELS.tolist()
+    )
 
 
 def test_all_bytes_become_the_nearest_float_to_their_255th():
@@ -296,7 +301,10 @@ def test_stated_classes_that_do_not_fit_are_refused(save, classes):
 
 def test_a_limit_takes_a_prefix_of_an_npz(save):
     name = save(images=IMAGES, labels=LABELS)
-    assert open_dataset(name, limit=2).fingerprint() == open_dataset(name).take(torch.arange(2)).fingerprint()
+    assert (
+        open_dataset(name, limit=2).fingerprint()
+        == open_dataset(name).take(torch.arange(2)).fingerprint()
+    )
 
 
 def test_the_name_of_an_npz_tells_no_folder(save):
@@ -319,8 +327,14 @@ def test_one_pixel_changes_the_fingerprint(save):
 
 WRONG = {
     "images as integers": ({"images": IMAGES.astype(int)}, r"got int64 \(4, 6, 5, 3\); save bytes"),
-    "flat images": ({"images": IMAGES.reshape(4, -1)}, r"expected images as uint8 .* got uint8 \(4, 90\)"),
-    "floats without channels": ({"images": IMAGES[..., 0] / 255}, r"float \(n, c, h, w\).* got float64"),
+    "flat images": (
+        {"images": IMAGES.reshape(4, -1)},
+        r"expected images as uint8 .* got uint8 \(4, 90\)",
+    ),
+    "floats without channels": (
+        {"images": IMAGES[..., 0] / 255},
+        r"float \(n, c, h, w\).* got float64",
+    ),
     "bytes channels first": ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"transpose\(0, 2, 3, 1\)"),
     "floats channels last": ({"images": IMAGES / 255}, r"transpose\(0, 3, 1, 2\)"),
     "floats up to 255": ({"images": IMAGES.transpose(0, 3, 1, 2) * 1.0}, r"pixels in \[0, 1\]"),
@@ -475,13 +489,16 @@ def test_grey_images_become_rgb(tree):
 
 def test_images_of_two_sizes_are_refused_with_both_and_the_remedy(tree):
     write_image(tree[0] / "dog" / "b.png", random_bytes(9, 5, 3))
-    with pytest.raises(DatasetError, match=r"16x8 \('a.png'\) and 5x9 \('b.png'\); write folder:.*@SIZE"):
+    with pytest.raises(
+        DatasetError, match=r"16x8 \('a.png'\) and 5x9 \('b.png'\); write folder:.*@SIZE"
+    ):
         open_dataset(f"folder:{tree[0]}")
 
 
 def test_a_size_crops_the_centre_where_the_shorter_side_already_fits(tree):
     folder, pixels = tree
-    data = open_dataset(f"folder:{folder}@7")  # the shorter side becomes 7 * 256 / 224 = 8, as it is
+    # The shorter side becomes 7 * 256 / 224 = 8, as it is.
+    data = open_dataset(f"folder:{folder}@7")
     assert torch.equal(data.images, as_floats(pixels[:, 0:7, 4:11]))
     assert data.name == "folder:val@7"
 
@@ -499,7 +516,9 @@ def test_a_size_of_zero_is_part_of_a_path_that_does_not_exist(tree):
 
 
 def test_a_single_class_is_refused_with_a_guess(tree):
-    with pytest.raises(DatasetError, match=r"at least 2 class folders, got only 'val'; did you mean '.*val'"):
+    with pytest.raises(
+        DatasetError, match=r"at least 2 class folders, got only 'val'; did you mean '.*val'"
+    ):
         open_dataset(f"folder:{tree[0].parent}")
 
 
@@ -520,7 +539,8 @@ def test_a_truncated_image_is_refused_by_name(tree, length):
 def test_an_image_whose_parts_do_not_fit_is_refused_by_name(tree):
     file = tree[0] / "dog" / "a.png"
     sound = file.read_bytes()
-    file.write_bytes(sound[:33] + (20).to_bytes(4, "big") + sound[37:])  # the pixels' stated length, too short
+    # The pixels' stated length, too short.
+    file.write_bytes(sound[:33] + (20).to_bytes(4, "big") + sound[37:])
     with pytest.raises(DatasetError, match=r"a\.png': expected an image"):
         open_dataset(f"folder:{tree[0]}")
 
@@ -541,7 +561,9 @@ def write_cifar(folder, *, batches, key, names):
     for row, batch in enumerate(batches):
         part = slice(3 * row, 3 * row + 3)
         flat = pixels[part].transpose(0, 3, 1, 2).reshape(3, -1)
-        (folder / batch).write_bytes(pickle.dumps({"data": flat, key: list(range(3 * row, 3 * row + 3))}))
+        (folder / batch).write_bytes(
+            pickle.dumps({"data": flat, key: list(range(3 * row, 3 * row + 3))})
+        )
     (folder / names[0]).write_bytes(pickle.dumps({names[1]: [str(name) for name in range(100)]}))
     return pixels
 
@@ -556,8 +578,12 @@ def write_idx(path, array):
 def write_mnist(folder):
     images, labels = random_bytes(5, 28, 28, seed=3), np.array([7, 2, 1, 0, 4], dtype=np.uint8)
     for part in ("train", "t10k"):
-        write_idx(folder / "raw" / f"{part}-images-idx3-ubyte", images if part == "t10k" else images[::-1])
-        write_idx(folder / "raw" / f"{part}-labels-idx1-ubyte", labels if part == "t10k" else labels[::-1])
+        write_idx(
+            folder / "raw" / f"{part}-images-idx3-ubyte", images if part == "t10k" else images[::-1]
+        )
+        write_idx(
+            folder / "raw" / f"{part}-labels-idx1-ubyte", labels if part == "t10k" else labels[::-1]
+        )
     return images, labels
 
 
@@ -571,9 +597,13 @@ def trusting(vision, monkeypatch):
 def test_cifar10_is_read_from_its_batches_in_order(tmp_path, trusting):
     batches = [f"data_batch_{number}" for number in range(1, 4)]
     folder = tmp_path / "cifar-10-batches-py"
-    pixels = write_cifar(folder, batches=batches, key="labels", names=("batches.meta", "label_names"))
+    pixels = write_cifar(
+        folder, batches=batches, key="labels", names=("batches.meta", "label_names")
+    )
     for number, source in ((4, 1), (5, 2)):
-        (folder / f"data_batch_{number}").write_bytes((folder / f"data_batch_{source}").read_bytes())
+        (folder / f"data_batch_{number}").write_bytes(
+            (folder / f"data_batch_{source}").read_bytes()
+        )
     (folder / "test_batch").write_bytes((folder / "data_batch_2").read_bytes())
     train = open_dataset("cifar10", split="train", limit=8, data_dir=tmp_path)
     test = open_dataset("cifar10", data_dir=tmp_path)
@@ -611,7 +641,9 @@ def test_a_missing_svhn_names_the_file_of_its_split(tmp_path, vision, split):
         open_dataset("svhn", split=split, data_dir=tmp_path)
 
 
-@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")]
+)
 def test_mnist_and_fashion_mnist_are_grey_and_know_their_splits(tmp_path, vision, name, folder):
     images, labels = write_mnist(tmp_path / folder)
     train = open_dataset(name, split="train", data_dir=tmp_path)
@@ -637,7 +669,9 @@ def test_a_failed_download_says_so(tmp_path, vision, monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr(vision.CIFAR10, "download", fail)
-    with pytest.raises(DatasetError, match=r"cannot download 'cifar-10-batches-py'.*no route to host"):
+    with pytest.raises(
+        DatasetError, match=r"cannot download 'cifar-10-batches-py'.*no route to host"
+    ):
         open_dataset("cifar10", data_dir=tmp_path, download=True)
 
 
@@ -652,7 +686,9 @@ def test_a_missing_torchvision_is_explained(name, monkeypatch):
 def test_a_torchvision_that_does_not_fit_torch_is_explained(tmp_path, monkeypatch):
     package = tmp_path / "torchvision"
     package.mkdir()
-    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (package / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     for module in ("torchvision", "torchvision.datasets"):
         monkeypatch.delitem(sys.modules, module, raising=False)

@@ -63,7 +63,10 @@ def crossing(count, images, norm, eps, seed, *, opposite):
     generator, members, distances = torch.Generator().manual_seed(seed), [], []
     shared = torch.randn(64, generator=generator)
     for index in range(count):
-        own, (spread, share) = torch.randn(64, generator=generator), torch.rand(2, generator=generator)
+        own, (spread, share) = (
+            torch.randn(64, generator=generator),
+            torch.rand(2, generator=generator),
+        )
         direction = shared * (-1) ** index + 0.3 * own if opposite else own
         weight, far = direction * 10 ** (2 * spread - 1), eps * (0.5 + share)
         half = (far * dual_length(weight, Norm(norm)) - images.flatten() @ weight) / 2
@@ -85,9 +88,16 @@ def descend(defence, images, labels, eps, start):
     points = start
     for _ in range(40):
         points = points.detach().requires_grad_()
-        losses = [nn.functional.cross_entropy(member(points), labels, reduction="sum") for member in defence.members()]
-        (gradient,) = torch.autograd.grad(sum(w * one for w, one in zip(defence.weights, losses, strict=True)), points)
-        points = project(points.detach() + eps / 10 * steepest(gradient, Norm.LINF), images, eps, Norm.LINF)
+        losses = [
+            nn.functional.cross_entropy(member(points), labels, reduction="sum")
+            for member in defence.members()
+        ]
+        (gradient,) = torch.autograd.grad(
+            sum(w * one for w, one in zip(defence.weights, losses, strict=True)), points
+        )
+        points = project(
+            points.detach() + eps / 10 * steepest(gradient, Norm.LINF), images, eps, Norm.LINF
+        )
     return points
 
 
@@ -106,7 +116,13 @@ class Masked(Quantised):
     """A member whose gradient is zero everywhere, and which declares a surface that has one."""
 
     def surfaces(self):
-        return [Surface(name="straight-through", answer=lambda images, _key: self.network(images), faithful=False)]
+        return [
+            Surface(
+                name="straight-through",
+                answer=lambda images, _key: self.network(images),
+                same_outputs=False,
+            )
+        ]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
@@ -175,8 +191,13 @@ def test_rounds_that_gain_nothing_yet_are_built_upon(norm):
     """A quarter of the radius a round makes 0.6 of it in the third."""
     images, labels, eps = torch.full((1, *SHAPE), 0.5), torch.zeros(1, dtype=torch.int64), 0.1
     defence = assemble([line(1.0, 0.6 * eps / (1 if norm == "linf" else 8), towards=1)] * 2)
-    attacks = [Arc(defence, norm=norm, eps=eps, seed=0, step=eps / 4, rounds=rounds) for rounds in (2, 3)]
-    assert [accuracy(defence, attack(images, labels), labels).item() for attack in attacks] == [1, 0]
+    attacks = [
+        Arc(defence, norm=norm, eps=eps, seed=0, step=eps / 4, rounds=rounds) for rounds in (2, 3)
+    ]
+    assert [accuracy(defence, attack(images, labels), labels).item() for attack in attacks] == [
+        1,
+        0,
+    ]
 
 
 def test_it_fools_a_member_from_which_the_mean_loss_leads_away():
@@ -194,14 +215,25 @@ def test_it_fools_a_member_from_which_the_mean_loss_leads_away():
 def test_the_heaviest_member_comes_first(order):
     weights, turns = [(0.5, 0.3, 0.2)[place] for place in order], []
     members = [constant() for _ in order]
-    recorders = [Recorder(member, weight, turns) for member, weight in zip(members, weights, strict=True)]
-    attack = Arc(assemble(members, weights=weights), norm="linf", eps=0.1, seed=0, rounds=2, stand_ins=recorders)
+    recorders = [
+        Recorder(member, weight, turns) for member, weight in zip(members, weights, strict=True)
+    ]
+    attack = Arc(
+        assemble(members, weights=weights),
+        norm="linf",
+        eps=0.1,
+        seed=0,
+        rounds=2,
+        stand_ins=recorders,
+    )
     attack(uniform(4), torch.full((4,), 9))
     assert turns == [0.5, 0.3, 0.2] * 2
 
 
 def test_where_only_one_of_two_can_be_fooled_it_is_the_heavier():
-    defence = assemble([line(1.0, 0.05, towards=1), line(1.0, 0.05, towards=-1)], weights=[0.4, 0.6])
+    defence = assemble(
+        [line(1.0, 0.05, towards=1), line(1.0, 0.05, towards=-1)], weights=[0.4, 0.6]
+    )
     images, labels = torch.full((1, *SHAPE), 0.5), torch.zeros(1, dtype=torch.int64)
     found = Arc(defence, norm="linf", eps=0.1, seed=0)(images, labels)
     assert wrong(defence.members(), found, labels)[:, 0].tolist() == [False, True]
@@ -231,13 +263,17 @@ def examples(n=12):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("random_start", [False, True])
-def test_candidates_stay_in_the_ball_and_the_box_and_are_never_worse_than_the_image(norm, random_start):
+def test_candidates_stay_in_the_ball_and_the_box_and_are_never_worse_than_the_image(
+    norm, random_start
+):
     defence, (images, labels) = networks().float(), examples(30)
     images = images.float().round(decimals=1)  # many pixels lie on the walls
     images[:10] = images[:10].round()
     eps = 0.1 if norm == "linf" else 0.7
     before = images.clone()
-    found = Arc(defence, norm=norm, eps=eps, seed=0, rounds=5, random_start=random_start)(images, labels)
+    found = Arc(defence, norm=norm, eps=eps, seed=0, rounds=5, random_start=random_start)(
+        images, labels
+    )
     assert torch.equal(images, before)
     assert inside(found, images, eps, Norm(norm)).all()
     assert (accuracy(defence, found, labels) <= accuracy(defence, images, labels)).all()
@@ -251,8 +287,12 @@ def test_a_candidate_depends_on_its_own_image_and_the_seed_alone(norm, random_st
     attack = Arc(defence, norm=norm, eps=0.03, seed=0, rounds=4, random_start=random_start)
     together, order = attack(images, labels), torch.tensor([7, 2, 2, 11, 0])
     assert torch.equal(attack(images, labels), together)
-    torch.testing.assert_close(attack(images[order], labels[order]), together[order], rtol=0, atol=1e-9)
-    other = Arc(defence, norm=norm, eps=0.03, seed=1, rounds=4, random_start=random_start)(images, labels)
+    torch.testing.assert_close(
+        attack(images[order], labels[order]), together[order], rtol=0, atol=1e-9
+    )
+    other = Arc(defence, norm=norm, eps=0.03, seed=1, rounds=4, random_start=random_start)(
+        images, labels
+    )
     assert torch.equal(other, together) != random_start
 
 
@@ -267,7 +307,9 @@ def test_a_random_start_that_helps_no_one_is_not_taken():
 
 def test_an_image_that_all_get_wrong_is_left_alone():
     defence, (images, _) = networks(), examples()
-    nobody = 9 - torch.stack([member(images).argmax(dim=1) for member in defence.members()]).amax(dim=0)
+    nobody = 9 - torch.stack([member(images).argmax(dim=1) for member in defence.members()]).amax(
+        dim=0
+    )
     lost = wrong(defence.members(), images, nobody).all(dim=0)
     found = Arc(defence, norm="linf", eps=0.1, seed=0)(images, nobody)
     assert lost.any()
@@ -288,9 +330,14 @@ def test_stand_ins_lend_their_gradients_and_the_members_judge():
     labels = members[0](images).argmax(dim=1)
     makes = defence.attacks()
     assert list(makes) == ["arc", "arc-straight-through"]
-    found = {name: make(defence, norm="linf", eps=0.03, seed=0)(images, labels) for name, make in makes.items()}
+    found = {
+        name: make(defence, norm="linf", eps=0.03, seed=0)(images, labels)
+        for name, make in makes.items()
+    }
     assert torch.equal(found["arc"], images)
-    gained = accuracy(defence, images, labels) - accuracy(defence, found["arc-straight-through"], labels)
+    gained = accuracy(defence, images, labels) - accuracy(
+        defence, found["arc-straight-through"], labels
+    )
     assert (gained >= 0).all()
     assert gained.mean() > 0.2
 

@@ -18,7 +18,14 @@ CLASSES = 4
 def part(seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [nn.Conv2d(1, 5, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, CLASSES)]
+        layers = [
+            nn.Conv2d(1, 5, 3, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(20, 6),
+            nn.ReLU(),
+            nn.Linear(6, CLASSES),
+        ]
         return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
@@ -72,7 +79,9 @@ def test_the_answer_is_the_logarithm_of_the_mixture(theta, lambda_):
 def test_a_class_without_items_has_what_the_classifier_leaves_it():
     defence = set_to(fitted(classes=3), 90, 0.5)
     log_probabilities = defence(images())
-    torch.testing.assert_close(log_probabilities[:, 3], part()(images()).log_softmax(dim=1)[:, 3] + math.log(0.5))
+    torch.testing.assert_close(
+        log_probabilities[:, 3], part()(images()).log_softmax(dim=1)[:, 3] + math.log(0.5)
+    )
     assert surface(defence, "cache-only")(images()).isfinite().all()
 
 
@@ -97,7 +106,9 @@ def test_a_nearly_one_hot_cache_has_a_gradient(classes):
 def test_all_training_images_are_stored_sorted_by_class():
     defence = fitted(60)
     order = labels_of(60).argsort(stable=True)
-    torch.testing.assert_close(defence.keys.double(), features(images(60, 1))[order], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        defence.keys.double(), features(images(60, 1))[order], rtol=1e-4, atol=1e-6
+    )
     assert torch.equal(defence.values, labels_of(60)[order])
     assert defence.keys.dtype == torch.float32
 
@@ -115,7 +126,9 @@ def test_mirror_images_are_stored_beside_their_images(items, stored):
     assert len(defence.keys) == stored
     first = images(60, 1)[:1]
     for one in (first, first.flip(3)):
-        similarity = (features(one) @ defence.keys.double().T)[0, defence.values == labels_of(60)[0]]
+        similarity = (features(one) @ defence.keys.double().T)[
+            0, defence.values == labels_of(60)[0]
+        ]
         assert similarity.max().item() == pytest.approx(1, abs=1e-6)
 
 
@@ -148,7 +161,9 @@ def test_surfaces_are_the_classifier_the_cache_and_a_smoother_mixture():
     assert [one.name for one in defence.surfaces()] == ["backbone", "cache-only", "temperature"]
     assert torch.equal(surface(defence, "backbone")(images()), part()(images()))
     only = surface(defence, "cache-only")(images())
-    torch.testing.assert_close(only.double(), memory(defence, images(), 90).log(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        only.double(), memory(defence, images(), 90).log(), rtol=1e-4, atol=1e-3
+    )
     smooth = surface(defence, "temperature")(images())
     torch.testing.assert_close(smooth, set_to(defence, 10, 0.5)(images()))
 
@@ -158,13 +173,17 @@ def query(defence, points):
 
 
 def test_the_features_are_the_input_of_the_last_linear_layer_where_none_is_named():
-    torch.testing.assert_close(query(fitted(), images()).double(), features(images()), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        query(fitted(), images()).double(), features(images()), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_without_a_linear_layer_the_features_are_the_logits():
     network = nn.Sequential(nn.Conv2d(1, CLASSES, 4), nn.Flatten())
     defence = assemble([network], classes=CLASSES)
-    torch.testing.assert_close(query(defence, images()), functional.normalize(network(images()), dim=1))
+    torch.testing.assert_close(
+        query(defence, images()), functional.normalize(network(images()), dim=1)
+    )
 
 
 def test_named_layers_are_joined_in_their_order_and_normalised_together():
@@ -199,7 +218,9 @@ def test_no_hook_stays_in_the_classifier():
     network = part()
     defence = assemble([network], classes=CLASSES, layers=["0"])
     query(defence, images())
-    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in network.modules())
+    assert all(
+        not module._forward_hooks and not module._forward_pre_hooks for module in network.modules()
+    )
 
 
 def test_an_empty_cache_says_what_to_do():

@@ -11,7 +11,15 @@ from torch import nn
 from robustbench_kd.core.errors import ModelError, UsageError
 from robustbench_kd.core.plugins import components, module
 from robustbench_kd.core.threat import Norm
-from robustbench_kd.tensors.defence import Abstaining, Armed, Fitted, Key, Mixture, Randomized, Surfaced
+from robustbench_kd.tensors.defence import (
+    Abstaining,
+    Armed,
+    Fitted,
+    Key,
+    Mixture,
+    Randomized,
+    Surfaced,
+)
 from robustbench_kd.tensors.geometry import inside
 
 FAMILIES = components("defences")  # reads the files anew at every call
@@ -34,7 +42,13 @@ def part(seed=0):
     """A small classifier for images of every size."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [nn.Conv2d(2, 6, 3, 1, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU()]
+        layers = [
+            nn.Conv2d(2, 6, 3, 1, 1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, 2, 1),
+            nn.ReLU(),
+        ]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, CLASSES))
 
 
@@ -45,7 +59,11 @@ def build(family):
 def from_data(family):
     """What a family wants to know of the data set."""
     known = {"classes": CLASSES, "shape": SHAPE}
-    return {name: value for name, value in known.items() if name in inspect.signature(build(family)).parameters}
+    return {
+        name: value
+        for name, value in known.items()
+        if name in inspect.signature(build(family)).parameters
+    }
 
 
 def assemble(family, arguments, parts=None):
@@ -98,7 +116,11 @@ def own(state):
 
 
 def within_parts(defence):
-    return {name: value.clone() for name, value in defence.state_dict().items() if name.startswith("parts.")}
+    return {
+        name: value.clone()
+        for name, value in defence.state_dict().items()
+        if name.startswith("parts.")
+    }
 
 
 def surfaces_of(defence):
@@ -179,14 +201,21 @@ def test_what_is_its_own_reads_back(family, arguments):
     missing, unexpected = second.load_state_dict(own(first.state_dict()), strict=False)
     assert unexpected == []
     assert all(name.startswith("parts.") for name in missing)
-    torch.testing.assert_close(answer(second, random_images()), answer(first, random_images()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        answer(second, random_images()), answer(first, random_images()), rtol=0, atol=0
+    )
 
 
 @every_defence
 def test_the_whole_state_reads_back(family, arguments):
-    first, second = fitted(family, arguments), assemble(family, arguments, [part(8), part(9)]).eval()
+    first, second = (
+        fitted(family, arguments),
+        assemble(family, arguments, [part(8), part(9)]).eval(),
+    )
     second.load_state_dict(first.state_dict())
-    torch.testing.assert_close(answer(second, random_images()), answer(first, random_images()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        answer(second, random_images()), answer(first, random_images()), rtol=0, atol=0
+    )
 
 
 @every_defence
@@ -195,7 +224,9 @@ def test_every_surface_has_a_name_of_its_own_and_finite_answers_and_gradients(fa
     defence.requires_grad_(False)
     surfaces = surfaces_of(defence)
     assert len({surface.name for surface in surfaces}) == len(surfaces)
-    assert [surface.passes for surface in surfaces] == sorted(surface.passes for surface in surfaces)
+    assert [surface.passes for surface in surfaces] == sorted(
+        surface.passes for surface in surfaces
+    )
     for surface in surfaces:
         images = random_images().requires_grad_()
         answers = surface.answer(images, key_of(12))
@@ -214,7 +245,7 @@ def test_every_surface_has_a_name_of_its_own_and_finite_answers_and_gradients(fa
 def test_a_faithful_surface_of_a_deterministic_defence_gives_its_very_answers(family, arguments):
     defence, images = fitted(family, arguments), random_images()
     for surface in surfaces_of(defence):
-        if surface.faithful:
+        if surface.same_outputs:
             assert torch.equal(surface.answer(images, key_of(12)), defence(images)), surface.name
 
 
@@ -269,7 +300,9 @@ def test_parts_that_answer_by_chance_are_refused(family):
         with pytest.raises(UsageError) as refused:
             build(family)(parts, **from_data(family))
         said.append(str(refused.value))
-    assert any("expected deterministic parts" in one and "got Smoothed as part 0" in one for one in said)
+    assert any(
+        "expected deterministic parts" in one and "got Smoothed as part 0" in one for one in said
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -288,7 +321,12 @@ def test_a_defence_works_on_a_gpu(family, arguments):
         labels = torch.arange(40) % CLASSES
         defence.fit(random_images(40, 1), labels, random_images(30, 2), labels[:30])
     images = random_images().cuda().requires_grad_()
-    key = Key(0, "test", ids=torch.arange(12, device="cuda"), draw=torch.zeros(12, dtype=torch.int64, device="cuda"))
+    key = Key(
+        0,
+        "test",
+        ids=torch.arange(12, device="cuda"),
+        draw=torch.zeros(12, dtype=torch.int64, device="cuda"),
+    )
     assert answer(defence, images, key).isfinite().all()
     for surface in surfaces_of(defence):
         answers = surface.answer(images, key)

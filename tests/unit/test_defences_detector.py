@@ -20,7 +20,9 @@ def line(n=30, spread=0.02):
     weight = torch.randn(64, generator=generator)
     points = 0.5 + spread * torch.randn(n, *SHAPE, generator=generator)
     bias = -0.5 * weight.sum()
-    return Linear(torch.stack([weight, torch.zeros(64)]), torch.tensor([bias, 0.0])).requires_grad_(False), points
+    return Linear(torch.stack([weight, torch.zeros(64)]), torch.tensor([bias, 0.0])).requires_grad_(
+        False
+    ), points
 
 
 class Counting(nn.Module):
@@ -37,7 +39,9 @@ class Counting(nn.Module):
 
 def several(classes=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return Linear(torch.randn(classes, 64, generator=generator), torch.zeros(classes)).requires_grad_(False)
+    return Linear(
+        torch.randn(classes, 64, generator=generator), torch.zeros(classes)
+    ).requires_grad_(False)
 
 
 def images(n=40, seed=1):
@@ -75,10 +79,15 @@ def steps_by_hand(margin, slope, rate, cap, *, targeted):
 @pytest.mark.parametrize(("criterion", "rate"), [("targeted", 0.002), ("untargeted", 0.003)])
 def test_steps_are_counted_until_the_prediction_changes(criterion, rate):
     part, points = line()
-    defence = detector(part, criteria=[criterion], lr_t=rate, lr_u=rate, radius=1.0, steps_t=40, steps_u=40)
+    defence = detector(
+        part, criteria=[criterion], lr_t=rate, lr_u=rate, radius=1.0, steps_t=40, steps_u=40
+    )
     slope = part.weight[0].square().sum().item()
     margins = (part(points)[:, 0] - part(points)[:, 1]).tolist()
-    expected = [steps_by_hand(margin, slope, rate, 40, targeted=criterion == "targeted") for margin in margins]
+    expected = [
+        steps_by_hand(margin, slope, rate, 40, targeted=criterion == "targeted")
+        for margin in margins
+    ]
     found = defence.scores(points, key_of(30))
     assert found[:, 0].tolist() == expected
     assert len(set(expected)) > 4
@@ -153,7 +162,8 @@ def test_the_last_column_wins_just_where_a_score_is_above_its_threshold(criteria
 
 def test_a_score_at_its_threshold_is_accepted_and_the_next_one_above_is_not():
     part = several()
-    part.bias.data += 1000  # a difference of one unit in the last place of the score is lost beside such logits
+    # A difference of one unit in the last place of the score is lost beside such logits.
+    part.bias.data += 1000
     defence = detector(part, criteria=["noise"])
     score = defence.scores(images(), key_of(40))[7]
     defence.thresholds.copy_(score)
@@ -167,14 +177,18 @@ def test_the_column_stands_off_by_the_strangest_score():
     defence.thresholds.copy_(torch.tensor([0.5, 6.0]))
     scores, logits = defence.scores(images(), key_of(40)), defence.draw(images(), key_of(40))
     expected = torch.maximum((scores[:, 0] - 0.5) / 2, (scores[:, 1] - 6) / 12)
-    torch.testing.assert_close(logits[:, 5] - logits[:, :5].amax(dim=1), expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        logits[:, 5] - logits[:, :5].amax(dim=1), expected, rtol=0, atol=0.01
+    )
 
 
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.2, 1.0])
 def test_no_more_clean_images_are_rejected_than_allowed_and_as_many_as_can_be(fpr):
     n, defence = 200, detector(fpr=fpr)
     fit(defence, n)
-    scores = defence.scores(images(n, 2), Key(0, "fit", ids=torch.arange(n), draw=torch.zeros(n, dtype=torch.int64)))
+    scores = defence.scores(
+        images(n, 2), Key(0, "fit", ids=torch.arange(n), draw=torch.zeros(n, dtype=torch.int64))
+    )
     rejected = (scores > defence.thresholds).any(dim=1).double().mean().item()
     assert rejected <= fpr
     ordered = scores.sort(dim=0, descending=True).values
@@ -213,7 +227,9 @@ def test_a_draw_has_the_gradient_of_the_noise_criterion():
     defence.thresholds.copy_(torch.tensor([0.1, 12.0]))
     points = images().requires_grad_()
     logits = defence.draw(points, key_of(40))
-    (found,) = torch.autograd.grad((logits[:, 5] - logits[:, :5].amax(dim=1)).sum(), points, retain_graph=True)
+    (found,) = torch.autograd.grad(
+        (logits[:, 5] - logits[:, :5].amax(dim=1)).sum(), points, retain_graph=True
+    )
     (expected,) = torch.autograd.grad(defence.scores(points, key_of(40))[:, 0].sum() / 2, points)
     higher = (defence.scores(points, key_of(40))[:, 0] - 0.1) / 2 > 0
     assert higher.any()
@@ -226,7 +242,7 @@ def test_the_classifier_alone_never_rejects():
     logits = alone.answer(images(), key_of(40))
     assert torch.equal(logits[:, :5], several()(images()))
     assert (logits.argmax(dim=1) != 5).all()
-    assert (alone.passes, alone.faithful) == (1, False)
+    assert (alone.passes, alone.same_outputs) == (1, False)
 
 
 @pytest.mark.parametrize("criterion", ["targeted", "untargeted"])
@@ -238,7 +254,9 @@ def test_one_long_step_tells_the_same_as_many_short_ones_where_the_gradient_is_c
     slope = part.weight[0].square().sum().item()
     margins = (part(points)[:, 0] - part(points)[:, 1]).abs()
     rate = margins.median().item() / (0.5 * slope * 10)
-    defence = detector(part, criteria=[criterion], lr_t=rate, lr_u=rate, radius=1.0, steps_t=60, steps_u=60)
+    defence = detector(
+        part, criteria=[criterion], lr_t=rate, lr_u=rate, radius=1.0, steps_t=60, steps_u=60
+    )
     defence.thresholds.fill_(10)
     logits = surface(defence, "joint").answer(points, key_of(60))
     stand_in = logits[:, 2] - logits[:, :2].amax(dim=1)
@@ -282,7 +300,10 @@ def test_an_attacker_of_the_joint_surface_gets_past_a_detector_that_catches_the_
     ("arguments", "expected"),
     [
         ({"criteria": ["nois"]}, "unknown criterion 'nois': did you mean 'noise'"),
-        ({"criteria": []}, r"expected some of noise, targeted, untargeted as criteria, each once, got \[\]"),
+        (
+            {"criteria": []},
+            r"expected some of noise, targeted, untargeted as criteria, each once, got \[\]",
+        ),
         ({"criteria": ["noise", "noise"]}, "each once"),
         ({"fpr": 2}, r"expected fpr as a number in \[0, 1\], got 2"),
         ({"lr_t": 0}, "expected lr_t as a number above 0, got 0"),

@@ -83,9 +83,13 @@ def test_a_member_that_nobody_drew_is_not_asked():
 
 def test_one_member_answers_a_whole_batch_drawn_by_its_first_row():
     alone, together = assemble(constants(3)), assemble(constants(3), per="batch")
-    asked = [torch.randperm(30, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
+    asked = [
+        torch.randperm(30, generator=torch.Generator().manual_seed(seed)) for seed in range(20)
+    ]
     first = members_of(alone.draw(torch.zeros(30, *SHAPE), key_of(30)))
-    answered = [members_of(together.draw(torch.zeros(30, *SHAPE), key_of(30).take(rows))) for rows in asked]
+    answered = [
+        members_of(together.draw(torch.zeros(30, *SHAPE), key_of(30).take(rows))) for rows in asked
+    ]
     assert all((one == first[rows[0]]).all() for one, rows in zip(answered, asked, strict=True))
     assert len({int(one[0]) for one in answered}) == 3
 
@@ -109,7 +113,9 @@ def test_an_averaged_ensemble_offers_no_draw_and_no_members():
 def test_logits_are_averaged_by_weight():
     parts = [network(0), network(1)]
     defence = assemble(parts, mode="logits", weights=[0.2, 0.8])
-    torch.testing.assert_close(defence(images()), 0.2 * parts[0](images()) + 0.8 * parts[1](images()))
+    torch.testing.assert_close(
+        defence(images()), 0.2 * parts[0](images()) + 0.8 * parts[1](images())
+    )
 
 
 def test_probabilities_are_averaged_by_weight():
@@ -120,7 +126,9 @@ def test_probabilities_are_averaged_by_weight():
 
 
 def test_the_mean_of_certain_members_is_finite():
-    defence = assemble([Watched([500.0, 0.0, 0.0]), Watched([0.0, 500.0, 0.0])], mode="probabilities")
+    defence = assemble(
+        [Watched([500.0, 0.0, 0.0]), Watched([0.0, 500.0, 0.0])], mode="probabilities"
+    )
     logits = defence(images(1))[0]
     torch.testing.assert_close(logits, torch.tensor([math.log(0.5), math.log(0.5), -500.0]))
 
@@ -130,11 +138,13 @@ def test_expected_stacks_the_members_and_weighs_them():
     found = surfaces(assemble(parts, weights=[0.25, 0.75]))
     assert list(found) == ["member-0", "member-1", "expected"]
     expected = found["expected"]
-    assert torch.equal(expected.answer(images(), key_of(6)), torch.stack([part(images()) for part in parts]))
+    assert torch.equal(
+        expected.answer(images(), key_of(6)), torch.stack([part(images()) for part in parts])
+    )
     assert expected.weights.tolist() == [0.25, 0.75]
-    assert (expected.passes, expected.faithful) == (2, True)
+    assert (expected.passes, expected.same_outputs) == (2, True)
     assert torch.equal(found["member-1"].answer(images(), key_of(6)), parts[1](images()))
-    assert not found["member-1"].faithful
+    assert not found["member-1"].same_outputs
 
 
 @pytest.mark.parametrize("mode", ["randomized", "logits", "probabilities"])
@@ -150,7 +160,9 @@ def test_the_weights_of_members_with_one_backbone_are_added():
     one, two = network(0), network(1)
     members = [front_end(one, 0), front_end(two, 1), front_end(one, 2)]
     backbone = surfaces(assemble(members, weights=[0.2, 0.3, 0.5]))["expected-backbone"]
-    assert torch.equal(backbone.answer(images(), key_of(6)), torch.stack([one(images()), two(images())]))
+    assert torch.equal(
+        backbone.answer(images(), key_of(6)), torch.stack([one(images()), two(images())])
+    )
     torch.testing.assert_close(backbone.weights, torch.tensor([0.7, 0.3]))
     assert backbone.passes == 2
 
@@ -172,11 +184,15 @@ def test_surfaces_that_all_members_declare_are_stacked():
     points = images().requires_grad_()
     answers = straight.answer(points, key_of(6))
     assert torch.equal(answers, torch.stack([member(points) for member in members]))
-    own = [surfaces(member)["straight-through"].answer(points, key_of(6)).sum() for member in members]
+    own = [
+        surfaces(member)["straight-through"].answer(points, key_of(6)).sum() for member in members
+    ]
     (found_gradient,) = torch.autograd.grad(answers.sum(), points, retain_graph=True)
-    torch.testing.assert_close(found_gradient, sum(torch.autograd.grad(one, points)[0] for one in own))
-    assert straight.faithful
-    assert not found["expected-backbone"].faithful
+    torch.testing.assert_close(
+        found_gradient, sum(torch.autograd.grad(one, points)[0] for one in own)
+    )
+    assert straight.same_outputs
+    assert not found["expected-backbone"].same_outputs
 
 
 @pytest.mark.parametrize("mode", ["logits", "probabilities"])
@@ -184,9 +200,16 @@ def test_an_averaged_ensemble_combines_the_surfaces_of_its_members_as_it_combine
     members = [front_end(network(0), 0), front_end(network(1), 1)]
     defence = assemble(members, mode=mode, weights=[0.4, 0.6])
     found = surfaces(defence)
-    assert list(found) == ["member-0", "member-1", "backbone", "straight-through", "damped-0.03", "damped-0.1"]
+    assert list(found) == [
+        "member-0",
+        "member-1",
+        "backbone",
+        "straight-through",
+        "damped-0.03",
+        "damped-0.1",
+    ]
     assert torch.equal(found["straight-through"].answer(images(), key_of(6)), defence(images()))
-    assert found["straight-through"].faithful
+    assert found["straight-through"].same_outputs
     bare = assemble([member.part for member in members], mode=mode, weights=[0.4, 0.6])
     torch.testing.assert_close(found["backbone"].answer(images(), key_of(6)), bare(images()))
     assert (found["backbone"].weights, found["backbone"].passes) == (None, 2)
@@ -200,12 +223,18 @@ def test_surfaces_that_one_member_lacks_are_left_out():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"mode": "randomised"}, "unknown mode of an ensemble 'randomised': did you mean 'randomized'"),
+        (
+            {"mode": "randomised"},
+            "unknown mode of an ensemble 'randomised': did you mean 'randomized'",
+        ),
         ({"per": "row"}, "unknown unit of an ensemble's draw 'row'"),
         ({"weights": [0.5, 0.4]}, r"expected 2 weights above 0 that sum to 1, .* got \[0.5, 0.4\]"),
         ({"weights": [1.0]}, r"expected 2 weights .* got \[1.0\]"),
         ({"weights": [1.0, 0.0]}, "expected 2 weights above 0"),
-        ({"weights": [1.5, -0.5]}, r"expected each weight of an ensemble as a number in \[0, 1\], got 1.5"),
+        (
+            {"weights": [1.5, -0.5]},
+            r"expected each weight of an ensemble as a number in \[0, 1\], got 1.5",
+        ),
         ({"weights": ["a", "b"]}, "got 'a'"),
     ],
 )
@@ -219,5 +248,7 @@ def test_weights_may_be_rounded():
 
 
 def test_one_member_is_no_ensemble():
-    with pytest.raises(UsageError, match="expected at least two parts for the family 'ensemble', got 1"):
+    with pytest.raises(
+        UsageError, match="expected at least two parts for the family 'ensemble', got 1"
+    ):
         assemble(constants(1))

@@ -21,11 +21,15 @@ KEY = Key(0, "test", ids=torch.arange(6), draw=torch.zeros(6, dtype=torch.int64)
 def backbone():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+        return nn.Sequential(
+            nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+        ).eval()
 
 
 def front_end(kind="dncnn", depth=9, width=4, **arguments):
-    return assemble([backbone()], shape=SHAPE, kind=kind, depth=depth, width=width, **arguments).eval()
+    return assemble(
+        [backbone()], shape=SHAPE, kind=kind, depth=depth, width=width, **arguments
+    ).eval()
 
 
 def images(n=6, seed=0):
@@ -122,7 +126,9 @@ def test_straight_through_is_exact_with_the_gradient_of_the_backbone_behind_the_
     points = images().requires_grad_()
     assert torch.equal(straight(points, KEY), defence(points))
     behind = gradient(backbone(), defence.front(images()).detach())
-    torch.testing.assert_close(gradient(lambda x: straight(x, KEY), images()), behind, rtol=0, atol=0)
+    torch.testing.assert_close(
+        gradient(lambda x: straight(x, KEY), images()), behind, rtol=0, atol=0
+    )
     assert (gradient(defence, images()) - behind).abs().max() > 1e-3
 
 
@@ -134,12 +140,19 @@ def test_damping_keeps_that_share_of_the_gradient_through_h(share):
     assert torch.equal(damped(points, KEY), defence(points))
     none, all_of_it = (gradient(lambda x, s=s: defence._damped(x, s), images()) for s in (0, 1))
     torch.testing.assert_close(all_of_it, gradient(defence, images()))
-    torch.testing.assert_close(gradient(lambda x: damped(x, KEY), images()), none + share * (all_of_it - none))
+    torch.testing.assert_close(
+        gradient(lambda x: damped(x, KEY), images()), none + share * (all_of_it - none)
+    )
 
 
 def test_the_surfaces_are_these():
-    names = [(one.name, one.faithful) for one in front_end().surfaces()]
-    assert names == [("backbone", False), ("straight-through", True), ("damped-0.03", True), ("damped-0.1", True)]
+    names = [(one.name, one.same_outputs) for one in front_end().surfaces()]
+    assert names == [
+        ("backbone", False),
+        ("straight-through", True),
+        ("damped-0.03", True),
+        ("damped-0.1", True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +203,9 @@ def line(n=40):
 
 def dual_distance(part, points, norm):
     logits = part(points)
-    length = torch.linalg.vector_norm(part.weight[0] - part.weight[1], ord=1 if norm is Norm.LINF else 2)
+    length = torch.linalg.vector_norm(
+        part.weight[0] - part.weight[1], ord=1 if norm is Norm.LINF else 2
+    )
     return (logits[:, 0] - logits[:, 1]).abs() / length
 
 

@@ -16,7 +16,9 @@ SHAPE = (1, 8, 8)
 
 
 def network():
-    return Linear(torch.randn(3, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(3)).requires_grad_(False)
+    return Linear(
+        torch.randn(3, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(3)
+    ).requires_grad_(False)
 
 
 def images(n=5, seed=0):
@@ -67,7 +69,7 @@ def test_expected_stacks_ten_fresh_draws(make):
     defence, key = make(), key_of(5, draw=3)
     expected = surface(defence, "expected")
     answers = expected.answer(images(), key)
-    assert (len(answers), expected.passes, expected.faithful) == (10, 10, True)
+    assert (len(answers), expected.passes, expected.same_outputs) == (10, 10, True)
     for turn in range(10):
         one = defence.draw(images(), replace(key, draw=key.draw * 10 + turn))
         torch.testing.assert_close(answers[turn], one)
@@ -76,7 +78,9 @@ def test_expected_stacks_ten_fresh_draws(make):
 
 def test_resizing_to_one_size_is_what_torch_does():
     once = resizer(low=2.0, high=2.0).draw(images(), key_of(5))
-    expected = functional.interpolate(images(), scale_factor=2, mode="bilinear", align_corners=False)
+    expected = functional.interpolate(
+        images(), scale_factor=2, mode="bilinear", align_corners=False
+    )
     torch.testing.assert_close(once, expected)
     once = resizer(low=1.0, high=1.0).draw(images(), key_of(5))
     torch.testing.assert_close(once, images())
@@ -137,7 +141,7 @@ def test_straight_through_has_the_gradient_of_the_classifier_at_the_denoised_ima
     points = images().requires_grad_()
     (gradient,) = torch.autograd.grad(straight.answer(points, key_of(5))[:, 0].sum(), points)
     torch.testing.assert_close(gradient, network().weight[0].view(1, *SHAPE).expand(5, -1, -1, -1))
-    assert straight.faithful
+    assert straight.same_outputs
 
 
 def test_ten_draws_may_pass_the_denoiser_by():
@@ -175,14 +179,19 @@ def test_the_surfaces_of_a_denoiser_are_these():
         "expected",
         "expected-straight-through",
     ]
-    assert [one.name for one in denoising(known=True).surfaces()] == ["backbone", "straight-through"]
+    assert [one.name for one in denoising(known=True).surfaces()] == [
+        "backbone",
+        "straight-through",
+    ]
 
 
 def test_a_denoiser_learns_to_remove_noise():
     defence = denoising()
     start = next(defence.denoiser.parameters()).clone()
     optimiser = torch.optim.Adam(defence.denoiser.parameters(), lr=0.02)
-    clean = torch.linspace(0, 1, 8).expand(16, 1, 8, 8) * torch.linspace(0.2, 1, 16).view(16, 1, 1, 1)
+    clean = torch.linspace(0, 1, 8).expand(16, 1, 8, 8) * torch.linspace(0.2, 1, 16).view(
+        16, 1, 1, 1
+    )
     losses = []
     for draw in range(40):
         added = 0.3 * noise(key_of(16, draw))

@@ -14,12 +14,22 @@ from robustbench_kd.core.errors import ModelError, UsageError
 from robustbench_kd.core.threat import Norm
 from robustbench_kd.distill import open_method
 from robustbench_kd.models import vit_tiny
-from robustbench_kd.tensors.distillation import Asked, FrozenTeacher, Lesson, Progress, Setup, evaluating, total
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    CachedNetwork,
+    FrozenTeacher,
+    Progress,
+    Setup,
+    evaluating,
+    total,
+)
 from robustbench_kd.tensors.geometry import inside, project
 from robustbench_kd.training.recipe import Recipe, load_recipe
 
 COMPONENTS = plugins.components("distill")
-ADDITIONS = {name for name, one in COMPONENTS.items() if hasattr(plugins.module("distill", one.stem), "term")}
+ADDITIONS = {
+    name for name, one in COMPONENTS.items() if hasattr(plugins.module("distill", one.stem), "term")
+}
 METHODS = sorted(set(COMPONENTS) - ADDITIONS)
 CLEAN = {"kd", "hint", "crd", "inductive_bias"}
 ATTACKING = sorted(set(METHODS) - CLEAN)
@@ -40,7 +50,9 @@ def student(name, scale=1.0):
     if name != "inductive_bias":
         return network(1, scale)
     torch.manual_seed(1)
-    built = vit_tiny.build(classes=3, channels=1, size=4, patch=2, width=6, depth=1, distillation_tokens=2)
+    built = vit_tiny.build(
+        classes=3, channels=1, size=4, patch=2, width=6, depth=1, distillation_tokens=2
+    )
     for layer in built.heads.layers:
         nn.init.normal_(layer.weight, std=scale)
     return built
@@ -52,7 +64,9 @@ class Scene:
     def __init__(self, name, *, scale=1.0, epoch=70, additions=None):
         self.method = open_method(name, FEW.get(name, {}), additions)
         self.student = student(name, scale)
-        self.teachers = [network(seed, scale) for seed in range(2, 2 + len(self.method.options.teachers()))]
+        self.teachers = [
+            network(seed, scale) for seed in range(2, 2 + len(self.method.options.teachers()))
+        ]
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(6, 1, 4, 4, generator=generator)
         labels = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -65,8 +79,8 @@ class Scene:
             fresh=lambda: student(name, scale),
         )
         self.helper = self.method.prepare(setup)
-        self.lesson = Lesson(
-            student=Asked(self.student),
+        self.lesson = BatchContext(
+            student=CachedNetwork(self.student),
             teachers=frozen,
             images=images,
             labels=labels,
@@ -80,7 +94,9 @@ class Scene:
     def attack(self, steps=3):
         """Ascends the method's objective; returns its mean before and after."""
         objective, images = self.method.inner(self.lesson), self.lesson.images
-        start = (images + 0.01 * torch.randn(images.shape, generator=self.lesson.generator)).clamp(0, 1)
+        start = (images + 0.01 * torch.randn(images.shape, generator=self.lesson.generator)).clamp(
+            0, 1
+        )
         points, values = project(start, images, EPS, Norm.LINF), []
         self.student.eval()
         for _ in range(steps):
@@ -136,7 +152,9 @@ class TestEveryMethod:
         befores = [state(teacher) for teacher in scene.teachers]
         total(scene.terms()).backward()
         reached = [p.grad is not None and bool(p.grad.any()) for p in scene.student.parameters()]
-        assert sum(reached) >= len(reached) - 1, "a bias before a normalisation may be without effect"
+        assert sum(reached) >= len(reached) - 1, (
+            "a bias before a normalisation may be without effect"
+        )
         for teacher, before in zip(scene.teachers, befores, strict=True):
             assert_same_state(teacher, before)
             assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
@@ -156,7 +174,9 @@ class TestEveryMethod:
         terms = scene.terms()
         total(terms).backward()
         assert total(terms).isfinite()
-        assert all(p.grad.isfinite().all() for p in scene.student.parameters() if p.grad is not None)
+        assert all(
+            p.grad.isfinite().all() for p in scene.student.parameters() if p.grad is not None
+        )
 
     def test_leaves_modes_as_they_were(self, name):
         scene = Scene(name)
@@ -217,8 +237,8 @@ def test_student_and_teacher_are_asked_once_about_each_tensor():
     pupil, teacher = Counting(), Counting()
     images = torch.rand(4, 1, 4, 4)
     method = open_method("rslad", {}, {"igdm": {}})
-    lesson = Lesson(
-        student=Asked(pupil),
+    lesson = BatchContext(
+        student=CachedNetwork(pupil),
         teachers=(FrozenTeacher(teacher),),
         images=images,
         labels=torch.tensor([0, 1, 2, 0]),
@@ -233,14 +253,14 @@ def test_student_and_teacher_are_asked_once_about_each_tensor():
 
 def test_features_and_logits_come_from_one_pass():
     counting = Counting()
-    asked, images = Asked(counting), torch.rand(2, 1, 4, 4)
+    asked, images = CachedNetwork(counting), torch.rand(2, 1, 4, 4)
     features, logits = asked.features(images, ""), asked(images)
     assert counting.passes == 1
     torch.testing.assert_close(logits, counting.inner[-1](features))
 
 
 def test_a_layer_is_found_by_its_path_inside_any_wrapper():
-    asked, images = Asked(Counting()), torch.rand(2, 1, 4, 4)
+    asked, images = CachedNetwork(Counting()), torch.rand(2, 1, 4, 4)
     assert asked.features(images, "2").shape == (2, 4, 2, 2)
     torch.testing.assert_close(asked.features(images, "inner.2"), asked.features(images, "2"))
 
@@ -248,13 +268,18 @@ def test_a_layer_is_found_by_its_path_inside_any_wrapper():
 @pytest.mark.parametrize(
     ("layer", "broken", "error", "message"),
     [
-        ("layer2", nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), UsageError, "unknown layer 'layer2'"),
+        (
+            "layer2",
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 3)),
+            UsageError,
+            "unknown layer 'layer2'",
+        ),
         ("", nn.Flatten(), ModelError, "ends in a linear layer"),
     ],
 )
 def test_a_layer_that_is_not_there_is_named(layer, broken, error, message):
     with pytest.raises(error, match=message):
-        Asked(broken).features(torch.rand(1, 1, 4, 4), layer)
+        CachedNetwork(broken).features(torch.rand(1, 1, 4, 4), layer)
 
 
 def test_a_layer_that_takes_no_part_is_named():
@@ -262,7 +287,7 @@ def test_a_layer_that_takes_no_part_is_named():
     idle.spare = nn.Linear(2, 2)
     idle.forward = lambda images: images.flatten(1)
     with pytest.raises(ModelError, match="takes no part"):
-        Asked(idle).features(torch.rand(1, 1, 4, 4), "spare")
+        CachedNetwork(idle).features(torch.rand(1, 1, 4, 4), "spare")
 
 
 def test_evaluating_restores_every_mode():
@@ -282,8 +307,18 @@ def test_evaluating_restores_every_mode():
     [
         ("rslda", {}, {}, "unknown distillation method 'rslda': did you mean 'rslad'?"),
         ("rslad", {"sclae": 1.0}, {}, "unknown option of rslad 'sclae': did you mean 'scale'?"),
-        ("rslad", {"scale": "big"}, {}, "option 'scale' of rslad: expected a valid number, got 'big'"),
-        ("rslad", {"scale": -1.0}, {}, "option 'scale' of rslad: expected greater than 0, got -1.0"),
+        (
+            "rslad",
+            {"scale": "big"},
+            {},
+            "option 'scale' of rslad: expected a valid number, got 'big'",
+        ),
+        (
+            "rslad",
+            {"scale": -1.0},
+            {},
+            "option 'scale' of rslad: expected greater than 0, got -1.0",
+        ),
         ("akd", {"weights": [0.7, 0.7]}, {}, "option 'weights' of akd: .*sum to at most 1"),
         ("igdm", {}, {}, "'igdm' is no distillation method"),
         ("rslad", {}, {"igmd": {}}, "unknown addition 'igmd': did you mean 'igdm'?"),
@@ -317,7 +352,9 @@ def test_a_missing_attack_or_teacher_is_said():
         lesson.attacked  # noqa: B018  # a property that raises
     with pytest.raises(UsageError, match="expected a teacher, got none"):
         replace(lesson, teachers=()).teacher  # noqa: B018
-    with pytest.raises(UsageError, match="expected the BatchNorm2d that 'prepare' makes, got a Module"):
+    with pytest.raises(
+        UsageError, match="expected the BatchNorm2d that 'prepare' makes, got a Module"
+    ):
         lesson.prepared(nn.BatchNorm2d)
 
 
@@ -351,11 +388,20 @@ def test_published_settings_that_code_bases_share_or_not_are_in_the_recipes():
     def read(name):
         return tomllib.loads(RECIPES[name].read_text(encoding="utf-8"))
 
-    trained = {"ard": "train", "iad": "train", "rslad": "eval", "adaad": "eval", "mtard": "eval", "peeraid": "eval"}
+    trained = {
+        "ard": "train",
+        "iad": "train",
+        "rslad": "eval",
+        "adaad": "eval",
+        "mtard": "eval",
+        "peeraid": "eval",
+    }
     for method, mode in trained.items():
         recipe = read(f"cifar10-{method}")
         assert recipe["attack_mode"] == mode
         assert recipe["random_start"] == ("uniform" if mode == "train" else "gaussian")
         assert recipe["weight_decay"] == (5e-4 if method == "adaad" else 2e-4)
         assert (recipe["attack_steps"], recipe["step_size"]) == (10, 0.25)
-    assert math.isclose(read("cifar100-rslad")["options"]["scale"], 10 * read("cifar10-rslad")["options"]["scale"])
+    assert math.isclose(
+        read("cifar100-rslad")["options"]["scale"], 10 * read("cifar10-rslad")["options"]["scale"]
+    )

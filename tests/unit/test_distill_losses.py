@@ -12,7 +12,14 @@ from torch import nn
 from robustbench_kd.distill import crd, crdnd_reconstructed, hint, mtard, open_method, saad
 from robustbench_kd.distill._divergence import trust
 from robustbench_kd.distill._gradients import gradient_match, ramp
-from robustbench_kd.tensors.distillation import Asked, FrozenTeacher, Lesson, Progress, Setup, total
+from robustbench_kd.tensors.distillation import (
+    BatchContext,
+    CachedNetwork,
+    FrozenTeacher,
+    Progress,
+    Setup,
+    total,
+)
 
 N, CLASSES = 5, 4
 LABELS = torch.tensor([0, 1, 2, 3, 1])
@@ -30,8 +37,8 @@ def linear(seed, size=4, classes=CLASSES):
 def lesson(pupil, *teachers, epoch=70, epochs=100, helper=None, n=N):
     generator = torch.Generator().manual_seed(9)
     images = torch.rand(n, 1, 2, 2, generator=generator, dtype=torch.float64)
-    return Lesson(
-        student=Asked(pupil),
+    return BatchContext(
+        student=CachedNetwork(pupil),
         teachers=tuple(FrozenTeacher(teacher) for teacher in teachers),
         images=images,
         labels=LABELS[:n],
@@ -39,7 +46,8 @@ def lesson(pupil, *teachers, epoch=70, epochs=100, helper=None, n=N):
         progress=Progress(epoch, epochs),
         generator=generator,
         helper=helper or nn.Module(),
-        adversarial=images + 0.2 * torch.rand(images.shape, generator=generator, dtype=torch.float64),
+        adversarial=images
+        + 0.2 * torch.rand(images.shape, generator=generator, dtype=torch.float64),
     )
 
 
@@ -82,20 +90,33 @@ def scene(nets):
 def close(terms, expected):
     assert set(terms) == set(expected)
     for name, value in expected.items():
-        torch.testing.assert_close(terms[name].double(), torch.as_tensor(value, dtype=torch.float64), msg=name)
+        torch.testing.assert_close(
+            terms[name].double(), torch.as_tensor(value, dtype=torch.float64), msg=name
+        )
 
 
 def test_kd(scene):
     given_lesson, z = scene
     terms = open_method("kd", {"temperature": 3.0}).loss(given_lesson)
-    close(terms, {"labels": 0.1 * ce(z["sx"]).mean(), "teacher": 0.9 * 9 * kl(z["tx"], z["sx"], 3).mean()})
+    close(
+        terms,
+        {"labels": 0.1 * ce(z["sx"]).mean(), "teacher": 0.9 * 9 * kl(z["tx"], z["sx"], 3).mean()},
+    )
 
 
 def test_ard_softens_both_networks_and_means_over_classes(scene):
     given_lesson, z = scene
-    close(open_method("ard").loss(given_lesson), {"teacher": 900 * kl(z["tx"], z["sa"], 30).mean() / CLASSES})
-    terms = open_method("ard", {"teacher_weight": 0.7, "temperature": 2.0, "reduction": "batchmean"}).loss(given_lesson)
-    close(terms, {"teacher": 0.7 * 4 * kl(z["tx"], z["sa"], 2).mean(), "labels": 0.3 * ce(z["sx"]).mean()})
+    close(
+        open_method("ard").loss(given_lesson),
+        {"teacher": 900 * kl(z["tx"], z["sa"], 30).mean() / CLASSES},
+    )
+    terms = open_method(
+        "ard", {"teacher_weight": 0.7, "temperature": 2.0, "reduction": "batchmean"}
+    ).loss(given_lesson)
+    close(
+        terms,
+        {"teacher": 0.7 * 4 * kl(z["tx"], z["sa"], 2).mean(), "labels": 0.3 * ce(z["sx"]).mean()},
+    )
 
 
 def test_iad_one(scene):
@@ -163,16 +184,29 @@ def test_rslad(scene):
 @pytest.mark.parametrize(("classes", "scale"), [(10, 1.0), (100, 10.0)])
 def test_the_published_scales_of_rslad_are_a_tenth_of_batchmean(classes, scale):
     given_lesson = lesson(linear(1, classes=classes), linear(2, classes=classes))
-    published = open_method("rslad", {"reduction": "elementmean", "scale": scale}).loss(given_lesson)
+    published = open_method("rslad", {"reduction": "elementmean", "scale": scale}).loss(
+        given_lesson
+    )
     summed = open_method("rslad", {"reduction": "batchmean"}).loss(given_lesson)
     close(published, {name: value / 10 for name, value in summed.items()})
 
 
 def test_adaad(scene):
     given_lesson, z = scene
-    close(open_method("adaad").loss(given_lesson), {"adversarial": kl(z["ta"], z["sa"]).mean() / CLASSES})
-    terms = open_method("adaad", {"adversarial_weight": 0.6, "reduction": "batchmean"}).loss(given_lesson)
-    close(terms, {"adversarial": 0.6 * kl(z["ta"], z["sa"]).mean(), "clean": 0.4 * kl(z["tx"], z["sx"]).mean()})
+    close(
+        open_method("adaad").loss(given_lesson),
+        {"adversarial": kl(z["ta"], z["sa"]).mean() / CLASSES},
+    )
+    terms = open_method("adaad", {"adversarial_weight": 0.6, "reduction": "batchmean"}).loss(
+        given_lesson
+    )
+    close(
+        terms,
+        {
+            "adversarial": 0.6 * kl(z["ta"], z["sa"]).mean(),
+            "clean": 0.4 * kl(z["tx"], z["sx"]).mean(),
+        },
+    )
 
 
 def test_adaiad(scene):
@@ -180,7 +214,10 @@ def test_adaiad(scene):
     doubt = 1 - torch.stack([p(z["ta"])[row, label] for row, label in enumerate(LABELS)]) ** 0.1
     close(
         open_method("adaiad").loss(given_lesson),
-        {"adversarial": 900 * kl(z["ta"], z["sa"], 30).mean(), "self": (doubt * kl(z["sx"], z["sa"])).mean()},
+        {
+            "adversarial": 900 * kl(z["ta"], z["sa"], 30).mean(),
+            "self": (doubt * kl(z["sx"], z["sa"])).mean(),
+        },
     )
 
 
@@ -208,7 +245,9 @@ def test_the_attack_of_adaad_climbs_through_both_networks(scene):
 )
 def test_attacks_raise_what_the_papers_say(scene, name, expected):
     given_lesson, z = scene
-    objective = open_method(name, {"contrast_weight": 0.0} if name.startswith("crdnd") else {}).inner(given_lesson)
+    objective = open_method(
+        name, {"contrast_weight": 0.0} if name.startswith("crdnd") else {}
+    ).inner(given_lesson)
     torch.testing.assert_close(objective(given_lesson.adversarial, z["sa"]), expected(z))
 
 
@@ -218,7 +257,10 @@ def test_akd_is_the_cross_entropy_with_the_mixed_target_less_a_constant(scene):
     found = total(open_method("akd", {"weights": weights}).loss(given_lesson))
     label = torch.nn.functional.one_hot(LABELS, CLASSES)
     target = 0.5 * label + 0.3 * p(z["ta"]) + 0.2 * p(z["ua"])
-    constant = sum(w * (p(z[t]) * p(z[t]).log()).sum(dim=1).mean() for w, t in zip(weights, ("ta", "ua"), strict=True))
+    constant = sum(
+        w * (p(z[t]) * p(z[t]).log()).sum(dim=1).mean()
+        for w, t in zip(weights, ("ta", "ua"), strict=True)
+    )
     torch.testing.assert_close(found, constant - (target * p(z["sa"]).log()).sum(dim=1).mean())
 
 
@@ -227,7 +269,10 @@ def test_akd_is_the_cross_entropy_with_the_mixed_target_less_a_constant(scene):
 
 def test_mtard_moves_its_balance_and_weighs_by_it(scene):
     given_lesson, z = scene
-    adversarial, clean = kl(z["ta"], z["sa"]).mean() / CLASSES, kl(z["ux"], z["sx"]).mean() / CLASSES
+    adversarial, clean = (
+        kl(z["ta"], z["sa"]).mean() / CLASSES,
+        kl(z["ux"], z["sx"]).mean() / CLASSES,
+    )
     balance = mtard.Balance()
     balance.first.copy_(torch.stack([2 * adversarial, 4 * clean]).detach())
     terms = open_method("mtard").loss(replace(given_lesson, helper=balance))
@@ -245,7 +290,9 @@ def test_the_first_step_of_mtard_is_even_and_remembered(scene):
 
 
 @given(
-    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=1, max_size=8), st.floats(0, 1), st.floats(0, 3)
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=1, max_size=8),
+    st.floats(0, 1),
+    st.floats(0, 3),
 )
 def test_the_weights_of_mtard_stay_on_the_simplex(losses, rate, power):
     balance = mtard.Balance()
@@ -254,7 +301,9 @@ def test_the_weights_of_mtard_stay_on_the_simplex(losses, rate, power):
         assert 0 <= balance.clean_weight <= 1
 
 
-@pytest.mark.parametrize(("epoch", "rate"), [(215, 0.025), (216, 0.0025), (261, 0.00025), (300, 0.000025)])
+@pytest.mark.parametrize(
+    ("epoch", "rate"), [(215, 0.025), (216, 0.0025), (261, 0.00025), (300, 0.000025)]
+)
 def test_the_rate_of_mtard_falls_after_the_published_epochs(epoch, rate):
     assert mtard._rate(Progress(epoch, 300), mtard.Options()) == pytest.approx(rate)
 
@@ -283,7 +332,10 @@ def test_saad_weighs_examples_by_the_teacher_s_entropy(scene):
 def test_saad_without_the_clean_term_is_the_same_otherwise(scene):
     given_lesson, _ = scene
     both = open_method("saad-c").loss(given_lesson)
-    close(open_method("saad").loss(given_lesson), {name: both[name] for name in ("adversarial", "gradient")})
+    close(
+        open_method("saad").loss(given_lesson),
+        {name: both[name] for name in ("adversarial", "gradient")},
+    )
 
 
 def test_the_attack_of_saad_corrects_the_true_logit_to_first_order(scene):
@@ -300,12 +352,16 @@ def test_the_attack_of_saad_corrects_the_true_logit_to_first_order(scene):
 @pytest.mark.parametrize("order", [0.5, 2.0])
 def test_entropy_of_an_order(order):
     logits = torch.randn(6, CLASSES, dtype=torch.float64)
-    torch.testing.assert_close(saad.entropy(logits, order), (p(logits) ** order).sum(dim=1).log() / (1 - order))
+    torch.testing.assert_close(
+        saad.entropy(logits, order), (p(logits) ** order).sum(dim=1).log() / (1 - order)
+    )
 
 
 def test_entropy_of_orders_near_one_is_shannon_s():
     logits = torch.randn(6, CLASSES, dtype=torch.float64)
-    torch.testing.assert_close(saad.entropy(logits, 1 + 1e-7), saad.entropy(logits, 1.0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        saad.entropy(logits, 1 + 1e-7), saad.entropy(logits, 1.0), rtol=1e-5, atol=1e-6
+    )
 
 
 # PeerAiD
@@ -348,7 +404,10 @@ def test_igdm_is_the_divergence_of_output_differences(scene):
     given_lesson, _ = scene
     teacher, pupil = given_lesson.teachers[0].network, given_lesson.student.network
     x, offset = given_lesson.images, given_lesson.adversarial - given_lesson.images
-    expected = kl(teacher(x + 0.5 * offset) - teacher(x - 2 * offset), pupil(x + 0.5 * offset) - pupil(x - 2 * offset))
+    expected = kl(
+        teacher(x + 0.5 * offset) - teacher(x - 2 * offset),
+        pupil(x + 0.5 * offset) - pupil(x - 2 * offset),
+    )
     torch.testing.assert_close(gradient_match(given_lesson, beta=0.5, gamma=2.0), expected)
     method = open_method("adaad", {}, {"igdm": {"alpha": 4.0, "beta": 0.5, "gamma": 2.0}})
     torch.testing.assert_close(method.loss(given_lesson)["igdm"], 4 * 0.7 * expected.mean())
@@ -356,15 +415,22 @@ def test_igdm_is_the_divergence_of_output_differences(scene):
 
 def test_igdm_of_linear_networks_is_the_gradient_s_product_with_the_perturbation(scene):
     given_lesson, _ = scene
-    pupil, teacher = given_lesson.student.network[1].weight, given_lesson.teachers[0].network[1].weight
+    pupil, teacher = (
+        given_lesson.student.network[1].weight,
+        given_lesson.teachers[0].network[1].weight,
+    )
     offset = 2 * (given_lesson.adversarial - given_lesson.images).flatten(1)
-    torch.testing.assert_close(gradient_match(given_lesson), kl(offset @ teacher.T, offset @ pupil.T))
+    torch.testing.assert_close(
+        gradient_match(given_lesson), kl(offset @ teacher.T, offset @ pupil.T)
+    )
 
 
 def test_igdm_of_linear_networks_with_equal_weights_is_zero_whatever_the_biases():
     pupil, teacher = linear(1), linear(1)
     teacher[1].bias.data += torch.arange(CLASSES)
-    torch.testing.assert_close(gradient_match(lesson(pupil, teacher)), torch.zeros(N, dtype=torch.float64))
+    torch.testing.assert_close(
+        gradient_match(lesson(pupil, teacher)), torch.zeros(N, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize(
@@ -403,7 +469,9 @@ def test_equal_networks_that_see_the_same_have_no_loss_and_no_gradient(name, opt
     loss = total(method.loss(replace(same, adversarial=same.images, teachers=same.teachers[:used])))
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-12)
-    torch.testing.assert_close(pupil[1].weight.grad, torch.zeros_like(pupil[1].weight), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        pupil[1].weight.grad, torch.zeros_like(pupil[1].weight), atol=1e-12, rtol=0
+    )
 
 
 def test_igdm_of_equal_networks_is_zero_on_adversarial_images_too():
@@ -411,7 +479,9 @@ def test_igdm_of_equal_networks_is_zero_on_adversarial_images_too():
     matched = gradient_match(lesson(pupil, linear(1))).sum()
     matched.backward()
     assert matched.item() == pytest.approx(0, abs=1e-12)
-    torch.testing.assert_close(pupil[1].weight.grad, torch.zeros_like(pupil[1].weight), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        pupil[1].weight.grad, torch.zeros_like(pupil[1].weight), atol=1e-12, rtol=0
+    )
 
 
 # Features: hint, CRD and the reconstruction of CRDND
@@ -430,14 +500,22 @@ def test_hint(nets):
 
 @pytest.mark.parametrize(
     ("found", "expected"),
-    [((8, 8, 8), (6, 4, 4)), ((8, 4, 4), (6, 8, 8)), ((8, 7, 7), (6, 5, 4)), ((8, 4, 4), (6, 4, 4)), ((8,), (6,))],
+    [
+        ((8, 8, 8), (6, 4, 4)),
+        ((8, 4, 4), (6, 8, 8)),
+        ((8, 7, 7), (6, 5, 4)),
+        ((8, 4, 4), (6, 4, 4)),
+        ((8,), (6,)),
+    ],
 )
 def test_a_regressor_gives_features_the_teacher_s_shape(found, expected):
     made = hint._regressor(torch.Size(found), torch.Size(expected), activated=True)
     assert made(torch.rand(2, *found)).shape == (2, *expected)
 
 
-@pytest.mark.parametrize(("found", "expected"), [((8, 4, 4), (6, 5, 5)), ((8, 4, 4), (6,)), ((8, 4), (6, 4))])
+@pytest.mark.parametrize(
+    ("found", "expected"), [((8, 4, 4), (6, 5, 5)), ((8, 4, 4), (6,)), ((8, 4), (6, 4))]
+)
 def test_features_that_no_regressor_fits_are_refused(found, expected):
     with pytest.raises(Exception, match="name other layers"):
         hint._regressor(torch.Size(found), torch.Size(expected), activated=True)
@@ -462,7 +540,13 @@ def test_crd_is_the_sum_of_both_contrasts(nets):
         h = e / (e + noise)
         expected = expected - (h[:, 0].log() + (1 - h[:, 1:]).log().sum(dim=1)).mean()
     terms = open_method("crd", {"negatives": 6}).loss(given_lesson)
-    close(terms, {"labels": ce(given_lesson.student(given_lesson.images)).mean(), "contrast": 0.8 * expected})
+    close(
+        terms,
+        {
+            "labels": ce(given_lesson.student(given_lesson.images)).mean(),
+            "contrast": 0.8 * expected,
+        },
+    )
 
 
 def unit(vectors):
@@ -529,7 +613,9 @@ def test_denoising_by_trust_and_none():
     label = torch.tensor([1])
     known = p(logits)
     share = 1 - known[0, 1] ** 0.1
-    by_trust = crdnd_reconstructed.denoised(logits, label, crdnd_reconstructed.Options(denoise="trust"))
+    by_trust = crdnd_reconstructed.denoised(
+        logits, label, crdnd_reconstructed.Options(denoise="trust")
+    )
     expected = (1 - share) * known + share * torch.tensor([[0.0, 1.0, 0.0]])
     torch.testing.assert_close(by_trust, expected)
     plain = crdnd_reconstructed.denoised(logits, label, crdnd_reconstructed.Options(denoise="none"))
@@ -538,7 +624,9 @@ def test_denoising_by_trust_and_none():
 
 def test_the_reconstruction_without_its_parts_is_rslad(scene):
     given_lesson, _ = scene
-    bare = open_method("crdnd_reconstructed", {"denoise": "none", "contrast_weight": 0.0}).loss(given_lesson)
+    bare = open_method("crdnd_reconstructed", {"denoise": "none", "contrast_weight": 0.0}).loss(
+        given_lesson
+    )
     close(bare, open_method("rslad").loss(given_lesson))
 
 
@@ -548,14 +636,20 @@ def test_the_contrast_of_features_leaves_out_the_same_class():
     for i in range(4):
         rivals = [j for j in range(4) if j == i or labels[j] != labels[i]]
         expected.append(-(scores[i, i].exp() / scores[i, rivals].exp().sum()).log())
-    torch.testing.assert_close(crdnd_reconstructed.contrast(scores, labels), torch.stack(expected).mean())
+    torch.testing.assert_close(
+        crdnd_reconstructed.contrast(scores, labels), torch.stack(expected).mean()
+    )
 
 
 def test_heads_of_the_reconstruction_come_from_the_features_shapes():
     pupil, teacher = linear(1, size=4).float(), linear(2, size=4).float()
     method = open_method("crdnd_reconstructed", {"dimensions": 7})
     setup = Setup(
-        student=pupil, teachers=(teacher,), images=torch.rand(2, 1, 2, 2), labels=LABELS, fresh=lambda: linear(3)
+        student=pupil,
+        teachers=(teacher,),
+        images=torch.rand(2, 1, 2, 2),
+        labels=LABELS,
+        fresh=lambda: linear(3),
     )
     heads = method.prepare(setup)
     assert [(head.in_features, head.out_features) for head in heads] == [(4, 7), (4, 7)]

@@ -12,7 +12,7 @@ from robustbench_kd.models import vit_tiny
 from robustbench_kd.tensors import stored_logits
 from robustbench_kd.tensors.averaging import average, ema_share, swa_share
 from robustbench_kd.tensors.contracts import Dataset
-from robustbench_kd.tensors.distillation import Asked, FrozenTeacher, Lesson, Progress
+from robustbench_kd.tensors.distillation import BatchContext, CachedNetwork, FrozenTeacher, Progress
 from robustbench_kd.tensors.stored_logits import Source, StoredTeacher, Views
 
 CPU = torch.device("cpu")
@@ -152,19 +152,27 @@ def test_a_stored_teacher_answers_for_its_batch_alone():
     images, logits = torch.rand(2, 1, 4, 4), torch.rand(2, 3)
     asked = StoredTeacher(images, logits)
     assert asked(images) is logits
-    for ask in (lambda: asked(images + 0.1), lambda: asked.features(images, ""), lambda: asked.through(images)):
-        with pytest.raises(UsageError, match=r"stored logits cannot give .*: name the teacher itself"):
+    for ask in (
+        lambda: asked(images + 0.1),
+        lambda: asked.features(images, ""),
+        lambda: asked.through(images),
+    ):
+        with pytest.raises(
+            UsageError, match=r"stored logits cannot give .*: name the teacher itself"
+        ):
             ask()
 
 
 def test_inductive_bias_learns_the_same_from_stored_logits():
     data, numbers = dataset(), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    student = vit_tiny.build(classes=3, channels=1, size=4, patch=2, width=6, depth=1, distillation_tokens=2)
+    student = vit_tiny.build(
+        classes=3, channels=1, size=4, patch=2, width=6, depth=1, distillation_tokens=2
+    )
     images = VIEWS.of(data.images, ids(data), numbers)
 
     def terms(*teachers):
-        lesson = Lesson(
-            student=Asked(student),
+        lesson = BatchContext(
+            student=CachedNetwork(student),
             teachers=teachers,
             images=images,
             labels=data.labels,
@@ -175,7 +183,9 @@ def test_inductive_bias_learns_the_same_from_stored_logits():
         return open_method("inductive_bias").loss(lesson)
 
     live = terms(FrozenTeacher(teacher(0)), FrozenTeacher(teacher(1)))
-    cached = terms(*(StoredTeacher(images, stored(seed=seed).of(ids(data), numbers)) for seed in (0, 1)))
+    cached = terms(
+        *(StoredTeacher(images, stored(seed=seed).of(ids(data), numbers)) for seed in (0, 1))
+    )
     for name, value in live.items():
         torch.testing.assert_close(cached[name], value, rtol=1e-3, atol=1e-3)
 

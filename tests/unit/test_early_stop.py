@@ -19,7 +19,9 @@ from robustbench_kd.tensors.contracts import Dataset
 
 
 def numbered(n):
-    return Dataset("numbers", torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), tuple(range(n)), 2)
+    return Dataset(
+        "numbers", torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), tuple(range(n)), 2
+    )
 
 
 def asked(at_least, n=200, **options):
@@ -28,13 +30,16 @@ def asked(at_least, n=200, **options):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("robust>=0.45", 0.45), (" robust >= .5 ", 0.5), ("robust>=45%", 0.45), ("robust>=1", 1.0)]
+    ("text", "value"),
+    [("robust>=0.45", 0.45), (" robust >= .5 ", 0.5), ("robust>=45%", 0.45), ("robust>=1", 1.0)],
 )
 def test_a_claim_is_a_fraction_or_a_percentage(text, value):
     assert parse_claim(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "0.45", "robust>0.45", "clean>=0.9", "robust>=0", "robust>=45", "robust>=nan"])
+@pytest.mark.parametrize(
+    "text", ["", "0.45", "robust>0.45", "clean>=0.9", "robust>=0", "robust>=45", "robust>=nan"]
+)
 def test_other_claims_are_refused(text):
     with pytest.raises(UsageError, match=r"expected a claim such as 'robust>=0.45'"):
         parse_claim(text)
@@ -46,7 +51,9 @@ def test_a_claim_is_read_as_it_is_written(millionths):
 
 
 def test_the_order_is_random_and_depends_on_seed_and_ids_alone():
-    first, other = ([int(row) for rows in chunks(numbered(300), seed) for row in rows] for seed in (0, 1))
+    first, other = (
+        [int(row) for rows in chunks(numbered(300), seed) for row in rows] for seed in (0, 1)
+    )
     assert sorted(first) == sorted(other) == list(range(300))
     assert first != other
     data = numbered(300).take(torch.arange(299, -1, -1))
@@ -69,7 +76,9 @@ def test_asked_after_every_chunk_it_is_wrong_in_at_most_one_of_twenty_orders(suc
 
 
 @pytest.mark.parametrize(("at_least", "holds"), [(0.05, True), (0.999, False)])
-def test_a_clear_claim_is_settled_after_some_examples_and_the_record_says_so(at_least, holds, tmp_path):
+def test_a_clear_claim_is_settled_after_some_examples_and_the_record_says_so(
+    at_least, holds, tmp_path
+):
     outcome = evaluate(asked(at_least), tmp_path)
     claim, run = outcome.record.claim, read_run(outcome.folder)
     assert (claim.text, claim.holds, claim.population) == (f"robust>={at_least}", holds, 200)

@@ -46,7 +46,9 @@ def test_the_planted_runs_read_back(tmp_path):
 def test_columns_are_found_by_name_and_later_ones_are_passed_over(tmp_path):
     names, cells = HEADER.split(","), LINE.split(",")
     text = f"{','.join(['colour', *reversed(names)])}\n{','.join(['red', *reversed(cells)])}\n\n"
-    assert read_examples(written(tmp_path, text)) == read_examples(written(tmp_path, f"{HEADER}\n{LINE}\n"))
+    assert read_examples(written(tmp_path, text)) == read_examples(
+        written(tmp_path, f"{HEADER}\n{LINE}\n")
+    )
 
 
 def test_columns_that_are_asked_for_come_with_the_index_and_others_may_be_damaged(tmp_path):
@@ -70,11 +72,23 @@ def test_windows_line_ends_and_a_missing_last_one_do_no_harm(tmp_path):
         (f"{HEADER}\n0,7\n", "line 2: expected 11 cells, got 2"),
         (f"{HEADER}\n{LINE}\n{LINE},\n", "line 3: expected 11 cells, got 12"),
         (f"{HEADER}\n{LINE}\n\n{LINE}\n", "line 4: example 0 stands there a second time"),
-        (f"{HEADER}\nzero{LINE[1:]}\n", "line 2: index: Input should be a valid integer.*, got 'zero'"),
-        (f"{HEADER}\n{LINE.replace('True', 'perhaps')}\n", "line 2: clean_correct: .*, got 'perhaps'"),
-        (f"{HEADER}\n{LINE.replace('-0.5', '')}\n", "line 2: margin: Input should be a valid number, got ''"),
+        (
+            f"{HEADER}\nzero{LINE[1:]}\n",
+            "line 2: index: Input should be a valid integer.*, got 'zero'",
+        ),
+        (
+            f"{HEADER}\n{LINE.replace('True', 'perhaps')}\n",
+            "line 2: clean_correct: .*, got 'perhaps'",
+        ),
+        (
+            f"{HEADER}\n{LINE.replace('-0.5', '')}\n",
+            "line 2: margin: Input should be a valid number, got ''",
+        ),
         (f'{HEADER}\n"{LINE}\n', "line 2: unexpected end of data"),
-        (f"{HEADER}\n{LINE.replace('3', 'x' * 200_000)}\n", "line 2: field larger than field limit"),
+        (
+            f"{HEADER}\n{LINE.replace('3', 'x' * 200_000)}\n",
+            "line 2: field larger than field limit",
+        ),
         (f"{HEADER}\n{LINE}\n".encode("utf-16"), "is no text: invalid start byte at byte 0"),
     ],
 )

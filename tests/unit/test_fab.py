@@ -46,7 +46,9 @@ def run(attack, model, rows, norm):
     for each in drive(attack, attack.start(rows, threat(norm), seed=0), model, norm):
         assert ((each.points >= 0) & (each.points <= 1)).all()
         found = ~torch.tensor(each.wanted) & (each.logits.argmax(1) != rows.labels)
-        best = torch.minimum(best, torch.where(found, distance(each.points, rows.images, norm), math.inf))
+        best = torch.minimum(
+            best, torch.where(found, distance(each.points, rows.images, norm), math.inf)
+        )
     return best
 
 
@@ -75,7 +77,9 @@ def nearest_boundary(model, rows, norm, targets):
     """The distance to the boundary of each target where the walls of the box are far."""
     index = torch.arange(len(rows.labels))
     gap = rows.logits[index, rows.labels] - rows.logits[index, targets]
-    return gap / torch.linalg.vector_norm(model.weight[rows.labels] - model.weight[targets], ord=DUAL[norm], dim=1)
+    return gap / torch.linalg.vector_norm(
+        model.weight[rows.labels] - model.weight[targets], ord=DUAL[norm], dim=1
+    )
 
 
 def grey_images(n=20, spread=0.02):
@@ -86,13 +90,22 @@ def grey_images(n=20, spread=0.02):
 def fitted_net(channels):
     """A conv net whose last layer is fitted to noisy copies of six prototypes, and forty of the copies."""
     torch.manual_seed(channels)
-    prototypes, one_hot = torch.rand(6, channels, 8, 8).repeat(60, 1, 1, 1), torch.eye(6).repeat(60, 1)
+    prototypes, one_hot = (
+        torch.rand(6, channels, 8, 8).repeat(60, 1, 1, 1),
+        torch.eye(6).repeat(60, 1),
+    )
     images = 0.6 * prototypes + 0.4 * torch.rand(360, channels, 8, 8)
     body = nn.Sequential(
-        nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.Tanh(), nn.Flatten()
+        nn.Conv2d(channels, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.Tanh(),
+        nn.Flatten(),
     )
     head = nn.Linear(72, 6, bias=False)
-    head.weight.data = torch.linalg.lstsq(body(images).detach(), one_hot, driver="gelsd").solution.T.contiguous()
+    head.weight.data = torch.linalg.lstsq(
+        body(images).detach(), one_hot, driver="gelsd"
+    ).solution.T.contiguous()
     return nn.Sequential(body, head).requires_grad_(False), images[:40]
 
 
@@ -113,20 +126,34 @@ def test_the_number_of_jobs(name, settings, classes, expected):
 
 def test_a_job_is_the_rank_of_its_target_among_the_other_classes():
     logits = torch.tensor([[1.0, 4.0, 2.0, 3.0]]).expand(3, 4)
-    rows = Rows(torch.zeros(3, 1, 1, 2), torch.tensor([1, 1, 1]), logits, torch.arange(3), torch.tensor([0, 1, 2]))
+    rows = Rows(
+        torch.zeros(3, 1, 1, 2),
+        torch.tensor([1, 1, 1]),
+        logits,
+        torch.arange(3),
+        torch.tensor([0, 1, 2]),
+    )
     assert fab().start(rows, threat(Norm.LINF), 0).targets.tolist() == [3, 2, 0]
 
 
 def test_the_label_is_no_target_even_where_it_is_not_the_best_class():
     logits = torch.tensor([[3.0, 4.0, 2.0], [1.0, 1.0, 0.0]])
-    rows = Rows(torch.zeros(2, 1, 1, 2), torch.tensor([0, 1]), logits, torch.arange(2), torch.tensor([0, 0]))
+    rows = Rows(
+        torch.zeros(2, 1, 1, 2), torch.tensor([0, 1]), logits, torch.arange(2), torch.tensor([0, 0])
+    )
     assert fab().start(rows, threat(Norm.LINF), 0).targets.tolist() == [1, 0]
 
 
 def test_the_restarts_of_a_target_are_neighbours():
     logits = torch.tensor([[4.0, 3.0, 2.0]]).expand(4, 3)
     images = torch.full((4, 1, 1, 2), 0.5)
-    rows = Rows(images, torch.zeros(4, dtype=torch.int64), logits, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    rows = Rows(
+        images,
+        torch.zeros(4, dtype=torch.int64),
+        logits,
+        torch.zeros(4, dtype=torch.int64),
+        torch.arange(4),
+    )
     state = fab(restarts=2).start(rows, threat(Norm.LINF), 0)
     assert state.targets.tolist() == [1, 1, 2, 2]
     assert torch.equal(state.points[[0, 2]], images[[0, 2]])
@@ -136,10 +163,14 @@ def test_the_restarts_of_a_target_are_neighbours():
 @pytest.mark.parametrize("norm", NORMS)
 def test_later_restarts_begin_at_half_the_radius_and_follow_from_the_names(norm):
     images, model, attack = grey_images(), Linear(), fab("fab", restarts=3)
-    first, second, third = (attack.start(rows_of(model, images, job=job), threat(norm), 7).points for job in range(3))
+    first, second, third = (
+        attack.start(rows_of(model, images, job=job), threat(norm), 7).points for job in range(3)
+    )
     assert torch.equal(first, images)
     for points in (second, third):
-        torch.testing.assert_close(distance(points, images, norm), torch.full((20,), EPS[norm] / 2).double())
+        torch.testing.assert_close(
+            distance(points, images, norm), torch.full((20,), EPS[norm] / 2).double()
+        )
         assert 0.3 < (points > images).double().mean() < 0.7
     assert not torch.equal(second, third)
     alone = take_rows(rows_of(model, images, job=1), torch.tensor([4]))
@@ -161,7 +192,9 @@ def test_a_random_start_stays_in_the_box(norm):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_and_checks_take_turns_and_a_check_ends_the_iteration(name):
     model, attack = Curved(), fab(name, steps=3)
-    rounds = drive(attack, attack.start(rows_of(model, grey_images(2)), threat(Norm.LINF), 0), model, Norm.LINF)
+    rounds = drive(
+        attack, attack.start(rows_of(model, grey_images(2)), threat(Norm.LINF), 0), model, Norm.LINF
+    )
     assert [each.wanted for each in rounds] == [True, False] * 3
     assert [each.state.checking.tolist() for each in rounds] == [[True, True], [False, False]] * 3
 
@@ -171,7 +204,9 @@ def test_gradients_and_checks_take_turns_and_a_check_ends_the_iteration(name):
 def test_the_nearest_point_of_a_linear_boundary_is_found_in_three_iterations(norm, job):
     model = Linear()
     rows = rows_of(model, grey_images(), job=job)
-    exact = nearest_boundary(model, rows, norm, rows.logits.argsort(dim=1, descending=True)[:, job + 1])
+    exact = nearest_boundary(
+        model, rows, norm, rows.logits.argsort(dim=1, descending=True)[:, job + 1]
+    )
     within = exact < 0.45 if norm is not Norm.L2 else exact < 0.4
     assert within.any()
     found = run(fab(steps=3), OneTarget(model, rows.labels, job), rows, norm)[within]
@@ -198,7 +233,10 @@ class OneTarget(nn.Module):
 def test_untargeted_the_nearest_of_all_linear_boundaries_is_found(norm):
     model = Linear()
     rows = rows_of(model, grey_images())
-    every = [nearest_boundary(model, rows, norm, torch.full((20,), target)).nan_to_num(math.inf) for target in range(4)]
+    every = [
+        nearest_boundary(model, rows, norm, torch.full((20,), target)).nan_to_num(math.inf)
+        for target in range(4)
+    ]
     exact = torch.stack(every).min(dim=0).values
     within = exact < 0.4
     assert within.any()
@@ -212,13 +250,19 @@ def test_a_misclassified_point_keeps_beta_of_its_way_and_another_one_stays(norm)
     model, attack = Linear(), fab()
     state = attack.start(rows_of(model, grey_images(2)), threat(norm), 0)
     state = told_state(attack, state, model)
-    right, wrong = torch.eye(4, dtype=torch.float64)[[int(state.labels[0]), (int(state.labels[1]) + 1) % 4]]
+    right, wrong = torch.eye(4, dtype=torch.float64)[
+        [int(state.labels[0]), (int(state.labels[1]) + 1) % 4]
+    ]
     logits = torch.stack([right, wrong])
     values = attack.objective(state, logits)
     after = attack.tell(state, logits, values, None)
     assert torch.equal(after.points[0], state.points[0])
-    torch.testing.assert_close(after.points[1], state.clean[1] + 0.9 * (state.points[1] - state.clean[1]))
-    beside_gradients = attack.tell(state, logits, values, torch.zeros(1, 2, 3, 2, 2, dtype=torch.float64))
+    torch.testing.assert_close(
+        after.points[1], state.clean[1] + 0.9 * (state.points[1] - state.clean[1])
+    )
+    beside_gradients = attack.tell(
+        state, logits, values, torch.zeros(1, 2, 3, 2, 2, dtype=torch.float64)
+    )
     assert torch.equal(beside_gradients.points, after.points)
 
 
@@ -227,7 +271,9 @@ def test_a_misclassified_point_keeps_beta_of_its_way_and_another_one_stays(norm)
 def test_a_row_fares_the_same_beside_rows_at_other_rounds(name, norm):
     model, attack = Curved(), fab(name, restarts=2, steps=20)
     rows = replace(rows_of(model, grey_images(3, spread=0.8)), job=torch.tensor([0, 1, 0]))
-    starts = [attack.start(take_rows(rows, torch.tensor([row])), threat(norm), 3) for row in range(3)]
+    starts = [
+        attack.start(take_rows(rows, torch.tensor([row])), threat(norm), 3) for row in range(3)
+    ]
 
     def after(state, rounds):
         for _ in range(rounds):
@@ -272,7 +318,9 @@ def test_without_any_gradient_a_row_stays(name, norm):
     attack, rows = fab(name), rows_of(Linear(), grey_images(3))
     state = attack.start(rows, threat(norm), 0)
     values = attack.objective(state, rows.logits)
-    after = attack.tell(state, rows.logits, values, torch.zeros(len(values), 3, 3, 2, 2, dtype=torch.float64))
+    after = attack.tell(
+        state, rows.logits, values, torch.zeros(len(values), 3, 3, 2, 2, dtype=torch.float64)
+    )
     assert torch.equal(after.points, rows.images)
 
 
@@ -281,7 +329,9 @@ def test_tell_leaves_the_state_alone(name):
     model, attack = Curved(), fab(name)
     state = attack.start(rows_of(model, grey_images(3)), threat(Norm.LINF), 0)
     before = {field.name: getattr(state, field.name) for field in fields(state)}
-    copies = {key: value.clone() for key, value in before.items() if isinstance(value, torch.Tensor)}
+    copies = {
+        key: value.clone() for key, value in before.items() if isinstance(value, torch.Tensor)
+    }
     assert not torch.equal(told_state(attack, state, model).points, state.points)
     assert all(torch.equal(before[key], copy) for key, copy in copies.items())
 
@@ -306,18 +356,26 @@ def test_the_told_values_place_the_boundary(name):
     logits, values, gradient = told(attack, state, model)
     near = attack.tell(state, logits, 0.1 * values, gradient)
     far = attack.tell(state, logits, values, gradient)
-    assert (distance(near.points, state.clean, Norm.LINF) < distance(far.points, state.clean, Norm.LINF)).all()
+    assert (
+        distance(near.points, state.clean, Norm.LINF) < distance(far.points, state.clean, Norm.LINF)
+    ).all()
 
 
 def package_distances(model, rows, norm, targeted, job, steps):
-    attack = FABAttack_PT(model, norm=PACKAGE_NAMES[norm], n_iter=steps, targeted=targeted, device="cpu")
+    attack = FABAttack_PT(
+        model, norm=PACKAGE_NAMES[norm], n_iter=steps, targeted=targeted, device="cpu"
+    )
     attack.target_class = job + 2
-    found = attack.attack_single_run(rows.images, rows.labels, use_rand_start=False, is_targeted=targeted)
+    found = attack.attack_single_run(
+        rows.images, rows.labels, use_rand_start=False, is_targeted=targeted
+    )
     wrong = model(found).argmax(1) != rows.labels
     return torch.where(wrong, distance(found, rows.images, norm), math.inf)
 
 
-@pytest.mark.parametrize(("name", "job", "channels"), [("fab-t", 0, 1), ("fab-t", 2, 3), ("fab", 0, 1)])
+@pytest.mark.parametrize(
+    ("name", "job", "channels"), [("fab-t", 0, 1), ("fab-t", 2, 3), ("fab", 0, 1)]
+)
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_distances_are_autoattacks(norm, name, job, channels):
     model, images = fitted_net(channels)

@@ -20,9 +20,16 @@ POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*
 def exhibit(folder, images, originals=None):
     """Stores images, whose originals are grey, beside a run."""
     n = len(images)
-    numbers = {"ids": np.arange(n), "labels": np.arange(n) % 10, "predictions": (np.arange(n) + 1) % 10}
+    numbers = {
+        "ids": np.arange(n),
+        "labels": np.arange(n) % 10,
+        "predictions": (np.arange(n) + 1) % 10,
+    }
     grey = np.full_like(images[:SHOWN], 0.5) if originals is None else originals
-    write(folder / ADVERSARIAL, StoredImages("r", "linf:8/255", **numbers, images=images, originals=grey))
+    write(
+        folder / ADVERSARIAL,
+        StoredImages("r", "linf:8/255", **numbers, images=images, originals=grey),
+    )
 
 
 def shown(folder):

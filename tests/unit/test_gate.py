@@ -66,7 +66,12 @@ def test_only_a_drop_beyond_tolerance_and_chance_fails(tmp_path, lost, gained, m
 @pytest.mark.parametrize(("lost", "fails"), [(5, False), (6, True)])
 def test_a_hard_limit_asks_no_statistics(tmp_path, lost, fails):
     limits = Limits(tolerance=0.5, hard_limit=0.05)
-    assert bool(gate(tmp_path, planted(100, 50, 10), planted(100, 50, 10, range(lost)), limits).failures) is fails
+    assert (
+        bool(
+            gate(tmp_path, planted(100, 50, 10), planted(100, 50, 10, range(lost)), limits).failures
+        )
+        is fails
+    )
 
 
 def test_a_tolerance_and_a_level_are_the_callers(tmp_path):
@@ -91,7 +96,9 @@ def test_runs_with_another_seed_fail_no_more_often_than_stated(tmp_path):
         gained = {i for i in range(500, 900) if noise.random() < 0.05}
         again = with_flips(base, lost, gained)
         fine += not judge([again], [], {base.key: base}, USUAL).failures
-        strict += not judge([again], [], {base.key: base}, Limits(tolerance=0.0, alpha=0.3)).failures
+        strict += not judge(
+            [again], [], {base.key: base}, Limits(tolerance=0.0, alpha=0.3)
+        ).failures
     assert fine >= 200 * 0.95
     assert 200 * 0.7 <= strict < 200  # at a level of 30 % some do fail, or the test could not
 
@@ -112,15 +119,26 @@ def test_too_few_examples_to_see_a_drop_are_said(tmp_path):
     assert found.notes == (
         "with 20 examples and 2 tests no drop below 30.0 points can be significant: evaluate more, or set --hard-limit",
     )
-    assert gate(tmp_path, planted(20, 10, 2), planted(20, 10, 2), Limits(hard_limit=0.1)).notes == ()
+    assert (
+        gate(tmp_path, planted(20, 10, 2), planted(20, 10, 2), Limits(hard_limit=0.1)).notes == ()
+    )
     assert gate(tmp_path, planted(), planted()).notes == ()
-    assert "no drop can be significant" in gate(tmp_path, planted(4, 2, 1), planted(4, 2, 1)).notes[0]
+    assert (
+        "no drop can be significant" in gate(tmp_path, planted(4, 2, 1), planted(4, 2, 1)).notes[0]
+    )
 
 
 @given(st.integers(1, 12), st.sampled_from([0.01, 0.05, 0.2]))
-def test_the_least_drop_that_is_said_to_be_visible_is_the_least_that_is(tmp_path_factory, lost, alpha):
+def test_the_least_drop_that_is_said_to_be_visible_is_the_least_that_is(
+    tmp_path_factory, lost, alpha
+):
     folder = tmp_path_factory.getbasetemp() / "least"
-    found = gate(folder, planted(50, 25, 5), planted(50, 25, 5, range(lost)), Limits(tolerance=0.0, alpha=alpha))
+    found = gate(
+        folder,
+        planted(50, 25, 5),
+        planted(50, 25, 5, range(lost)),
+        Limits(tolerance=0.0, alpha=alpha),
+    )
     least = float(found.notes[0].split("below ")[1].split(" points")[0])
     assert bool(found.failures) is (100 * lost / 50 >= least)
 
@@ -168,7 +186,9 @@ def test_a_new_baseline_is_two_files_a_run_as_they_are(tmp_path):
     folder = store(tmp_path / "results", planted())
     (line,) = updated(tmp_path)
     assert line.startswith("net linf:8/255: added as ")
-    assert files(tmp_path / "baseline") == [f"net/{folder.name}/{name}" for name in (EXAMPLES, RECORD)]
+    assert files(tmp_path / "baseline") == [
+        f"net/{folder.name}/{name}" for name in (EXAMPLES, RECORD)
+    ]
     copy = tmp_path / "baseline" / "net" / folder.name
     assert [(copy / name).read_bytes() for name in (EXAMPLES, RECORD)] == [
         (folder / name).read_bytes() for name in (EXAMPLES, RECORD)
@@ -189,7 +209,10 @@ def test_an_update_replaces_the_run_of_the_same_protocol_and_keeps_the_others(tm
     new = store(tmp_path / "results", planted(), checkpoint_sha256="new")
     (line,) = updated(tmp_path)
     assert "replaces" in line
-    assert {path.parent.name for path in (tmp_path / "baseline").rglob(RECORD)} == {kept.name, new.name}
+    assert {path.parent.name for path in (tmp_path / "baseline").rglob(RECORD)} == {
+        kept.name,
+        new.name,
+    }
     assert {path.name for path in (tmp_path / "baseline" / "net").iterdir()} == {new.name}
     assert updated(tmp_path) == ["net linf:8/255: written anew"]
 
@@ -214,10 +237,16 @@ def test_a_run_in_a_baseline_is_there_once_its_record_is(tmp_path, monkeypatch):
 
 def test_no_name_in_a_record_leads_out_of_the_baseline(tmp_path):
     folder = store(tmp_path / "results", planted(10, 5, 1), model="../../out")
-    text = (folder / RECORD).read_text().replace(f'"run_id": "{folder.name}"', '"run_id": "../../../out"')
+    text = (
+        (folder / RECORD)
+        .read_text()
+        .replace(f'"run_id": "{folder.name}"', '"run_id": "../../../out"')
+    )
     (folder / RECORD).write_text(text)
     updated(tmp_path)
-    assert files(tmp_path) == sorted([*files_under(tmp_path, "results"), *files_under(tmp_path, "baseline")])
+    assert files(tmp_path) == sorted(
+        [*files_under(tmp_path, "results"), *files_under(tmp_path, "baseline")]
+    )
     assert files(tmp_path / "baseline")[0].startswith("out/")
 
 
@@ -228,7 +257,9 @@ def files_under(folder, name):
 def test_two_runs_for_one_place_are_refused_and_a_damaged_baseline_is_named(tmp_path):
     folder = store(tmp_path, planted(10, 5, 1))
     store(tmp_path, planted(10, 5, 1), seed=1)
-    with pytest.raises(NotComparableError, match=r"expected one run of 'net' .* got '\w+' and '\w+': delete one"):
+    with pytest.raises(
+        NotComparableError, match=r"expected one run of 'net' .* got '\w+' and '\w+': delete one"
+    ):
         read_baseline(tmp_path)
     (folder / EXAMPLES).write_text("")
     with pytest.raises(RecordError, match=r"the baseline is damaged: .*examples\.csv', line 1"):

@@ -29,7 +29,10 @@ def everything(tmp_path, name="net"):
     fields = {"model": name, "suite": name, "dataset": name, "eps_text": name}
     plan, worse = planted(100, 50, 10), planted(100, 50, 10, range(30))
     old, gone = (made(tmp_path / "old", plan, norm=norm, **fields) for norm in ("linf", "l2"))
-    new, added = made(tmp_path / "new", worse, seed=1, **fields), made(tmp_path / "new", plan, norm="l1", **fields)
+    new, added = (
+        made(tmp_path / "new", worse, seed=1, **fields),
+        made(tmp_path / "new", plan, norm="l1", **fields),
+    )
     known = {run.key: run for run in (old, gone)}
     return judge([new, added], [f"'{name}' is unfinished"], known, Limits(hard_limit=0.02))
 
@@ -44,7 +47,11 @@ def test_junit_counts_what_it_holds(tmp_path):
         "errors": "2",
         "skipped": "1",
     }
-    assert [len(suite.findall(f"testcase/{tag}")) for tag in ("failure", "error", "skipped")] == [1, 2, 1]
+    assert [len(suite.findall(f"testcase/{tag}")) for tag in ("failure", "error", "skipped")] == [
+        1,
+        2,
+        1,
+    ]
     assert all(case.get("classname") and case.get("name") for case in suite)
     assert len({(case.get("classname"), case.get("name")) for case in suite}) == 5
 
@@ -61,7 +68,10 @@ def test_junit_is_valid_xml_whatever_names_hold(tmp_path_factory, name):
 UNESCAPE = [("%25", "%"), ("%0D", "\r"), ("%0A", "\n"), ("%3A", ":"), ("%2C", ",")]
 
 
-ESCAPED = st.lists(st.sampled_from(["%", "%0A", "%25", "%3A", ":", ",", "\r", "\n", "a"])).map("".join) | st.text()
+ESCAPED = (
+    st.lists(st.sampled_from(["%", "%0A", "%25", "%3A", ":", ",", "\r", "\n", "a"])).map("".join)
+    | st.text()
+)
 
 
 @given(ESCAPED, ESCAPED)
@@ -91,7 +101,9 @@ def test_annotations_name_every_regression_and_gap(tmp_path, name):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_markdown_of_a_gate_takes_no_name_for_markup(tmp_path, name):
-    html = MarkdownIt("gfm-like", {"linkify": False}).render(markdown.gate(everything(tmp_path, name)))
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(
+        markdown.gate(everything(tmp_path, name))
+    )
     assert not any(f"<{tag}" in html for tag in ("a ", "img", "script", "em>", "x"))
     assert html.count("<tr>") == 1 + 2
     assert html.count("<li>") == 1 + 2 + 1

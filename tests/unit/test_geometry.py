@@ -80,7 +80,9 @@ def test_projecting_twice_changes_nothing(norm, case, eps):
 def test_a_point_that_is_inside_is_not_moved(norm, case, eps):
     points, centre = case
     points = points.clamp(0, 1)
-    within = inside(points, centre, eps, norm) & (distance(points.double(), centre.double(), norm) <= eps)
+    within = inside(points, centre, eps, norm) & (
+        distance(points.double(), centre.double(), norm) <= eps
+    )
     assert torch.equal(project(points, centre, eps, norm)[within], points[within])
 
 
@@ -123,7 +125,10 @@ def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(case, eps):
 def test_the_l1_projection_equals_a_bisection(case, eps):
     points, centre = case
     size, room = (points - centre).abs(), torch.where(points > centre, 1 - centre, centre)
-    low, high = torch.zeros(len(points), 1, 1, 1, dtype=torch.float64), size.amax((1, 2, 3), keepdim=True)
+    low, high = (
+        torch.zeros(len(points), 1, 1, 1, dtype=torch.float64),
+        size.amax((1, 2, 3), keepdim=True),
+    )
     if_free = torch.minimum(size, room).sum((1, 2, 3), keepdim=True) <= eps
     for _ in range(100):
         middle = (low + high) / 2
@@ -137,7 +142,8 @@ def test_the_l1_projection_equals_a_bisection(case, eps):
 def sorted_l1(points, centre, eps):
     """The l1 projection by sorting: walks down the corners of the sum of what is kept, which is linear between them.
 
-    A coordinate starts to count where the shrinkage is its size, and is full where that is its size less its room.
+    A coordinate starts to count where the shrinkage is its size, and is full where that is its size
+    less its room.
     """
     offset = (points - centre).flatten(1)
     size, room = offset.abs(), torch.where(points > centre, 1 - centre, centre).flatten(1)
@@ -164,9 +170,15 @@ def awkward_l1_cases(draw):
 
     near_a_wall = powers(draw(st.sampled_from([-40, -8, -2])), 0)
     on_grid = torch.randint(0, 5, (n, 1, 1, d), generator=generator).double() / 4
-    centre = draw(st.sampled_from([near_a_wall, 1 - near_a_wall, on_grid, 0.5 * torch.ones_like(on_grid)]))
+    centre = draw(
+        st.sampled_from([near_a_wall, 1 - near_a_wall, on_grid, 0.5 * torch.ones_like(on_grid)])
+    )
     sign = torch.randint(-1, 2, (n, 1, 1, d), generator=generator).double()
-    spread = draw(st.sampled_from([torch.ones_like(sign), torch.rand(sign.shape, generator=generator).double()]))
+    spread = draw(
+        st.sampled_from(
+            [torch.ones_like(sign), torch.rand(sign.shape, generator=generator).double()]
+        )
+    )
     eps = draw(st.sampled_from([0.0, 1e-3, 0.25, 1.0, 3.0, 1e6]))
     return centre + sign * spread * powers(draw(st.sampled_from([-20, -3, 0])), 3), centre, eps
 
@@ -175,14 +187,22 @@ def awkward_l1_cases(draw):
 @given(awkward_l1_cases())
 def test_the_l1_projection_is_that_by_sorting(case):
     points, centre, eps = case
-    torch.testing.assert_close(project(points, centre, eps, Norm.L1), sorted_l1(*case), rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        project(points, centre, eps, Norm.L1), sorted_l1(*case), rtol=0, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8)])
 @pytest.mark.parametrize("eps", [1e-6, 0.5, 12.0])
 def test_the_l1_projection_of_images_is_that_by_sorting(shape, eps):
     """Of a few large steps, as an attack takes them, and of noise in every pixel."""
-    centre = torch.rand(12, *shape, generator=torch.Generator().manual_seed(0)).mul(255).round().div(255).double()
+    centre = (
+        torch.rand(12, *shape, generator=torch.Generator().manual_seed(0))
+        .mul(255)
+        .round()
+        .div(255)
+        .double()
+    )
     noise = torch.randn(12, *shape, generator=torch.Generator().manual_seed(1)).double()
     for points in (centre + noise, centre + noise.sign() * (noise.abs() > 2) / 3):
         projected = project(points, centre, eps, Norm.L1)
@@ -204,7 +224,9 @@ def test_the_l1_projection_of_images_is_that_by_sorting(shape, eps):
     ],
 )
 def test_the_l1_projection_where_it_degenerates(points, centre, eps, expected):
-    points, centre, expected = (row(*values, dtype=torch.float64) for values in (points, centre, expected))
+    points, centre, expected = (
+        row(*values, dtype=torch.float64) for values in (points, centre, expected)
+    )
     # As exact as the size of the largest offset allows.
     atol = 1e-15 * max(1, float((points - centre).abs().max()))
     torch.testing.assert_close(project(points, centre, eps, Norm.L1), expected, rtol=0, atol=atol)
@@ -235,7 +257,9 @@ def test_an_l1_projection_that_may_not_look_gives_the_same_images():
     centre = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     points = centre + torch.randn(centre.shape, generator=torch.Generator().manual_seed(1))
     exact = sorted_l1(points.double(), centre.double(), 12.0)
-    torch.testing.assert_close(project(points.double(), centre.double(), 12.0, Norm.L1), exact, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        project(points.double(), centre.double(), 12.0, Norm.L1), exact, rtol=0, atol=1e-13
+    )
 
 
 @pytest.mark.usefixtures("_unseen")
@@ -318,7 +342,9 @@ def test_l1_has_neither_plain_steps_nor_starts():
 def test_random_starts_are_inside_and_follow_from_the_generator(norm, case, eps, seed):
     _, centre = case
     before = torch.get_rng_state()
-    first, second = (random_start(centre, eps, norm, torch.Generator().manual_seed(seed)) for _ in range(2))
+    first, second = (
+        random_start(centre, eps, norm, torch.Generator().manual_seed(seed)) for _ in range(2)
+    )
     assert torch.equal(first, second)
     assert inside(first, centre, eps, norm).all()
     assert torch.equal(before, torch.get_rng_state())

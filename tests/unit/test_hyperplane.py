@@ -42,7 +42,9 @@ def planes(draw):
 
     def tensor(elements, *shape):
         size = math.prod(shape)
-        return torch.tensor(draw(st.lists(elements, min_size=size, max_size=size)), dtype=torch.float64).view(shape)
+        return torch.tensor(
+            draw(st.lists(elements, min_size=size, max_size=size)), dtype=torch.float64
+        ).view(shape)
 
     points, weights, share = tensor(PIXELS, n, d), tensor(WEIGHTS, n, d), tensor(SHARES, n)
     return points, weights, share * capacity(points, weights, share)
@@ -50,7 +52,11 @@ def planes(draw):
 
 def random_planes(n, d, share, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    points = (1.4 * torch.rand(n, d, generator=generator, dtype=torch.float64) - 0.2).clamp(0, 1).to(dtype)
+    points = (
+        (1.4 * torch.rand(n, d, generator=generator, dtype=torch.float64) - 0.2)
+        .clamp(0, 1)
+        .to(dtype)
+    )
     weights = torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype)
     weights[:, ::7] = 0
     sign = torch.where(torch.arange(n) % 2 == 0, 1, -1).to(dtype)
@@ -60,7 +66,10 @@ def random_planes(n, d, share, dtype=torch.float32, seed=0):
 def shortest_length(points, weights, excess, norm):
     """The length of the shortest step of one point; the plane must be reachable."""
     c = abs(excess)
-    walls = [(abs(w), x if w * (excess or 1.0) > 0 else 1 - x) for x, w in zip(points, weights, strict=True)]
+    walls = [
+        (abs(w), x if w * (excess or 1.0) > 0 else 1 - x)
+        for x, w in zip(points, weights, strict=True)
+    ]
     if norm is Norm.L1:
         total = 0.0
         for weight, room in sorted(walls, reverse=True):
@@ -69,14 +78,21 @@ def shortest_length(points, weights, excess, norm):
         return total
 
     def moves(t):
-        return [min(t * (weight if norm is Norm.L2 else 1), room) if weight else 0.0 for weight, room in walls]
+        return [
+            min(t * (weight if norm is Norm.L2 else 1), room) if weight else 0.0
+            for weight, room in walls
+        ]
 
     low, high = 0.0, 1e4
     for _ in range(120):
         middle = (low + high) / 2
-        enough = sum(move * weight for move, (weight, _) in zip(moves(middle), walls, strict=True)) >= c
+        enough = (
+            sum(move * weight for move, (weight, _) in zip(moves(middle), walls, strict=True)) >= c
+        )
         low, high = (low, middle) if enough else (middle, high)
-    return max(moves(high)) if norm is Norm.LINF else math.sqrt(sum(move**2 for move in moves(high)))
+    return (
+        max(moves(high)) if norm is Norm.LINF else math.sqrt(sum(move**2 for move in moves(high)))
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -96,7 +112,9 @@ def test_a_step_stays_in_the_box(norm, case):
 def test_a_step_ends_on_the_plane_or_as_near_as_the_box_allows(norm, case):
     points, weights, excess = case
     gone = removed(step_to_hyperplane(points, weights, excess, norm), weights, excess)
-    torch.testing.assert_close(gone, torch.minimum(excess.abs(), capacity(points, weights, excess)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        gone, torch.minimum(excess.abs(), capacity(points, weights, excess)), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -106,9 +124,12 @@ def test_no_shorter_step_reaches_the_plane(norm, case):
     points, weights, excess = case
     assume((excess.abs() < capacity(points, weights, excess)).all())
     expected = [
-        shortest_length(*row, norm) for row in zip(points.tolist(), weights.tolist(), excess.tolist(), strict=True)
+        shortest_length(*row, norm)
+        for row in zip(points.tolist(), weights.tolist(), excess.tolist(), strict=True)
     ]
-    assert length(step_to_hyperplane(points, weights, excess, norm), norm).tolist() == pytest.approx(expected, abs=1e-9)
+    assert length(
+        step_to_hyperplane(points, weights, excess, norm), norm
+    ).tolist() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -140,12 +161,15 @@ def test_without_weights_no_coordinate_moves(norm):
 
 @pytest.mark.parametrize(("norm", "moves"), [(Norm.LINF, True), (Norm.L2, False), (Norm.L1, False)])
 def test_l2_and_l1_take_the_smallest_weights_for_none(norm, moves):
-    steps = step_to_hyperplane(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 1e-9]]), torch.tensor([9.0]), norm)
+    steps = step_to_hyperplane(
+        torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 1e-9]]), torch.tensor([9.0]), norm
+    )
     assert steps.tolist() == [[-0.5, -0.5 if moves else 0.0]]
 
 
 @pytest.mark.parametrize(
-    ("norm", "expected"), [(Norm.LINF, [-0.05, -0.05]), (Norm.L2, [-0.06, -0.03]), (Norm.L1, [-0.075, 0.0])]
+    ("norm", "expected"),
+    [(Norm.LINF, [-0.05, -0.05]), (Norm.L2, [-0.06, -0.03]), (Norm.L1, [-0.075, 0.0])],
 )
 def test_far_from_the_walls_each_norm_shares_the_excess_in_its_way(norm, expected):
     points, weights = torch.tensor([[0.1, 0.5]]), torch.tensor([[2.0, 1.0]])
@@ -170,7 +194,9 @@ def test_points_that_share_a_plane_are_projected_as_if_alone(norm):
     together = step_to_hyperplane(pair, weights, both, norm)
     for index in range(2):
         for row in range(6):
-            alone = step_to_hyperplane(pair[index, row, None], weights[row, None], both[index, row, None], norm)
+            alone = step_to_hyperplane(
+                pair[index, row, None], weights[row, None], both[index, row, None], norm
+            )
             assert torch.equal(together[index, row, None], alone)
 
 
@@ -179,7 +205,9 @@ def test_points_that_share_a_plane_are_projected_as_if_alone(norm):
 def test_the_steps_are_autoattacks(norm, share):
     points, weights, excess = random_planes(20, 192, share, torch.float64)
     expected = PACKAGE[norm](points.clone(), weights.clone(), (weights * points).sum(1) - excess)
-    torch.testing.assert_close(step_to_hyperplane(points, weights, excess, norm), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        step_to_hyperplane(points, weights, excess, norm), expected, rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3])
@@ -187,7 +215,9 @@ def test_the_steps_are_autoattacks(norm, share):
 def test_single_precision_costs_no_more_than_in_autoattack(norm, share):
     points, weights, excess = random_planes(20, 192, share)
     expected = PACKAGE[norm](points.clone(), weights.clone(), (weights * points).sum(1) - excess)
-    torch.testing.assert_close(step_to_hyperplane(points, weights, excess, norm), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        step_to_hyperplane(points, weights, excess, norm), expected, rtol=0, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -205,13 +235,18 @@ def test_a_plane_just_within_reach_of_wildly_unequal_weights_is_nearly_reached(n
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", NORMS)
 def test_beyond_reach_even_the_smallest_weights_go_to_the_wall(norm, dtype):
-    points, weights = torch.tensor([[0.3, 0.6, 0.8]], dtype=dtype), torch.tensor([[1e4, -1e-7, 1e-7]], dtype=dtype)
+    points, weights = (
+        torch.tensor([[0.3, 0.6, 0.8]], dtype=dtype),
+        torch.tensor([[1e4, -1e-7, 1e-7]], dtype=dtype),
+    )
     steps = step_to_hyperplane(points, weights, torch.tensor([1e5], dtype=dtype), norm)
     torch.testing.assert_close(points + steps, torch.tensor([[0.0, 1.0, 0.0]], dtype=dtype))
 
 
 def test_l1_tells_nearly_equal_weights_apart():
-    points, weights, excess = (torch.tensor(v, dtype=torch.float64) for v in ([[0.5, 0.5]], [[1, 1 - 1e-8]], [0.3]))
+    points, weights, excess = (
+        torch.tensor(v, dtype=torch.float64) for v in ([[0.5, 0.5]], [[1, 1 - 1e-8]], [0.3])
+    )
     steps = step_to_hyperplane(points, weights, excess, Norm.L1)
     assert steps[0].tolist() == pytest.approx([-0.3, 0.0])
 

@@ -6,34 +6,53 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robustbench_kd.engine.passes.input_convolution import Narrow, rearrange
-from robustbench_kd.engine.passes.speedups import Levers, searched
+from robustbench_kd.engine.passes.input_convolution import InputConvolution, rearrange
+from robustbench_kd.engine.passes.speedups import Speedups, searched
 
 sides = st.integers(1, 13)
 
 
 def convolution(channels, outputs, kernel, stride, padding, **others):
     torch.manual_seed(0)
-    return nn.Conv2d(channels, outputs, kernel, stride, padding, **others).double().requires_grad_(False)
+    return (
+        nn.Conv2d(channels, outputs, kernel, stride, padding, **others)
+        .double()
+        .requires_grad_(False)
+    )
 
 
 def answered(layer, images):
     images = images.clone().requires_grad_()
     output = layer(images)
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2), dtype=output.dtype)
+    weights = torch.randn(
+        output.shape, generator=torch.Generator().manual_seed(2), dtype=output.dtype
+    )
     (gradient,) = torch.autograd.grad(output, images, weights)
     return output, gradient
 
 
-@given(st.integers(1, 8), st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(0, 5), sides, sides)
+@given(
+    st.integers(1, 8),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.integers(0, 5),
+    sides,
+    sides,
+)
 @settings(max_examples=200, deadline=None)
-def test_it_says_what_the_layer_says_whatever_the_shapes(channels, outputs, kernel, stride, padding, height, width):
+def test_it_says_what_the_layer_says_whatever_the_shapes(
+    channels, outputs, kernel, stride, padding, height, width
+):
     assume(min(height, width) + 2 * padding >= kernel)
     layer, images = (
         convolution(channels, outputs, kernel, stride, padding),
         torch.rand(3, channels, height, width).double(),
     )
-    (output, gradient), (expected, slope) = answered(Narrow(layer), images), answered(layer, images)
+    (output, gradient), (expected, slope) = (
+        answered(InputConvolution(layer), images),
+        answered(layer, images),
+    )
     assert torch.equal(output, expected)
     assert gradient.shape == slope.shape
     assert torch.allclose(gradient, slope, rtol=0, atol=1e-12)
@@ -41,13 +60,15 @@ def test_it_says_what_the_layer_says_whatever_the_shapes(channels, outputs, kern
 
 def test_without_gradient_it_is_the_layer_itself():
     layer, images = convolution(3, 4, 3, 1, 1), torch.rand(2, 3, 8, 8).double()
-    assert torch.equal(Narrow(layer)(images), layer(images))
+    assert torch.equal(InputConvolution(layer)(images), layer(images))
 
 
 def test_a_second_derivative_is_refused():
     images = torch.rand(2, 1, 8, 8, dtype=torch.double, requires_grad=True)
     (gradient,) = torch.autograd.grad(
-        Narrow(convolution(1, 2, 3, 1, 1))(images).square().sum(), images, create_graph=True
+        InputConvolution(convolution(1, 2, 3, 1, 1))(images).square().sum(),
+        images,
+        create_graph=True,
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -76,7 +97,7 @@ DOES_NOT = {
 def test_where_it_pays_a_layer_is_replaced(layer):
     network = nn.Sequential(layer, nn.ReLU())
     rearrange(network)
-    assert isinstance(network[0], Narrow)
+    assert isinstance(network[0], InputConvolution)
 
 
 @pytest.mark.parametrize("layer", DOES_NOT.values(), ids=DOES_NOT)
@@ -96,23 +117,34 @@ def test_a_layer_with_a_hook_stays():
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(128, 3)).requires_grad_(False)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(128, 3)
+    ).requires_grad_(False)
 
 
-def has_narrow(levers, device="cpu"):
-    """Whether a search under these levers goes through `Narrow`, seen in the graph of its answer."""
-    ask = searched(network(), torch.device(device), levers, size=4, probe=torch.rand(2, 1, 8, 8))
+def has_narrow(speedups, device="cpu"):
+    """Whether a search under these levers goes through `InputConvolution`, seen in the graph of its answer."""
+    ask = searched(network(), torch.device(device), speedups, size=4, probe=torch.rand(2, 1, 8, 8))
     node, names = ask(torch.rand(2, 1, 8, 8, requires_grad=True)).grad_fn, []
     while node:
         names.append(node.name())
-        node = next((before for before, _ in node.next_functions if before and "Accumulate" not in before.name()), None)
+        node = next(
+            (
+                before
+                for before, _ in node.next_functions
+                if before and "Accumulate" not in before.name()
+            ),
+            None,
+        )
     return any("Once" in name for name in names)
 
 
 def test_a_search_in_fp32_on_a_cpu_goes_through_it():
-    assert has_narrow(Levers(fold=True))
+    assert has_narrow(Speedups(fold=True))
 
 
-@pytest.mark.parametrize("levers", [Levers(), Levers("bf16", fold=True), Levers(fold=True, channels_last=True)])
-def test_no_other_search_does(levers):
-    assert not has_narrow(levers)
+@pytest.mark.parametrize(
+    "speedups", [Speedups(), Speedups("bf16", fold=True), Speedups(fold=True, channels_last=True)]
+)
+def test_no_other_search_does(speedups):
+    assert not has_narrow(speedups)

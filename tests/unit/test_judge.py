@@ -15,7 +15,9 @@ THREATS = {"linf": "linf:0.25", "l2": "l2:0.25", "l1": "l1:0.25"}
 
 def bright_or_dark():
     """Class 1 where the first of four pixels is above one half; the margin of class 0 is 1 - 2 x."""
-    return Oracle(Linear(torch.tensor([[0.0, 0, 0, 0], [2, 0, 0, 0]]), torch.tensor([0.0, -1.0])), CPU)
+    return Oracle(
+        Linear(torch.tensor([[0.0, 0, 0, 0], [2, 0, 0, 0]]), torch.tensor([0.0, -1.0])), CPU
+    )
 
 
 def point(*pixels):
@@ -36,7 +38,11 @@ def verdict(candidate, threat="linf:0.25"):
 @pytest.mark.parametrize("norm", THREATS)
 def test_a_misclassified_image_inside_the_ball_is_broken(norm):
     found = verdict(point(0.625, 0.5, 0.5, 0.5), THREATS[norm])
-    assert (found.broken.tolist(), found.outside.tolist(), found.prediction.tolist()) == ([True], [False], [1])
+    assert (found.broken.tolist(), found.outside.tolist(), found.prediction.tolist()) == (
+        [True],
+        [False],
+        [1],
+    )
     assert found.distance.item() == 0.25
     assert found.margin.item() == -0.25
 
@@ -54,7 +60,11 @@ def test_one_rounding_beyond_the_ball_is_outside():
 
 def test_a_point_that_is_still_classified_rightly_stands():
     found = verdict(point(0.5, 0.5, 0.5, 0.5))
-    assert (found.broken.tolist(), found.prediction.tolist(), found.margin.item()) == ([False], [0], 0.0)
+    assert (found.broken.tolist(), found.prediction.tolist(), found.margin.item()) == (
+        [False],
+        [0],
+        0.0,
+    )
 
 
 @pytest.mark.parametrize("wild", [1.5, -0.5, float("nan"), float("inf"), -float("inf")])
@@ -74,7 +84,9 @@ def test_a_candidate_is_judged_as_a_float32_image():
 
 def test_the_clean_pass_is_a_judgement_of_the_images_themselves():
     images = torch.cat([CLEAN, point(0.75, 0.0, 0.0, 0.0)])
-    found = judge(bright_or_dark(), images, data(images, torch.tensor([0, 0])), Threat.parse("l1:0.1"))
+    found = judge(
+        bright_or_dark(), images, data(images, torch.tensor([0, 0])), Threat.parse("l1:0.1")
+    )
     assert found.broken.tolist() == [False, True]
     assert found.distance.tolist() == [0, 0]
 
@@ -83,7 +95,9 @@ def test_logits_that_are_known_are_not_asked_for_again():
     oracle = bright_or_dark()
     images = torch.cat([CLEAN, point(0.75, 0.0, 0.0, 0.0)])
     labels, threat = torch.tensor([0, 1]), Threat.parse("l2:1")
-    known = judged(oracle.logits(images)[None], torch.ones(1).double(), images, data(images, labels), threat)
+    known = judged(
+        oracle.logits(images)[None], torch.ones(1).double(), images, data(images, labels), threat
+    )
     assert known.margin.tolist() == [0.25, 0.5]
     assert oracle.forwards == 2
 
@@ -93,5 +107,11 @@ def test_the_ledger_keeps_a_distance_only_of_what_is_broken():
     true = data(CLEAN.expand(2, -1, -1, -1), LABEL.expand(2))
     found = judge(bright_or_dark(), candidates, true, Threat.parse("linf:0.25"))
     first, second = decisions([7, 9], found)
-    assert (first.index, first.broken, first.prediction, first.distance, first.margin) == (7, True, 1, 0.25, -0.25)
+    assert (first.index, first.broken, first.prediction, first.distance, first.margin) == (
+        7,
+        True,
+        1,
+        0.25,
+        -0.25,
+    )
     assert (second.index, second.broken, second.distance) == (9, False, None)

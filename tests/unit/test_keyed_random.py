@@ -17,9 +17,21 @@ DRAWS = pytest.mark.parametrize("draw", [uniform, normal])
 
 # Counter, key and answer, from the file kat_vectors of Random123.
 PUBLISHED = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -43,7 +55,9 @@ def plain_philox(counter, key):
 
 def fnv(text):
     """FNV-1a with 64 bits."""
-    return reduce(lambda key, byte: (key ^ byte) * 0x100000001B3 % 2**64, text.encode(), 0xCBF29CE484222325)
+    return reduce(
+        lambda key, byte: (key ^ byte) * 0x100000001B3 % 2**64, text.encode(), 0xCBF29CE484222325
+    )
 
 
 def rows(n, first=0):
@@ -107,7 +121,14 @@ def test_one_step_for_all_rows_is_the_same_as_one_each(draw):
     ids=["seed", "stream", "id", "high id", "job", "step"],
 )
 def test_every_part_of_the_name_matters(other):
-    name = {"seed": 0, "stream": "s", "ids": torch.tensor([7]), "job": torch.tensor([0]), "step": 0, "size": 8}
+    name = {
+        "seed": 0,
+        "stream": "s",
+        "ids": torch.tensor([7]),
+        "job": torch.tensor([0]),
+        "step": 0,
+        "size": 8,
+    }
     assert not (uniform(**name) == uniform(**(name | other))).any()
 
 
@@ -139,7 +160,9 @@ def test_normal_numbers_of_one_pair_are_not_correlated():
 
 @pytest.mark.parametrize("share", [0.0, 1 - 2**-24], ids=["least", "most"])
 def test_normal_numbers_stay_finite_at_the_ends_of_the_interval(monkeypatch, share):
-    monkeypatch.setattr("robustbench_kd.tensors.keyed_random.uniform", lambda *_: torch.full((1, 2), share))
+    monkeypatch.setattr(
+        "robustbench_kd.tensors.keyed_random.uniform", lambda *_: torch.full((1, 2), share)
+    )
     assert normal(0, "s", *rows(1), 0, 2).abs().max() <= 5.8
 
 
@@ -185,4 +208,8 @@ def test_a_gpu_gives_the_same_bits():
 @pytest.mark.gpu
 def test_a_gpu_gives_nearly_the_same_normal_numbers():
     ids, job = rows(1000)
-    assert torch.allclose(normal(0, "s", ids.cuda(), job.cuda(), 5, 9).cpu(), normal(0, "s", ids, job, 5, 9), atol=1e-5)
+    assert torch.allclose(
+        normal(0, "s", ids.cuda(), job.cuda(), 5, 9).cpu(),
+        normal(0, "s", ids, job, 5, 9),
+        atol=1e-5,
+    )

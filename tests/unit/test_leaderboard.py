@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from robustbench_kd.analysis.formats import csv as tidy
 from robustbench_kd.analysis.formats import markdown
-from robustbench_kd.analysis.leaderboard import KEYS, ORDERS, Leaderboard, View, gap, rank, read_leaderboard, show
+from robustbench_kd.analysis.leaderboard import (
+    KEYS,
+    ORDERS,
+    Leaderboard,
+    View,
+    gap,
+    rank,
+    read_leaderboard,
+    show,
+)
 from robustbench_kd.analysis.table import Cell, duration, mode, tabulate
 from robustbench_kd.core.errors import RecordError, UsageError
 from robustbench_kd.core.rundir import RECORD, run_folder, write_interrupted, write_record
@@ -39,12 +48,24 @@ def headings(board):
 
 
 def test_the_most_robust_stands_first_and_equals_share_a_rank():
-    (board,) = rank([run("a", 0.3), run("b", 0.5, clean=0.8), run("c", 0.5, clean=0.9), run("d", 0.1)])
+    (board,) = rank(
+        [run("a", 0.3), run("b", 0.5, clean=0.8), run("c", 0.5, clean=0.9), run("d", 0.1)]
+    )
     assert models(board) == ["c", "b", "a", "d"]
     assert board.ranks == (1, 1, 3, 4)
 
 
-@given(st.permutations([run("a", 0.3), run("b", 0.5), run("b", 0.5, seed=1), run("c", 0.2), run("d", 0.3, norm="l2")]))
+@given(
+    st.permutations(
+        [
+            run("a", 0.3),
+            run("b", 0.5),
+            run("b", 0.5, seed=1),
+            run("c", 0.2),
+            run("d", 0.3, norm="l2"),
+        ]
+    )
+)
 def test_the_order_in_which_files_are_found_does_not_matter(records):
     assert rank(records) == rank(reversed(records))
 
@@ -126,9 +147,11 @@ def test_an_empty_folder_is_an_empty_leaderboard(tmp_path):
 def test_runs_can_be_chosen_by_every_key(key):
     values = {"norm": "l2", "threat": "l2:1/2", "verdict": "unreliable", "mode": "fast"}
     value = values.get(key, "wanted")
-    fields = {"threat": {"norm": "l2", "eps": 0.5, "eps_text": "0.5"}, "verdict": {}, "model": {}}.get(
-        key, {key: value}
-    )
+    fields = {
+        "threat": {"norm": "l2", "eps": 0.5, "eps_text": "0.5"},
+        "verdict": {},
+        "model": {},
+    }.get(key, {key: value})
     wanted = run("wanted", **fields).model_copy(update={"verdict": "unreliable"})
     assert shown(wanted, run("other"), where={key: {value}}) == [["wanted"]]
 
@@ -145,7 +168,9 @@ def test_values_of_one_key_are_alternatives_and_different_keys_must_all_hold():
 
 
 def test_ranks_count_among_the_chosen_runs():
-    (board,) = show([run("a", 0.3), run("b", 0.2, family="ensemble")], View({"family": {"ensemble"}}))
+    (board,) = show(
+        [run("a", 0.3), run("b", 0.2, family="ensemble")], View({"family": {"ensemble"}})
+    )
     assert board.ranks == (1,)
 
 
@@ -163,10 +188,19 @@ def test_a_condition_that_makes_no_sense_is_an_error(where, message):
 
 def of_all_kinds():
     """Three runs whose order by any two of `ORDERS` differs."""
-    values = {"b": (0.5, 0.7, 0.1, 3.0, 50), "c": (0.4, 0.9, 0.0, 1.0, 90), "a": (0.3, 0.8, 0.5, 9.0, 10)}
+    values = {
+        "b": (0.5, 0.7, 0.1, 3.0, 50),
+        "c": (0.4, 0.9, 0.0, 1.0, 90),
+        "a": (0.3, 0.8, 0.5, 9.0, 10),
+    }
     return [
         adaptive(name, robust + gap, robust).model_copy(
-            update={"clean": run(clean=clean).clean, "seconds": seconds, "forwards": passes, "backwards": 0}
+            update={
+                "clean": run(clean=clean).clean,
+                "seconds": seconds,
+                "forwards": passes,
+                "backwards": 0,
+            }
         )
         for name, (robust, clean, gap, seconds, passes) in values.items()
     ]
@@ -174,7 +208,14 @@ def of_all_kinds():
 
 @pytest.mark.parametrize(
     ("order", "expected"),
-    [("robust", "bca"), ("clean", "cab"), ("gap", "abc"), ("model", "abc"), ("time", "cba"), ("passes", "abc")],
+    [
+        ("robust", "bca"),
+        ("clean", "cab"),
+        ("gap", "abc"),
+        ("model", "abc"),
+        ("time", "cba"),
+        ("passes", "abc"),
+    ],
 )
 def test_runs_are_shown_in_any_order_and_keep_their_ranks(order, expected):
     (board,) = show(of_all_kinds(), View(sort=order))
@@ -198,7 +239,19 @@ def test_an_unknown_order_comes_with_the_nearest():
 
 def test_columns_are_there_only_where_a_row_fills_them():
     assert headings(rank([run()])[0]) == [
-        *("#", "model", "family", "n", "clean %", "robust %", "verdict", "parameters", "passes", "time", "run")
+        *(
+            "#",
+            "model",
+            "family",
+            "n",
+            "clean %",
+            "robust %",
+            "verdict",
+            "parameters",
+            "passes",
+            "time",
+            "run",
+        )
     ]
     without = run().model_copy(update={"verdict": None})
     assert "verdict" not in headings(rank([without])[0])
@@ -220,7 +273,9 @@ def test_only_all_attacks_of_autoattack_are_called_so():
 
 
 def test_a_run_without_adaptive_attacks_beside_one_with_has_one_number():
-    (board,) = rank([adaptive("a"), adaptive("b", robust=0.1).model_copy(update={"standard": None})])
+    (board,) = rank(
+        [adaptive("a"), adaptive("b", robust=0.1).model_copy(update={"standard": None})]
+    )
     assert [bool(text) for text in column(board, "adaptive %")] == [True, False]
     assert column(board, "AutoAttack %")[1].startswith("10.0 [")
 
@@ -240,7 +295,11 @@ def test_fast_numbers_say_so_and_how_much_they_may_miss():
 
 
 def test_published_numbers_stand_beneath_without_a_rank():
-    numbers = [published("weak", 0.1), published("strong", 0.9, unreliable=True), published("other", norm="l2")]
+    numbers = [
+        published("weak", 0.1),
+        published("strong", 0.9, unreliable=True),
+        published("other", norm="l2"),
+    ]
     (board,) = leaderboard(run("ours", 0.5), numbers=numbers).boards
     assert column(board, "model") == ["ours", "strong", "weak"]
     assert column(board, "#") == ["1", "", ""]
@@ -252,7 +311,9 @@ def test_published_numbers_stand_beneath_without_a_rank():
 
 
 def test_a_published_stronger_attack_is_an_adaptive_one():
-    (board,) = leaderboard(run("ours", 0.5), numbers=[published("theirs", 0.64, standard=0.71)]).boards
+    (board,) = leaderboard(
+        run("ours", 0.5), numbers=[published("theirs", 0.64, standard=0.71)]
+    ).boards
     assert column(board, "before adaptive %")[1] == "71.0"
     assert column(board, "adaptive %") == ["", "64.0"]
     assert column(board, "gap") == ["", "7.0"]
@@ -265,7 +326,14 @@ def test_cells_sort_by_their_numbers():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (185, "3m05s"), (3599.7, "1h00m"), (7800, "2h10m")],
+    [
+        (0.4, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m00s"),
+        (185, "3m05s"),
+        (3599.7, "1h00m"),
+        (7800, "2h10m"),
+    ],
 )
 def test_durations_are_short(seconds, text):
     assert duration(seconds) == text

@@ -15,7 +15,13 @@ def results(tmp_path):
     """Stored runs: three digits runs, one of them an ensemble, one in fast mode, one on another data set."""
     folder = tmp_path / "results"
     family = {"family": "ensemble"}
-    for record in (run("a", 0.3), run("b", 0.5, **family), run("c", 0.4), fast("d"), run("e", 0.1, dataset="mnist")):
+    for record in (
+        run("a", 0.3),
+        run("b", 0.5, **family),
+        run("c", 0.4),
+        fast("d"),
+        run("e", 0.1, dataset="mnist"),
+    ):
         write_record(run_folder(folder, record.identity.model, record.run_id), record, [])
     return folder
 
@@ -29,27 +35,52 @@ def shown(told):
 
 def test_the_default_files_are_csv_and_markdown(rkd, results):
     told = rkd("leaderboard", results)
-    assert sorted(path.name for path in results.glob("leaderboard.*")) == ["leaderboard.csv", "leaderboard.md"]
-    assert told.stderr.strip().endswith(f"{results / 'leaderboard.csv'} and {results / 'leaderboard.md'} written")
+    assert sorted(path.name for path in results.glob("leaderboard.*")) == [
+        "leaderboard.csv",
+        "leaderboard.md",
+    ]
+    assert told.stderr.strip().endswith(
+        f"{results / 'leaderboard.csv'} and {results / 'leaderboard.md'} written"
+    )
 
 
 def test_every_format_can_be_written_at_once(rkd, results):
-    rkd("leaderboard", results, "--format", "csv, markdown,html,latex,json,robustbench,huggingface,csv")
+    rkd(
+        "leaderboard",
+        results,
+        "--format",
+        "csv, markdown,html,latex,json,robustbench,huggingface,csv",
+    )
     suffixes = {"csv", "md", "html", "tex", "json", "robustbench.json", "huggingface.yaml"}
-    assert {path.name for path in results.glob("leaderboard.*")} == {f"leaderboard.{suffix}" for suffix in suffixes}
+    assert {path.name for path in results.glob("leaderboard.*")} == {
+        f"leaderboard.{suffix}" for suffix in suffixes
+    }
 
 
 def test_runs_are_chosen_sorted_and_cut_on_screen_and_in_files(rkd, results):
     where = ("--where", "dataset=digits", "--where", "mode=exact")
     assert shown(rkd("leaderboard", results, *where)) == ["b", "c", "a"]
-    told = rkd("leaderboard", results, *where, "--where", "family=classifier", "--sort", "model", "--top", 1)
+    told = rkd(
+        "leaderboard",
+        results,
+        *where,
+        "--where",
+        "family=classifier",
+        "--sort",
+        "model",
+        "--top",
+        1,
+    )
     assert shown(told) == ["a"]
     rows = list(csv.DictReader((results / "leaderboard.csv").read_text().splitlines()))
     assert {row["model"] for row in rows} == {"a"}
 
 
 def test_conditions_on_one_key_are_alternatives(rkd, results):
-    assert shown(rkd("leaderboard", results, "--where", "model=a", "--where", "model=e")) == ["a", "e"]
+    assert shown(rkd("leaderboard", results, "--where", "model=a", "--where", "model=e")) == [
+        "a",
+        "e",
+    ]
 
 
 def test_a_fast_run_is_labelled_on_screen(rkd, results):

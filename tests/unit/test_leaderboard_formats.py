@@ -25,8 +25,19 @@ names = st.sampled_from(HOSTILE) | st.text(max_size=30)
 
 def hostile(name):
     """A leaderboard that says the same in every place a name can take."""
-    fields = {"dataset": name, "family": name, "architecture": name, "suite": name, "engine": name, "eps_text": name}
-    numbers = [published(name, dataset=printable(name), title=name, venue=name, link=name, architecture=name)]
+    fields = {
+        "dataset": name,
+        "family": name,
+        "architecture": name,
+        "suite": name,
+        "engine": name,
+        "eps_text": name,
+    }
+    numbers = [
+        published(
+            name, dataset=printable(name), title=name, venue=name, link=name, architecture=name
+        )
+    ]
     record = adaptive(name, **fields).model_copy(update={"run_id": name})
     return leaderboard(record, numbers=numbers)
 
@@ -62,14 +73,17 @@ def test_every_format_can_say_that_there_is_nothing(name):
     assert "None" not in text
 
 
-@pytest.mark.parametrize("name", ["markdown", "html", "latex", "csv", "json", "robustbench", "huggingface"])
+@pytest.mark.parametrize(
+    "name", ["markdown", "html", "latex", "csv", "json", "robustbench", "huggingface"]
+)
 def test_every_format_labels_a_fast_number(name):
     text = module("analysis/formats", name).render(leaderboard(fast(missed=0.015)))
     assert "fast" in text
     assert re.search(r"1\.5 points|0\.015", text)
 
 
-@pytest.mark.parametrize("name", sorted({*FORMATS} - {"csv"}))  # whose cells are what the record says
+# Whose cells are what the record says.
+@pytest.mark.parametrize("name", sorted({*FORMATS} - {"csv"}))
 @given(text=names)
 def test_no_format_writes_a_control_character(name, text):
     written = module("analysis/formats", name).render(hostile(text))
@@ -108,15 +122,19 @@ def test_csv_is_one_row_per_run_and_stage():
     read = list(csv.DictReader(io.StringIO(tidy.render(example()))))
     assert len(read) == 6 * 4
     assert {row["stage"] for row in read} == {"clean", "apgd-ce", "square", "final"}
-    finals = {float(row["accuracy"]) for row in read if row["stage"] == "final" and row["model"] == "teacher"}
+    finals = {
+        float(row["accuracy"])
+        for row in read
+        if row["stage"] == "final" and row["model"] == "teacher"
+    }
     assert finals == {0.76, 0.6}
 
 
 def test_csv_tells_fast_rows_from_exact_ones():
     read = list(csv.DictReader(io.StringIO(tidy.render(example()))))
-    assert {(row["model"], row["mode"], row["missed"]) for row in read if row["mode"] != "exact"} == {
-        ("hasty", "fast", "0.015")
-    }
+    assert {
+        (row["model"], row["mode"], row["missed"]) for row in read if row["mode"] != "exact"
+    } == {("hasty", "fast", "0.015")}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -152,7 +170,9 @@ class Page(HTMLParser):
 def test_html_takes_no_name_for_markup(name):
     page, harmless = Page(html.render(hostile(name))), Page(html.render(hostile("name")))
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in harmless.elements]
-    assert [list(given) for _, given in page.elements] == [list(given) for _, given in harmless.elements]
+    assert [list(given) for _, given in page.elements] == [
+        list(given) for _, given in harmless.elements
+    ]
     assert printable(name) in [cell.strip("\n") for cell in page.cells]
 
 
@@ -204,7 +224,9 @@ def test_json_has_every_record_with_its_rank():
     runs = [one for board in read["boards"] for one in board["runs"]]
     records = [RunRecord.model_validate(one["record"]) for one in runs]
     assert records == [record for board in example().boards for record in board.records]
-    assert [one["rank"] for one in runs] == [rank for board in example().boards for rank in board.ranks]
+    assert [one["rank"] for one in runs] == [
+        rank for board in example().boards for rank in board.ranks
+    ]
     assert [len(board["published"]) for board in read["boards"]] == [2, 0, 0, 0]
 
 
@@ -218,18 +240,29 @@ def test_json_stays_json_where_a_number_has_no_end():
 @pytest.mark.parametrize("render", [objects.render, robustbench.render, huggingface.render])
 def test_hostile_names_stay_strings(render, name):
     text = render(hostile(name))
-    assert json.dumps(printable(name), ensure_ascii=False)[1:-1] in json.dumps(json.loads(text), ensure_ascii=False)
+    assert json.dumps(printable(name), ensure_ascii=False)[1:-1] in json.dumps(
+        json.loads(text), ensure_ascii=False
+    )
 
 
 def test_robustbench_has_percent_as_text():
     (entry,) = json.loads(robustbench.render(leaderboard(adaptive(standard=0.9, robust=0.2))))
-    numbers = {name: entry[name] for name in ("clean_acc", "autoattack_acc", "external", "reported")}
-    assert numbers == {"clean_acc": "90.00", "autoattack_acc": "90.00", "external": "20.00", "reported": "20.00"}
+    numbers = {
+        name: entry[name] for name in ("clean_acc", "autoattack_acc", "external", "reported")
+    }
+    assert numbers == {
+        "clean_acc": "90.00",
+        "autoattack_acc": "90.00",
+        "external": "20.00",
+        "reported": "20.00",
+    }
     assert (entry["dataset"], entry["threat_model"], entry["eps"]) == ("digits", "Linf", "0.2")
     assert entry["unreliable"] is True
 
 
-@pytest.mark.parametrize("record", [run(attacks=["apgd-ce"]), fast(attacks=["apgd-ce", "apgd-t", "fab-t", "square"])])
+@pytest.mark.parametrize(
+    "record", [run(attacks=["apgd-ce"]), fast(attacks=["apgd-ce", "apgd-t", "fab-t", "square"])]
+)
 def test_robustbench_calls_nothing_autoattack_that_is_not(record):
     (entry,) = json.loads(robustbench.render(leaderboard(record)))
     assert "autoattack_acc" not in entry
@@ -256,4 +289,6 @@ def test_huggingface_has_one_entry_per_model_and_one_result_per_run():
 @given(st.integers(0, 50_000))
 def test_huggingface_writes_no_number_that_yaml_reads_as_text(successes):
     record = run(robust=successes / 50_000)
-    assert not re.search(r"\d[eE]", huggingface.render(leaderboard(record)).partition('"metrics"')[2])
+    assert not re.search(
+        r"\d[eE]", huggingface.render(leaderboard(record)).partition('"metrics"')[2]
+    )

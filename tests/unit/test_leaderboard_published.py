@@ -30,14 +30,21 @@ ENTRY = {
 def write(folder, place="cifar10/Linf/Bai2024.json", **changes):
     path = folder / place
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({name: value for name, value in (ENTRY | changes).items() if value is not None}))
+    path.write_text(
+        json.dumps({name: value for name, value in (ENTRY | changes).items() if value is not None})
+    )
     return path
 
 
 def test_a_file_is_read_with_its_norm_from_its_folder(tmp_path):
     ((number,), left_out) = read_published(write(tmp_path))
     assert left_out == ()
-    assert (number.model, number.title, number.dataset, number.norm) == ("Bai2024", "MixedNUTS", "cifar10", "linf")
+    assert (number.model, number.title, number.dataset, number.norm) == (
+        "Bai2024",
+        "MixedNUTS",
+        "cifar10",
+        "linf",
+    )
     assert (number.clean, number.robust, number.standard) == pytest.approx((0.9519, 0.7008, None))
     assert number.eps == 8 / 255
     assert not number.unreliable
@@ -56,7 +63,9 @@ def test_a_radius_may_be_a_fraction_or_a_number(tmp_path, eps):
     assert not number.fits(run(dataset="cifar10", eps=0.031, eps_text="0.031").identity)
 
 
-@pytest.mark.parametrize("other", [{"dataset": "cifar100"}, {"norm": "l2"}, {"eps": 0.1, "eps_text": "0.1"}])
+@pytest.mark.parametrize(
+    "other", [{"dataset": "cifar100"}, {"norm": "l2"}, {"eps": 0.1, "eps_text": "0.1"}]
+)
 def test_a_number_fits_only_its_own_data_set_and_threat(tmp_path, other):
     ((number,), _) = read_published(write(tmp_path))
     asked = {"dataset": "cifar10", "eps": 8 / 255, "eps_text": "8/255"}
@@ -102,11 +111,16 @@ def test_a_file_without_a_norm_is_named(tmp_path):
 
 
 def test_nothing_there_is_an_error(tmp_path):
-    with pytest.raises(RecordError, match=r"there is no .*: give a file or folder of RobustBench's model_info"):
+    with pytest.raises(
+        RecordError, match=r"there is no .*: give a file or folder of RobustBench's model_info"
+    ):
         read_published(tmp_path / "nowhere")
 
 
-@given(st.binary(max_size=50) | st.sampled_from([b"", b"[]", b"{}", b"[[]]", b"null", b"1e999", b'"\\ud800"']))
+@given(
+    st.binary(max_size=50)
+    | st.sampled_from([b"", b"[]", b"{}", b"[[]]", b"null", b"1e999", b'"\\ud800"'])
+)
 def test_no_content_whatever_is_more_than_left_out(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("published") / "Linf.json"
     path.write_bytes(content)
@@ -117,12 +131,18 @@ def test_no_content_whatever_is_more_than_left_out(tmp_path_factory, content):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_become_printable(tmp_path, name):
-    ((number,), _) = read_published(write(tmp_path, name=name, venue=name, link=name, architecture=name))
+    ((number,), _) = read_published(
+        write(tmp_path, name=name, venue=name, link=name, architecture=name)
+    )
     assert {number.title, number.venue, number.link, number.architecture} == {printable(name)}
 
 
 def test_what_is_exported_for_robustbench_reads_back(tmp_path):
-    records = [adaptive("a", 0.8, 0.2), run("b", 0.5, attacks=AUTOATTACK, norm="l2"), run("c", attacks=["apgd-ce"])]
+    records = [
+        adaptive("a", 0.8, 0.2),
+        run("b", 0.5, attacks=AUTOATTACK, norm="l2"),
+        run("c", attacks=["apgd-ce"]),
+    ]
     path = tmp_path / "leaderboard.robustbench.json"
     path.write_text(robustbench.render(leaderboard(*records)))
     numbers, left_out = read_published(path)

@@ -27,7 +27,11 @@ decisions = st.builds(
     backwards=st.none() | counts,
 )
 findings = st.builds(
-    Finding, check=st.text(), severity=st.sampled_from(Severity), message=st.text(), value=st.none() | numbers
+    Finding,
+    check=st.text(),
+    severity=st.sampled_from(Severity),
+    message=st.text(),
+    value=st.none() | numbers,
 )
 entries = st.builds(
     Entry,
@@ -43,7 +47,8 @@ entries = st.builds(
 
 def entry(stage, *indices):
     return Entry(
-        stage=stage, decisions=[Decision(index=i, broken=i % 2 == 0, prediction=i, margin=0.5) for i in indices]
+        stage=stage,
+        decisions=[Decision(index=i, broken=i % 2 == 0, prediction=i, margin=0.5) for i in indices],
     )
 
 
@@ -90,7 +95,8 @@ def test_a_ledger_with_a_torn_line_goes_on_with_a_whole_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\x00\x00\x00\n", b"\xff\xfe\n", b"{}\n", b"[1, 2]\n", b'{"stage": "x", "more": 1}\n']
+    "garbage",
+    [b"\x00\x00\x00\n", b"\xff\xfe\n", b"{}\n", b"[1, 2]\n", b'{"stage": "x", "more": 1}\n'],
 )
 def test_nothing_behind_a_line_that_cannot_be_read_is_trusted(tmp_path, garbage):
     path = tmp_path / "ledger.jsonl"
@@ -120,7 +126,9 @@ def test_a_second_process_is_refused_and_the_first_is_not_disturbed(tmp_path):
     path = tmp_path / "ledger.jsonl"
     program = "import sys, pathlib; from robustbench_kd.core.ledger import Ledger; Ledger(pathlib.Path(sys.argv[1])).__enter__()"
     with Ledger(path) as ledger:
-        other = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)
+        other = subprocess.run(
+            [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False
+        )
         assert "RecordError: another process is writing" in other.stderr
         ledger.append(entry("clean", 1))
     assert replayed(path) == [entry("clean", 1)]
@@ -131,7 +139,10 @@ def test_a_file_system_without_locks_is_not_blamed_on_another_process(tmp_path, 
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(module.fcntl, "flock", no_locks)
-    with pytest.raises(RecordError, match=r"cannot lock .*: No locks available"), Ledger(tmp_path / "ledger.jsonl"):
+    with (
+        pytest.raises(RecordError, match=r"cannot lock .*: No locks available"),
+        Ledger(tmp_path / "ledger.jsonl"),
+    ):
         pass
 
 
@@ -144,7 +155,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_a_disk_that_fills_up_is_one_error_and_loses_no_earlier_decision(tmp_path, full_disk):
     path, kept = tmp_path / "ledger.jsonl", entry("clean", 1, 2)
     keep(path, kept)
-    said = pytest.raises(RecordError, match="what was decided is kept, free some space and run again")
+    said = pytest.raises(
+        RecordError, match="what was decided is kept, free some space and run again"
+    )
     with said as caught, full_disk(path.stat().st_size + 10), Ledger(path) as ledger:
         ledger.append(entry("apgd-ce", 1, 3, 5, 7))
     assert caught.value.exit_code == 2
@@ -161,6 +174,10 @@ def test_an_entry_that_the_disk_does_not_confirm_is_an_error(tmp_path, monkeypat
 
 
 def test_decided_takes_one_stage_and_the_latest_word_on_an_example():
-    known = [entry("clean", 1, 2), entry("apgd-ce", 2), Entry(stage="clean", decisions=[entry("x", 4).decisions[0]])]
+    known = [
+        entry("clean", 1, 2),
+        entry("apgd-ce", 2),
+        Entry(stage="clean", decisions=[entry("x", 4).decisions[0]]),
+    ]
     assert sorted(decided(known, "clean")) == [1, 2, 4]
     assert decided(known, "square") == {}

@@ -81,7 +81,10 @@ def test_dlr_ignores_shift_and_scale(seed, shift, scale):
     changed = scale * (logits + shift)
     torch.testing.assert_close(dlr(changed, labels), dlr(logits, labels), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
-        targeted_dlr(changed, labels, targets), targeted_dlr(logits, labels, targets), rtol=1e-6, atol=1e-6
+        targeted_dlr(changed, labels, targets),
+        targeted_dlr(logits, labels, targets),
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 

@@ -24,7 +24,9 @@ print(faults())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such thresholds")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries have no such thresholds"
+)
 def test_memory_that_is_freed_and_taken_again_costs_no_page_faults():
     out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, check=True, text=True)
     assert int(out.stdout) < 100
@@ -33,4 +35,4 @@ def test_memory_that_is_freed_and_taken_again_costs_no_page_faults():
 def test_elsewhere_nothing_happens(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda _name: pytest.fail("there is no mallopt"))
-    heap.keep_heap()
+    heap.keep_freed_memory()

@@ -14,7 +14,14 @@ from torch.nn import functional
 
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.plugins import components, module
-from robustbench_kd.models import cifar_resnet, mobilenet_v2, preact_resnet, resnet, small_cnn, wide_resnet
+from robustbench_kd.models import (
+    cifar_resnet,
+    mobilenet_v2,
+    preact_resnet,
+    resnet,
+    small_cnn,
+    wide_resnet,
+)
 from robustbench_kd.models._layers import pooled
 
 MODELS = components("models")
@@ -120,8 +127,16 @@ def test_the_parameter_count_is_the_published_one(name, arguments, parameters):
 @pytest.mark.parametrize(
     ("name", "present", "absent"),
     [
-        ("resnet18", "conv1 bn1 layer1.1.conv2 layer2.0.shortcut.0 layer2.0.shortcut.1 linear", "layer1.0.shortcut.0"),
-        ("resnet50", "layer1.0.shortcut.0 layer1.0.conv3 layer3.5.bn3 layer4.2.bn3", "layer1.1.shortcut.0"),
+        (
+            "resnet18",
+            "conv1 bn1 layer1.1.conv2 layer2.0.shortcut.0 layer2.0.shortcut.1 linear",
+            "layer1.0.shortcut.0",
+        ),
+        (
+            "resnet50",
+            "layer1.0.shortcut.0 layer1.0.conv3 layer3.5.bn3 layer4.2.bn3",
+            "layer1.1.shortcut.0",
+        ),
         ("resnet56", "conv1 bn1 layer1.8.conv1 layer3.8.bn2 linear", "layer2.0.shortcut.0"),
         (
             "preact_resnet18",
@@ -158,7 +173,9 @@ def test_parameters_have_the_published_names(name, present, absent):
 )
 def test_the_last_feature_map_has_the_size_of_the_published_pooling(name, last, side):
     network, sides = build_small(name), []
-    network.get_submodule(last).register_forward_hook(lambda _, __, output: sides.append(output.shape[2:]))
+    network.get_submodule(last).register_forward_hook(
+        lambda _, __, output: sides.append(output.shape[2:])
+    )
     network(images(size=32))
     assert sides == [(side, side)]
 
@@ -174,7 +191,9 @@ def test_the_last_feature_map_has_the_size_of_the_published_pooling(name, last, 
 )
 def test_the_features_are_activated_before_they_are_pooled(name, head, arguments):
     network, lowest = scramble(build_small(name, **arguments)), []
-    network.get_submodule(head).register_forward_pre_hook(lambda _, inputs: lowest.append(inputs[0].min().item()))
+    network.get_submodule(head).register_forward_pre_hook(
+        lambda _, inputs: lowest.append(inputs[0].min().item())
+    )
     network(images())
     assert lowest[0] >= 0
 
@@ -206,15 +225,17 @@ def test_bottlenecks_agree_with_the_published_network_bit_for_bit():
 
 
 @pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="RKD_TEST_DATA does not name the folder of real images and checkpoints")
+@pytest.mark.skipif(
+    DATA is None, reason="RKD_TEST_DATA does not name the folder of real images and checkpoints"
+)
 def test_cifar_resnet_agrees_with_a_published_checkpoint_bit_for_bit():
     folder = Path(DATA)
     spec = importlib.util.spec_from_file_location("real_models", folder / "real_models.py")
     real = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(real)
-    wrapped = torch.load(folder / "models" / "resnet20-12fca82f.th", weights_only=True, map_location="cpu")[
-        "state_dict"
-    ]
+    wrapped = torch.load(
+        folder / "models" / "resnet20-12fca82f.th", weights_only=True, map_location="cpu"
+    )["state_dict"]
     weights = {key.removeprefix("module."): value for key, value in wrapped.items()}
     published, network = real.resnet20().eval(), build("resnet20").eval()
     published.load_state_dict(weights)
@@ -257,7 +278,9 @@ def test_the_identity_of_a_preactivation_block_is_the_raw_input(activated):
 
 
 def test_the_final_normalisation_of_preact_resnet_is_the_only_new_name():
-    plain, final = (set(preact_resnet.build(width=8, final_bn=bn).state_dict()) for bn in (False, True))
+    plain, final = (
+        set(preact_resnet.build(width=8, final_bn=bn).state_dict()) for bn in (False, True)
+    )
     assert {key.rpartition(".")[0] for key in final - plain} == {"bn"}
     assert plain <= final
 
@@ -279,7 +302,11 @@ def test_a_wide_block_that_keeps_shape_adds_the_raw_input():
 
 def test_sub_block1_has_the_names_of_the_first_group_and_is_never_used():
     network = wide_resnet.build(depth=10, width=1, sub_block1=True).eval()
-    keys = {key.removeprefix("sub_block1.") for key in network.state_dict() if key.startswith("sub_block1.")}
+    keys = {
+        key.removeprefix("sub_block1.")
+        for key in network.state_dict()
+        if key.startswith("sub_block1.")
+    }
     assert keys == set(network.block1.state_dict())
     before = network(images())
     for parameter in network.sub_block1.parameters():
@@ -290,7 +317,9 @@ def test_sub_block1_has_the_names_of_the_first_group_and_is_never_used():
     assert all(parameter.grad is None for parameter in network.sub_block1.parameters())
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "stride", "keys"), [(4, 4, 1, 0), (4, 8, 1, 2), (4, 4, 2, 0)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "stride", "keys"), [(4, 4, 1, 0), (4, 8, 1, 2), (4, 4, 2, 0)]
+)
 def test_an_inverted_residual_has_a_shortcut_at_stride_1_only(inputs, outputs, stride, keys):
     block = mobilenet_v2.InvertedResidual(inputs, outputs, 2, stride).eval()
     nn.init.zeros_(block.bn3.weight)
@@ -330,7 +359,9 @@ def test_the_small_network_halves_images_down_to_four_pixels(size, convolutions)
 def test_wide_networks_start_with_the_published_deviations():
     torch.manual_seed(0)
     network = wide_resnet.build(depth=10, width=2)
-    assert network.block3.layer[0].conv2.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+    assert network.block3.layer[0].conv2.weight.std().item() == pytest.approx(
+        (2 / (9 * 128)) ** 0.5, rel=0.02
+    )
     assert not network.fc.bias.any()
 
 
@@ -342,7 +373,11 @@ def test_small_resnets_start_with_the_published_deviations():
 
 @pytest.mark.parametrize(
     ("make", "depth", "hint"),
-    [(resnet.build, 20, "18, 34 or 50"), (cifar_resnet.build, 18, "6n \\+ 2"), (wide_resnet.build, 30, "6n \\+ 4")],
+    [
+        (resnet.build, 20, "18, 34 or 50"),
+        (cifar_resnet.build, 18, "6n \\+ 2"),
+        (wide_resnet.build, 30, "6n \\+ 4"),
+    ],
 )
 def test_an_impossible_depth_names_the_possible_ones(make, depth, hint):
     with pytest.raises(UsageError, match=hint):

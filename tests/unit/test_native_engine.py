@@ -18,7 +18,7 @@ from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine import evaluate as evaluation
 from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.native.queue import Queue
-from robustbench_kd.engine.passes.speedups import Levers
+from robustbench_kd.engine.passes.speedups import Speedups
 from robustbench_kd.engine.run.request import Request
 from robustbench_kd.engine.run.stages import Step, build
 from robustbench_kd.tensors.contracts import Dataset
@@ -35,7 +35,14 @@ STANDARD = parse_suite("standard")
 SUITE = replace(STANDARD, name="short", budgets={"budget": SHORT})
 
 
-def request(data: Dataset, *, threat="linf:0.2", suite=SUITE, target=CHECKPOINTS / "digits-small.toml", **options):
+def request(
+    data: Dataset,
+    *,
+    threat="linf:0.2",
+    suite=SUITE,
+    target=CHECKPOINTS / "digits-small.toml",
+    **options,
+):
     (described,) = describe(str(target), Choices(**options.pop("choices", {})))
     subject = load(described, classes=data.classes, shape=tuple(data.images.shape[1:]))
     device = torch.device("cpu")
@@ -44,7 +51,9 @@ def request(data: Dataset, *, threat="linf:0.2", suite=SUITE, target=CHECKPOINTS
 
 def passes(name, suite):
     """The passes that one survivor of ten classes costs."""
-    return Step(name, build(name, suite, Norm.LINF), Surface(name="", answer=None)).passes(Norm.LINF, 10)
+    return Step(name, build(name, suite, Norm.LINF), Surface(name="", answer=None)).passes(
+        Norm.LINF, 10
+    )
 
 
 def asking(model):
@@ -54,7 +63,15 @@ def asking(model):
 
 def verdicts(outcome):
     """What is known of each example, without the margins that rounding may change in the last digits."""
-    kept = ("label", "clean_prediction", "robust", "broken_by", "adversarial_prediction", "forwards", "backwards")
+    kept = (
+        "label",
+        "clean_prediction",
+        "robust",
+        "broken_by",
+        "adversarial_prediction",
+        "forwards",
+        "backwards",
+    )
     with (outcome.folder / EXAMPLES).open() as file:
         return {row["index"]: tuple(row[name] for name in kept) for row in csv.DictReader(file)}
 
@@ -125,7 +142,9 @@ def test_a_survivor_costs_exactly_the_budget_and_a_fallen_example_less(digits, e
     assert all(costs[key] < budget for key in costs.keys() - standing)
 
 
-@pytest.mark.parametrize(("attack", "most"), [("apgd-ce", 204), ("apgd-t", 1829), ("fab-t", 2729), ("square", 5004)])
+@pytest.mark.parametrize(
+    ("attack", "most"), [("apgd-ce", 204), ("apgd-t", 1829), ("fab-t", 2729), ("square", 5004)]
+)
 def test_the_published_budget_costs_no_more_than_in_the_package(attack, most):
     assert passes(attack, STANDARD) <= most
 
@@ -138,14 +157,18 @@ def test_nearly_all_rows_that_are_computed_are_live(digits, tmp_path):
 
 def test_what_the_search_alone_believes_is_no_success(digits, tmp_path, monkeypatch):
     """A search that sees every image as broken is refused each time, and the run ends with the clean accuracy."""
-    monkeypatch.setattr(evaluation, "_faster", asking(lambda oracle: lambda images: -oracle.model(images)))
+    monkeypatch.setattr(
+        evaluation, "_faster", asking(lambda oracle: lambda images: -oracle.model(images))
+    )
     square = replace(parse_suite("square"), budgets={"budget": {"square": {"queries": 3}}})
     record = evaluate(request(digits, threat="linf:1/2550", suite=square), tmp_path).record
     assert record.robust == record.clean
     assert record.stages[-1].work.disagreements > 0
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_changes_no_verdict(digits, expected, tmp_path, monkeypatch):
+def test_a_batch_that_does_not_fit_is_halved_and_changes_no_verdict(
+    digits, expected, tmp_path, monkeypatch
+):
     def crowded(oracle):
         def model(images):
             if len(images) > 10:
@@ -160,7 +183,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_changes_no_verdict(digits, expe
     assert "halved to 9" in " ".join(finding.message for finding in outcome.record.findings)
 
 
-def test_where_not_even_one_image_fits_the_run_stops_and_can_be_resumed(digits, expected, tmp_path, monkeypatch):
+def test_where_not_even_one_image_fits_the_run_stops_and_can_be_resumed(
+    digits, expected, tmp_path, monkeypatch
+):
     def full(_images):
         raise torch.OutOfMemoryError
 
@@ -183,12 +208,16 @@ def test_a_row_whose_job_failed_goes_on_with_its_next_one():
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize("levers", [Levers(), Levers(fold=True), Levers("bf16", channels_last=True)])
-def test_no_image_that_is_proved_robust_is_reported_broken(test_data, tmp_path, levers):
+@pytest.mark.parametrize(
+    "speedups", [Speedups(), Speedups(fold=True), Speedups("bf16", channels_last=True)]
+)
+def test_no_image_that_is_proved_robust_is_reported_broken(test_data, tmp_path, speedups):
     choices = {"architecture": f"{test_data / 'real_models.py'}:resnet2b"}
     data = open_dataset(f"npz:{test_data / 'certified_resnet2b.npz'}")
     target = test_data / "models" / "resnet2b.pth"
-    asked = request(data, threat="linf:2/255", suite=STANDARD, target=target, choices=choices, levers=levers)
+    asked = request(
+        data, threat="linf:2/255", suite=STANDARD, target=target, choices=choices, speedups=speedups
+    )
     assert evaluate(asked, tmp_path).record.robust.value == 1
 
 

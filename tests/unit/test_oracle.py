@@ -19,7 +19,13 @@ from torch import nn
 
 from robustbench_kd.core.errors import ModelError
 from robustbench_kd.tensors.defence import Key
-from robustbench_kd.tensors.oracle import Oracle, check_logits, freeze, full_precision, is_out_of_memory
+from robustbench_kd.tensors.oracle import (
+    Oracle,
+    check_logits,
+    freeze,
+    full_precision,
+    is_out_of_memory,
+)
 
 CPU = torch.device("cpu")
 
@@ -94,7 +100,9 @@ def test_progress_is_told_after_every_pass():
 
 @pytest.mark.parametrize("make", [nan_logits, infinite_logits])
 def test_logits_that_are_not_finite_are_refused_with_their_number(make):
-    with pytest.raises(ModelError, match="NaN or infinite logits on 2 of 2 images: check the weights"):
+    with pytest.raises(
+        ModelError, match="NaN or infinite logits on 2 of 2 images: check the weights"
+    ):
         oracle(make()).logits(torch.rand(2, 1, 8, 8))
 
 
@@ -132,12 +140,16 @@ def test_what_is_no_logits_is_refused(output, said):
     ],
 )
 def test_images_that_the_model_refuses_are_an_error_of_one_line(model, reason):
-    with pytest.raises(ModelError, match=rf"images of shape \(3, 8, 9\) .*: {reason}.*choose the data set") as caught:
+    with pytest.raises(
+        ModelError, match=rf"images of shape \(3, 8, 9\) .*: {reason}.*choose the data set"
+    ) as caught:
         oracle(model).logits(torch.rand(2, 3, 8, 9))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError(), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), MemoryError(), KeyboardInterrupt()]
+)
 def test_running_out_of_memory_and_an_interruption_are_not_the_models_fault(error):
     with pytest.raises(type(error)):
         oracle(Failing(linear(), error, after=0)).logits(torch.rand(2, 1, 8, 8))
@@ -153,7 +165,12 @@ def test_a_model_without_a_gradient_can_still_be_asked():
     ("error", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            ),
+            True,
+        ),
         (MemoryError(), True),
         (RuntimeError("shapes cannot be multiplied"), False),
         (ValueError("can't allocate memory"), False),

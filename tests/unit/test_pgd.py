@@ -31,7 +31,9 @@ def threat(norm):
 
 
 def images(n, seed=3):
-    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(
+        n, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def rows_of(model, points, job=0, first_id=0):
@@ -64,7 +66,9 @@ def test_l2_steps_follow_the_gradient():
     for following in rest:
         point = point.clone().requires_grad_()
         nn.functional.cross_entropy(model(point), rows.labels, reduction="sum").backward()
-        offset = point.detach() + 2.5 * 0.5 / 10 * nn.functional.normalize(point.grad.flatten(1)).view_as(point)
+        offset = point.detach() + 2.5 * 0.5 / 10 * nn.functional.normalize(
+            point.grad.flatten(1)
+        ).view_as(point)
         offset = offset - rows.images
         length = offset.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         point = (rows.images + offset * (0.5 / length).clamp(max=1)).clamp(0, 1)
@@ -79,7 +83,9 @@ def test_a_linear_model_loses_the_exact_margin(norm, dual):
     last = run(attack, model, rows, norm)[-1]
     difference = torch.tensor([1.0, -1.0], dtype=torch.float64)
     lost = ((rows.logits - model(last)) @ difference).abs()
-    expected = EPS[norm] * torch.linalg.vector_norm(model[1].weight[0] - model[1].weight[1], ord=dual)
+    expected = EPS[norm] * torch.linalg.vector_norm(
+        model[1].weight[0] - model[1].weight[1], ord=dual
+    )
     torch.testing.assert_close(lost, expected.expand(8), rtol=1e-6, atol=0)
 
 
@@ -97,7 +103,12 @@ def test_start_points_are_uniform_in_the_ball(norm):
     """In two dimensions half the radius holds a quarter of the ball."""
     n = 4000
     centre = torch.full((n, 1, 1, 2), 0.5)
-    rows = Rows(centre, *(torch.zeros(n, dtype=torch.int64),) * 2, torch.arange(n), torch.zeros(n, dtype=torch.int64))
+    rows = Rows(
+        centre,
+        *(torch.zeros(n, dtype=torch.int64),) * 2,
+        torch.arange(n),
+        torch.zeros(n, dtype=torch.int64),
+    )
     offset = Pgd().start_points(rows, Threat(norm, 0.4, ""), 0) - centre
     size = distance(offset, torch.zeros_like(offset), norm)
     assert (size < 0.2).float().mean().item() == pytest.approx(0.25, abs=0.03)
@@ -118,10 +129,16 @@ def test_the_radius_of_an_l2_start_says_nothing_of_its_direction():
 def test_start_points_belong_to_the_example_and_the_job_alone(norm):
     model, points = linear(), images(3)
     together = Pgd().start_points(rows_of(model, points), threat(norm), 0)
-    assert torch.equal(Pgd().start_points(rows_of(model, points[2:], first_id=2), threat(norm), 0), together[2:])
+    assert torch.equal(
+        Pgd().start_points(rows_of(model, points[2:], first_id=2), threat(norm), 0), together[2:]
+    )
     for changed in (rows_of(model, points, job=1), rows_of(model, points, first_id=9)):
-        assert (Pgd().start_points(changed, threat(norm), 0) - together).abs().max() > EPS[norm] / 20
-    assert (Pgd().start_points(rows_of(model, points), threat(norm), 1) - together).abs().max() > EPS[norm] / 20
+        assert (Pgd().start_points(changed, threat(norm), 0) - together).abs().max() > EPS[
+            norm
+        ] / 20
+    assert (
+        Pgd().start_points(rows_of(model, points), threat(norm), 1) - together
+    ).abs().max() > EPS[norm] / 20
 
 
 def test_rows_at_different_iterations_go_the_same_way_as_alone():
@@ -153,7 +170,11 @@ def test_nothing_waits_for_the_values_of_a_tensor(norm):
     attack: Attack = Pgd()
     with torch.device("meta"):
         n = 4
-        logits, ids, points = torch.empty(n, 10), torch.zeros(n, dtype=torch.int64), torch.empty(n, 3, 8, 8)
+        logits, ids, points = (
+            torch.empty(n, 10),
+            torch.zeros(n, dtype=torch.int64),
+            torch.empty(n, 3, 8, 8),
+        )
         state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points)
         values = attack.objective(state, logits)
         assert values.shape == (1, n)

@@ -8,7 +8,16 @@ import pytest
 from robustbench_kd.core import plugins
 from robustbench_kd.core.errors import UsageError
 
-CODE_KINDS = ["models", "datasets", "defences", "attacks", "distill", "trust", "training/methods", "cli"]
+CODE_KINDS = [
+    "models",
+    "datasets",
+    "defences",
+    "attacks",
+    "distill",
+    "trust",
+    "training/methods",
+    "cli",
+]
 
 
 @pytest.fixture
@@ -29,7 +38,10 @@ def test_a_file_is_a_component_and_its_first_line_its_summary(shelf):
 
 
 def test_a_file_may_serve_several_names(shelf):
-    shelf("lamp.py", '"""Gives light."""\nVARIANTS: dict = {"lamp-s": {"watt": 5}, "lamp-l": {"watt": 60}}\n')
+    shelf(
+        "lamp.py",
+        '"""Gives light."""\nVARIANTS: dict = {"lamp-s": {"watt": 5}, "lamp-l": {"watt": 60}}\n',
+    )
     found = plugins.components("things")
     assert {name: (one.stem, one.arguments) for name, one in found.items()} == {
         "lamp-s": ("lamp", {"watt": 5}),
@@ -46,7 +58,9 @@ def test_shared_files_are_no_components_and_no_file_is_run(shelf):
 
 def test_an_unknown_name_comes_with_the_nearest(shelf):
     shelf("lamp.py", "")
-    with pytest.raises(UsageError, match=r"unknown thing 'lamb': did you mean 'lamp'\? Known: lamp"):
+    with pytest.raises(
+        UsageError, match=r"unknown thing 'lamb': did you mean 'lamp'\? Known: lamp"
+    ):
         plugins.find("things", "lamb", "thing")
     with pytest.raises(UsageError, match=r"unknown thing 'oven'\. Known: lamp"):
         plugins.find("things", "oven", "thing")

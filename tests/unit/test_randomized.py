@@ -19,7 +19,9 @@ from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surface
 
 EPS = 0.1
-SHORT = {"budget": {"apgd-ce": {"steps": 20}, "apgd-margin": {"steps": 20}, "square": {"queries": 50}}}
+SHORT = {
+    "budget": {"apgd-ce": {"steps": 20}, "apgd-margin": {"steps": 20}, "square": {"queries": 50}}
+}
 
 
 def half(first):
@@ -49,7 +51,9 @@ class CoinFlip(nn.Module):
         def both(images, _key):
             return torch.stack([part(images) for part in self.parts])
 
-        return [Surface(name="expected", answer=both, weights=self.weights, passes=2, faithful=True)]
+        return [
+            Surface(name="expected", answer=both, weights=self.weights, passes=2, same_outputs=True)
+        ]
 
 
 class Blurred(nn.Module):
@@ -67,17 +71,22 @@ class Blurred(nn.Module):
 def bright(means):
     """Images of class 1, 2 x 4 pixels; each half is grey, by the given mean."""
     images = torch.tensor(means).repeat_interleave(4, dim=1).view(-1, 1, 2, 4)
-    return Dataset("halves", images, torch.ones(len(means), dtype=torch.long), tuple(range(len(means))), 2)
+    return Dataset(
+        "halves", images, torch.ones(len(means), dtype=torch.long), tuple(range(len(means))), 2
+    )
 
 
 def asked(model, data, suite="apgd-ce", **options):
     found = request(model, data, threat=f"linf:{EPS}", **options)
     suite = parse_suite(suite)
-    adaptive = suite.adaptive and replace(suite.adaptive, budgets=SHORT, attacks=("apgd-margin", "square"))
+    adaptive = suite.adaptive and replace(
+        suite.adaptive, budgets=SHORT, attacks=("apgd-margin", "square")
+    )
     return replace(found, suite=replace(suite, budgets=SHORT, adaptive=adaptive))
 
 
-# A half falls where its mean is less than the radius above one half; the third image is wrong by its first half when clean.
+# A half falls where its mean is less than the radius above one half; the third image is wrong by
+# its first half when clean.
 MEANS = [(0.9, 0.9), (0.55, 0.9), (0.45, 0.9), (0.55, 0.55), (0.9, 0.58)]
 WORST = {0.5: [1, 0.5, 0.5, 0, 0.5], 0.25: [1, 0.75, 0.75, 0, 0.25]}
 
@@ -102,15 +111,23 @@ def test_the_share_of_wrong_answers_is_kept_for_every_example(tmp_path):
     outcome = evaluate(asked(CoinFlip(0.25), bright(MEANS), "adaptive"), tmp_path)
     with (outcome.folder / DRAWS).open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["clean_wrong"]) for row in rows] == pytest.approx([0, 0, 0.25, 0, 0], abs=1e-6)
-    assert [float(row["wrong"]) for row in rows] == pytest.approx([0, 0.25, 0.25, 1, 0.75], abs=1e-6)
+    assert [float(row["clean_wrong"]) for row in rows] == pytest.approx(
+        [0, 0, 0.25, 0, 0], abs=1e-6
+    )
+    assert [float(row["wrong"]) for row in rows] == pytest.approx(
+        [0, 0.25, 0.25, 1, 0.75], abs=1e-6
+    )
 
 
-def test_the_number_of_the_package_is_that_of_a_single_draw_and_shown_with_the_expected_one(tmp_path):
+def test_the_number_of_the_package_is_that_of_a_single_draw_and_shown_with_the_expected_one(
+    tmp_path,
+):
     """Half of the answers stay right on every image; the package lets an image fall at its first unlucky draw."""
     data = bright([(0.55, 0.9)] * 60)
     with budgets(pyautoattack):
-        record = evaluate(asked(CoinFlip(), data, "apgd-ce,square", engine="autoattack"), tmp_path).record
+        record = evaluate(
+            asked(CoinFlip(), data, "apgd-ce,square", engine="autoattack"), tmp_path
+        ).record
     assert record.robust_draws.mean.value == pytest.approx(0.5, abs=0.05)
     assert record.robust.ci_high < 0.5
 
@@ -140,7 +157,9 @@ def test_a_noisy_defence_is_scored_by_fresh_draws(blurred, tmp_path):
     assert (record.robust_draws.exact, record.robust_draws.draws) == (False, scoring.DRAWS)
 
 
-def test_what_the_standard_attacks_left_is_scored_by_the_same_draws_as_what_all_left(blurred, tmp_path):
+def test_what_the_standard_attacks_left_is_scored_by_the_same_draws_as_what_all_left(
+    blurred, tmp_path
+):
     data, _ = blurred
     alone = evaluate(asked(Blurred(SIGMA), data), tmp_path / "alone").record
     both = evaluate(asked(Blurred(SIGMA), data, "apgd-ce+adaptive"), tmp_path / "both").record
@@ -155,7 +174,9 @@ def test_scoring_the_same_images_with_another_key_changes_the_number_within_the_
     first = evaluate(asked(Blurred(SIGMA), data), tmp_path / "first").record.robust.value
     monkeypatch.setattr(scoring, "SCORE_STREAM", "another")
     second = evaluate(asked(Blurred(SIGMA), data), tmp_path / "second").record.robust.value
-    spread = math.sqrt(2 * sum(share * (1 - share) for share in share_right(means, EPS)) / 100) / len(means)
+    spread = math.sqrt(
+        2 * sum(share * (1 - share) for share in share_right(means, EPS)) / 100
+    ) / len(means)
     assert 0 < abs(first - second) < 5 * spread
 
 
@@ -164,7 +185,8 @@ def test_the_batch_size_changes_no_expectation(blurred, tmp_path, size):
     data, _ = blurred
     small = data.take(torch.arange(12))
     records = [
-        evaluate(asked(Blurred(SIGMA), small, batch_size=batch), tmp_path / str(batch)).record for batch in (250, size)
+        evaluate(asked(Blurred(SIGMA), small, batch_size=batch), tmp_path / str(batch)).record
+        for batch in (250, size)
     ]
     assert records[0].robust == records[1].robust
 

@@ -70,7 +70,17 @@ OTHER = {
     "carried": "0123456789abcdef",
     "versions": {"torch": "2.11.0"},
 }
-RANKED_BY = {"dataset", "data_fingerprint", "norm", "eps", "suite", "attacks", "engine", "mode", "precision"}
+RANKED_BY = {
+    "dataset",
+    "data_fingerprint",
+    "norm",
+    "eps",
+    "suite",
+    "attacks",
+    "engine",
+    "mode",
+    "precision",
+}
 HALF = Accuracy(value=0.5, n=100, ci_low=0.4, ci_high=0.6)
 names = st.text(max_size=20)
 numbers = st.floats(allow_nan=False)
@@ -78,7 +88,13 @@ numbers = st.floats(allow_nan=False)
 
 def record(**changes):
     stage = Stage(stage="clean", accuracy=HALF, forwards=100, backwards=0, seconds=0.25)
-    known = {"run_id": IDENTITY.run_id(), "status": "complete", "identity": IDENTITY, "stages": [stage], "robust": HALF}
+    known = {
+        "run_id": IDENTITY.run_id(),
+        "status": "complete",
+        "identity": IDENTITY,
+        "stages": [stage],
+        "robust": HALF,
+    }
     return RunRecord.model_validate({"protocol_hash": IDENTITY.protocol_hash(), **known, **changes})
 
 
@@ -102,7 +118,9 @@ def test_runs_are_ranked_together_unless_data_threat_suite_or_engine_differ(fiel
 
 @given(names, numbers, st.lists(st.text(max_size=5), max_size=3))
 def test_a_record_reads_back_equal(name, seconds, said):
-    findings = [Finding(check=text, severity=Severity.RED, message=text, value=seconds) for text in said]
+    findings = [
+        Finding(check=text, severity=Severity.RED, message=text, value=seconds) for text in said
+    ]
     identity = IDENTITY.model_copy(update={"eps_text": name})
     written = record(identity=identity, seconds=seconds, findings=findings)
     assert RunRecord.model_validate_json(written.model_dump_json(indent=2)) == written
@@ -146,13 +164,22 @@ def test_a_record_cannot_be_changed():
     ],
 )
 def test_the_worst_finding_makes_the_verdict(severities, expected):
-    assert verdict([Finding(check="x", severity=severity, message="y") for severity in severities]) == expected
+    assert (
+        verdict([Finding(check="x", severity=severity, message="y") for severity in severities])
+        == expected
+    )
 
 
 def test_the_tidy_rows_are_the_stages_and_a_final_one():
     clean, final = attack_rows(record(forwards=7, backwards=8, seconds=9.0))
     assert (clean.stage, clean.accuracy, clean.n, clean.forwards) == ("clean", 0.5, 100, 100)
-    assert (final.stage, final.accuracy, final.forwards, final.backwards, final.seconds) == ("final", 0.5, 7, 8, 9.0)
+    assert (final.stage, final.accuracy, final.forwards, final.backwards, final.seconds) == (
+        "final",
+        0.5,
+        7,
+        8,
+        9.0,
+    )
     assert {row.run for row in (clean, final)} == {IDENTITY.run_id()}
 
 
@@ -178,11 +205,16 @@ HOSTILE = [
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_stays_one_cell_of_one_line(name):
     rows = [
-        row.model_copy() for row in attack_rows(record(identity=Identity(**{**IDENTITY.model_dump(), "model": name})))
+        row.model_copy()
+        for row in attack_rows(
+            record(identity=Identity(**{**IDENTITY.model_dump(), "model": name}))
+        )
     ]
     text = to_csv(rows, AttackRow)
     assert len(text.splitlines()) == 3
-    assert [row["model"] for row in csv.DictReader(io.StringIO(text, newline=""))] == [rows[0].model] * 2
+    assert [row["model"] for row in csv.DictReader(io.StringIO(text, newline=""))] == [
+        rows[0].model
+    ] * 2
 
 
 @given(names)

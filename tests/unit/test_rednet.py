@@ -26,13 +26,21 @@ def by_hand(layer, x):
                         for v in range(-reach, reach + 1):
                             row, column = stride * i + u, stride * j + v
                             if 0 <= row < height and 0 <= column < width:
-                                y[image, c, i, j] += own[u + reach, v + reach] * x[image, c, row, column]
+                                y[image, c, i, j] += (
+                                    own[u + reach, v + reach] * x[image, c, row, column]
+                                )
     return y
 
 
 @pytest.mark.parametrize(
     ("channels", "kernel", "stride", "shape"),
-    [(32, 3, 1, (4, 5)), (4, 7, 1, (3, 3)), (4, 3, 2, (4, 6)), (4, 3, 2, (5, 3)), (2, 3, 3, (4, 4))],
+    [
+        (32, 3, 1, (4, 5)),
+        (4, 7, 1, (3, 3)),
+        (4, 3, 2, (4, 6)),
+        (4, 3, 2, (5, 3)),
+        (2, 3, 3, (4, 4)),
+    ],
 )
 @torch.no_grad()
 def test_involution_equals_a_loop_over_pixels(channels, kernel, stride, shape):
@@ -53,7 +61,9 @@ def test_channels_of_a_group_share_their_kernels():
 
 
 def test_channels_that_cannot_be_grouped_are_refused():
-    with pytest.raises(UsageError, match="expected channels of an involution that are multiples of 16, got 50"):
+    with pytest.raises(
+        UsageError, match="expected channels of an involution that are multiples of 16, got 50"
+    ):
         Involution(50, 3)
 
 
@@ -64,7 +74,9 @@ def test_parameters_are_the_published_ones_for_a_thousand_classes(depth, million
     assert round(sum(weight.numel() for weight in network.parameters()) / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize(("depth", "blocks"), [(26, (1, 2, 4, 1)), (38, (2, 3, 5, 2)), (50, (3, 4, 6, 3))])
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(26, (1, 2, 4, 1)), (38, (2, 3, 5, 2)), (50, (3, 4, 6, 3))]
+)
 def test_the_depth_counts_layers(depth, blocks):
     with torch.device("meta"):
         network = rednet.build(depth=depth)

@@ -129,8 +129,12 @@ def spoilt(images):
 def pixels(first, second=0.5):
     """Images of class 1, one row of two pixels each."""
     first = torch.as_tensor(first)
-    images = torch.stack([first, torch.as_tensor(second).expand(len(first))], dim=1).view(-1, 1, 1, 2)
-    return Dataset("pixels", images, torch.ones(len(first), dtype=torch.long), tuple(range(len(first))), 2)
+    images = torch.stack([first, torch.as_tensor(second).expand(len(first))], dim=1).view(
+        -1, 1, 1, 2
+    )
+    return Dataset(
+        "pixels", images, torch.ones(len(first), dtype=torch.long), tuple(range(len(first))), 2
+    )
 
 
 def run(model, data, folder, threat="linf:0.1", **options):
@@ -143,7 +147,8 @@ def values(found, *names):
     return [getattr(found, name).value for name in names]
 
 
-# By how much an image moves: to 0.48 (fooled, rejected), twice; to 0.54 (right, rejected); to 0.65 (right, accepted).
+# By how much an image moves: to 0.48 (fooled, rejected), twice; to 0.54 (right, rejected); to 0.65
+# (right, accepted).
 MEANS = [0.58, 0.58, 0.64, 0.75]
 
 
@@ -251,8 +256,16 @@ def test_an_attacker_would_rather_fool_the_classifier_and_be_rejected_than_fail(
 
 def test_images_that_the_classifier_gets_wrong_are_not_attacked_but_count(tmp_path):
     found = run(Wary(near), pixels([0.3, 0.46, 0.54, 0.75]), tmp_path).detection
-    assert (found.oblivious.clean, found.joint.attempts.n, found.clean_rejected_right.n) == (2, 2, 2)
-    assert values(found, "clean_rejected", "clean_rejected_right", "robust_accepted") == [0.5, 0.5, 0.25]
+    assert (found.oblivious.clean, found.joint.attempts.n, found.clean_rejected_right.n) == (
+        2,
+        2,
+        2,
+    )
+    assert values(found, "clean_rejected", "clean_rejected_right", "robust_accepted") == [
+        0.5,
+        0.5,
+        0.25,
+    ]
     assert found.robust_handled.value == 0.5  # the first is wrong, the third is moved to 0.44
 
 
@@ -362,12 +375,17 @@ def test_no_lower_threshold_would_do(clean, attacked, percent):
     low, high = torch.tensor(clean), torch.tensor(attacked)
     allowed = [level for level in clean if 100 * int((low > level).sum()) <= percent * len(clean)]
     found = caught(low, high, percent)
-    assert (found.n, found.value) == (len(attacked), pytest.approx((high > min(allowed)).double().mean().item()))
+    assert (found.n, found.value) == (
+        len(attacked),
+        pytest.approx((high > min(allowed)).double().mean().item()),
+    )
 
 
 def test_without_scores_on_either_side_nothing_is_said():
     none, one = torch.tensor([]), torch.tensor([1.0])
-    assert [auc(none, one), auc(one, none), caught(none, one, 5), caught(one, none, 5)] == [None] * 4
+    assert [auc(none, one), auc(one, none), caught(none, one, 5), caught(one, none, 5)] == [
+        None
+    ] * 4
 
 
 def test_the_terminal_says_what_is_rejected_and_what_is_caught(perfect):

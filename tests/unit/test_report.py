@@ -29,8 +29,38 @@ from robustbench_kd.core.rundir import EXAMPLES, RECORD, run_folder, write_recor
 from robustbench_kd.core.text import printable
 
 ELEMENTS = {
-    *("html", "head", "meta", "title", "style", "body", "main", "script", "section", "nav", "div", "span", "details"),
-    *("summary", "h1", "h2", "h3", "p", "a", "b", "i", "br", "small", "code", "ul", "li", "figure", "figcaption"),
+    *(
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "main",
+        "script",
+        "section",
+        "nav",
+        "div",
+        "span",
+        "details",
+    ),
+    *(
+        "summary",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "a",
+        "b",
+        "i",
+        "br",
+        "small",
+        "code",
+        "ul",
+        "li",
+        "figure",
+        "figcaption",
+    ),
     *("table", "thead", "tbody", "tr", "th", "td", "button"),
     *("svg", "g", "path", "use", "defs", "clippath", "rect", "text"),
 }
@@ -74,7 +104,10 @@ def texts(svg):
 
 def planted(folder):
     """Stores two models at two radii, one of them with a name that needs escaping."""
-    for eps, text, broken in ((8 / 255, "8/255", range(20, 60)), (16 / 255, "16/255", range(10, 100))):
+    for eps, text, broken in (
+        (8 / 255, "8/255", range(20, 60)),
+        (16 / 255, "16/255", range(10, 100)),
+    ):
         weak = Planted(wrong=frozenset(range(10)), broken=frozenset(broken))
         store(folder, weak, model="a<b", eps=eps, eps_text=text)
         store(folder, Planted(broken=frozenset(broken)), model="net", eps=eps, eps_text=text)
@@ -131,7 +164,9 @@ def test_equal_runs_give_equal_bytes(kept, page):
         f"sys.stdout.buffer.write(render(read_report(Path({str(kept)!r}))).encode())"
     )
     environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)}
-    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, check=True
+    )
     assert told.stdout.decode() == page == rendered(kept)
 
 
@@ -151,17 +186,22 @@ def hostile_run(name, number, eps):
     everything = " ".join(HOSTILE)
     shared = dict.fromkeys(("dataset", "suite", "engine"), everything)
     own = dict.fromkeys(("family", "architecture", "normalisation", "device"), name)
-    finding = Finding(check=name, severity=Severity.RED, message=name, advice=name, value=1.0, threshold=2.0)
+    finding = Finding(
+        check=name, severity=Severity.RED, message=name, advice=name, value=1.0, threshold=2.0
+    )
     stages = [("clean", 0.9), (everything, 0.8), (name, 0.5)]
     changes = {
         "findings": [finding],
         "environment": {name: name},
         "run_id": f"{number}-{name}",
         "stages": [
-            Stage(stage=one, accuracy=accuracy(left), forwards=1, backwards=0, seconds=1) for one, left in stages
+            Stage(stage=one, accuracy=accuracy(left), forwards=1, backwards=0, seconds=1)
+            for one, left in stages
         ],
     }
-    record = adaptive(name, **shared, **own, versions={name: name}, eps=eps, eps_text=f"{eps} {everything}")
+    record = adaptive(
+        name, **shared, **own, versions={name: name}, eps=eps, eps_text=f"{eps} {everything}"
+    )
     return record.model_copy(update=changes)
 
 
@@ -169,11 +209,15 @@ def test_no_hostile_name_is_taken_for_markup(tmp_path):
     names = [name for name in HOSTILE if name]
     for number, name in enumerate(names):
         for eps in (0.1, 0.2):
-            write_record(tmp_path / "hostile" / f"{number}-{eps}", hostile_run(name, number, eps), [])
+            write_record(
+                tmp_path / "hostile" / f"{number}-{eps}", hostile_run(name, number, eps), []
+            )
     page = Page(rendered(tmp_path))
     assert {tag for tag, _ in page.elements} <= ELEMENTS
     assert page.count("script") == 1
-    assert not any(attribute.startswith("on") for _, attributes in page.elements for attribute in attributes)
+    assert not any(
+        attribute.startswith("on") for _, attributes in page.elements for attribute in attributes
+    )
     assert {c for c in page.text if not c.isprintable()} <= {"\n"}
     for name in names:
         assert page.text.count(printable(name)) >= 10, name
@@ -232,9 +276,16 @@ def test_many_runs_make_no_more_figures_and_no_longer_ones(tmp_path):
 
 
 def test_findings_stand_once_with_their_models_and_advice_the_worst_first(tmp_path):
-    yellow = Finding(check="noise", severity=Severity.YELLOW, message="it varies", advice="run it again")
+    yellow = Finding(
+        check="noise", severity=Severity.YELLOW, message="it varies", advice="run it again"
+    )
     noisy = adaptive("b", 0.9, 0.9).model_copy(update={"findings": [yellow]})
-    for record in (adaptive("a", 0.9, 0.9).model_copy(update={"findings": []}), noisy, adaptive("c"), adaptive("d")):
+    for record in (
+        adaptive("a", 0.9, 0.9).model_copy(update={"findings": []}),
+        noisy,
+        adaptive("c"),
+        adaptive("d"),
+    ):
         put(tmp_path, record)
     remarks = [remark for section in read_report(tmp_path).sections for remark in section.remarks]
     assert [(remark.finding.check, remark.models) for remark in remarks] == [
@@ -266,7 +317,10 @@ def test_somebody_is_best_and_beats_whoever_is_not(points):
     assert front
     for x, y in points:
         assert (x, y) in front or any(a >= x and b >= y for a, b in front)
-        assert not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points) or (x, y) not in front
+        assert (
+            not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
+            or (x, y) not in front
+        )
 
 
 def parts(picture_of, records, monkeypatch):
@@ -280,11 +334,18 @@ def parts(picture_of, records, monkeypatch):
 def test_what_attacks_took_and_what_stands_is_everything(monkeypatch):
     picture, (row,) = parts(losses, [run(robust=0.5, clean=0.9)], monkeypatch)
     assert row.parts == pytest.approx((50, 0, 40, 10))
-    assert [label for _, label in picture.keys] == ["stands", "apgd-ce", "square", "wrong before any attack"]
+    assert [label for _, label in picture.keys] == [
+        "stands",
+        "apgd-ce",
+        "square",
+        "wrong before any attack",
+    ]
 
 
 def test_the_expected_accuracy_of_a_randomized_defence_stands(monkeypatch):
-    _, (row,) = parts(losses, [run(robust=0.5).model_copy(update={"robust": accuracy(0.45)})], monkeypatch)
+    _, (row,) = parts(
+        losses, [run(robust=0.5).model_copy(update={"robust": accuracy(0.45)})], monkeypatch
+    )
     assert row.parts[0] == pytest.approx(45)
     assert sum(row.parts) == pytest.approx(100)
 
@@ -307,7 +368,12 @@ def staged(names):
 def test_attacks_on_one_surface_are_one_part(monkeypatch):
     record = staged(["clean", "apgd-ce", "bare:apgd-ce", "bare:apgd-t"])
     picture, (row,) = parts(losses, [record], monkeypatch)
-    assert [label for _, label in picture.keys] == ["stands", "apgd-ce", "on bare", "wrong before any attack"]
+    assert [label for _, label in picture.keys] == [
+        "stands",
+        "apgd-ce",
+        "on bare",
+        "wrong before any attack",
+    ]
     assert row.parts == pytest.approx((80, 10, 5, 5))
 
 
@@ -321,7 +387,10 @@ def test_more_attacks_than_colours_share_one(monkeypatch, picture_of):
 
 
 def test_few_points_all_have_names_and_many_only_the_best():
-    points = [Point(f"net-{n}", accuracy(0.5 + 0.02 * n), accuracy(0.3 + 0.02 * n), best=n == 11) for n in range(12)]
+    points = [
+        Point(f"net-{n}", accuracy(0.5 + 0.02 * n), accuracy(0.3 + 0.02 * n), best=n == 11)
+        for n in range(12)
+    ]
     named = [text for text in texts(figures.scatter(points)) if text.startswith("net")]
     assert named == ["net-11"]
     few = [text for text in texts(figures.scatter(points[:4])) if text.startswith("net")]
@@ -350,7 +419,9 @@ def at(eps, text, robust, model="net", **identity):
 
 def test_models_at_several_radii_have_a_curve_from_their_clean_accuracy(monkeypatch):
     seen = []
-    monkeypatch.setattr(figures, "curves", lambda shown, norm: seen.append((list(shown), norm)) or "<svg/>")
+    monkeypatch.setattr(
+        figures, "curves", lambda shown, norm: seen.append((list(shown), norm)) or "<svg/>"
+    )
     records = [at(0.2, "0.2", 0.3), at(0.1, "1/10", 0.6), at(0.1, "1/10", 0.5, model="alone")]
     (found,) = security(records)
     ((curve,), norm) = seen[0]
@@ -363,18 +434,29 @@ def test_models_at_several_radii_have_a_curve_from_their_clean_accuracy(monkeypa
 def test_of_several_seeds_the_lowest_accuracy_counts(monkeypatch):
     seen = []
     monkeypatch.setattr(figures, "curves", lambda shown, _: seen.append(list(shown)) or "<svg/>")
-    security([at(0.1, "0.1", 0.6), at(0.1, "0.1", 0.5, seed=1), at(0.1, "0.1", 0.7, seed=2), at(0.2, "0.2", 0.3)])
+    security(
+        [
+            at(0.1, "0.1", 0.6),
+            at(0.1, "0.1", 0.5, seed=1),
+            at(0.1, "0.1", 0.7, seed=2),
+            at(0.2, "0.2", 0.3),
+        ]
+    )
     assert [one.value for one in seen[0][0].accuracies] == [0.9, 0.5, 0.3]
 
 
-@pytest.mark.parametrize("other", [{"norm": "l2"}, {"suite": "plus"}, {"mode": "fast"}, {"checkpoint_sha256": "1"}])
+@pytest.mark.parametrize(
+    "other", [{"norm": "l2"}, {"suite": "plus"}, {"mode": "fast"}, {"checkpoint_sha256": "1"}]
+)
 def test_no_curve_joins_what_differs_in_more_than_the_radius(other):
     assert security([at(0.1, "0.1", 0.6), at(0.2, "0.2", 0.3, **other)]) == []
 
 
 def test_a_curve_that_stays_above_zero_is_a_warning():
     (found,) = security([at(0.1, "0.1", 0.6), at(0.2, "0.2", 0.3)])
-    assert found.warning.startswith("net has 30.0 % at 0.2, the largest radius here. A curve has to reach zero")
+    assert found.warning.startswith(
+        "net has 30.0 % at 0.2, the largest radius here. A curve has to reach zero"
+    )
 
 
 def test_a_curve_that_reaches_zero_is_none():
@@ -383,7 +465,9 @@ def test_a_curve_that_reaches_zero_is_none():
 
 
 def test_more_models_than_colours_show_the_best():
-    records = [at(eps, str(eps), 0.5 - eps, model=f"net-{n:02d}") for n in range(12) for eps in (0.1, 0.2)]
+    records = [
+        at(eps, str(eps), 0.5 - eps, model=f"net-{n:02d}") for n in range(12) for eps in (0.1, 0.2)
+    ]
     (found,) = security(records)
     assert len(found.picture.keys) == figures.SERIES
     assert "The 8 best of 12 models." in found.picture.caption
@@ -429,12 +513,17 @@ def parsed(command):
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name])
 def test_a_repeated_run_asks_the_same_question(name):
-    identity = run(name, suite="apgd-ce,square", engine="native", seed=7, device="cuda", batch_size=32).identity
+    identity = run(
+        name, suite="apgd-ce,square", engine="native", seed=7, device="cuda", batch_size=32
+    ).identity
     options = parsed(" ".join(repetition(identity).command))
     assert options["targets"] == (CHECKPOINT,)
     assert options["name"] == identity.model
     assert options["threats"] == ("linf:0.2",)
-    known = {name: options[name] for name in ("dataset", "examples", "suite", "engine", "seed", "device", "batch_size")}
+    known = {
+        name: options[name]
+        for name in ("dataset", "examples", "suite", "engine", "seed", "device", "batch_size")
+    }
     assert known == {
         "dataset": "digits",
         "examples": "200",
@@ -451,8 +540,18 @@ def test_a_repeated_run_asks_the_same_question(name):
     [
         ("native", "fp32+fold", "exact", []),
         ("native", "fp32", "exact", ["--no-fold"]),
-        ("native", "bf16+fold+channels-last", "fast", ["--mode fast", "--precision bf16", "--channels-last"]),
-        ("native", "fp32+fold+compile", "until robust>=0.45", ["--until-decided 'robust>=0.45'", "--compile"]),
+        (
+            "native",
+            "bf16+fold+channels-last",
+            "fast",
+            ["--mode fast", "--precision bf16", "--channels-last"],
+        ),
+        (
+            "native",
+            "fp32+fold+compile",
+            "until robust>=0.45",
+            ["--until-decided 'robust>=0.45'", "--compile"],
+        ),
         ("autoattack", "fp32", "exact", []),
     ],
 )
@@ -468,10 +567,14 @@ def test_a_batch_size_that_means_nothing_is_left_out():
 
 
 def test_what_a_record_does_not_know_is_said():
-    identity = run(architecture="small_cnn classes=10 width=6", checkpoint_sha256="ab" * 32).identity
+    identity = run(
+        architecture="small_cnn classes=10 width=6", checkpoint_sha256="ab" * 32
+    ).identity
     hint = repetition(identity).hint
     assert "sha256 abababababababab..." in hint
-    assert hint.endswith("--arch small_cnn --arch-arg classes=10 --arch-arg width=6 --normalisation none.")
+    assert hint.endswith(
+        "--arch small_cnn --arch-arg classes=10 --arch-arg width=6 --normalisation none."
+    )
 
 
 def test_what_a_curve_carried_and_what_an_adaptive_suite_was_given_is_said():
@@ -509,7 +612,9 @@ def test_many_lost_images_are_counted(tmp_path):
     assert flip.lost.endswith("28, 29 and 10 more")
 
 
-@pytest.mark.parametrize("other", [{"eps": 0.1, "eps_text": "0.1"}, {"model": "other"}, {"data_fingerprint": "x"}])
+@pytest.mark.parametrize(
+    "other", [{"eps": 0.1, "eps_text": "0.1"}, {"model": "other"}, {"data_fingerprint": "x"}]
+)
 def test_what_is_not_comparable_is_named_and_not_compared(tmp_path, other):
     store(tmp_path / "before", **{"model": "net"} | other)
     store(tmp_path / "after", model="net")
@@ -528,7 +633,9 @@ def test_a_baseline_of_other_labels_is_not_compared(tmp_path):
     (folder / EXAMPLES).write_text(to_text([rows[0]._replace(label=9), *rows[1:]]))
     flips = read_flips(tmp_path / "after", tmp_path / "before")
     assert flips.changes == ()
-    assert flips.left_out == ("net is not comparable: the same data, but other indices or labels in examples.csv",)
+    assert flips.left_out == (
+        "net is not comparable: the same data, but other indices or labels in examples.csv",
+    )
 
 
 def test_a_damaged_baseline_run_is_named(tmp_path):
@@ -548,5 +655,10 @@ def test_a_baseline_that_is_not_there_is_an_error(tmp_path):
 
 def test_a_record_with_unequal_stages_is_drawn(tmp_path):
     put(tmp_path, staged(["clean", "apgd-ce"]))
-    put(tmp_path, staged(["clean", "apgd-ce", "bare:apgd-t", "square"]).model_copy(update={"run_id": "other"}))
+    put(
+        tmp_path,
+        staged(["clean", "apgd-ce", "bare:apgd-t", "square"]).model_copy(
+            update={"run_id": "other"}
+        ),
+    )
     assert Page(rendered(tmp_path)).text.count("on bare") == 2

@@ -44,7 +44,9 @@ def test_where_memory_ends_the_batch_is_halved_and_nothing_else_changes(tmp_path
     assert (outcome.folder / EXAMPLES).read_text() == expected
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
 def test_other_ways_to_run_out_of_memory_are_known(error, tmp_path):
     tight = Failing(linear(), error, most=3)
     record = evaluate(request(tight, images_for(linear(), n=4, shape=(1, 8, 8))), tmp_path).record
@@ -77,7 +79,9 @@ def test_an_interrupted_run_says_so_and_resumes_to_the_same_verdicts(after, tmp_
     data = images_for(model, wrong=2)
     options = {"suite": "apgd-ce,square", "batch_size": 8}
     with pytest.raises(KeyboardInterrupt):
-        evaluate(request(Failing(model, KeyboardInterrupt(), after=after), data, **options), tmp_path)
+        evaluate(
+            request(Failing(model, KeyboardInterrupt(), after=after), data, **options), tmp_path
+        )
     (folder,) = tmp_path.glob("*/*")
     record = json.loads((folder / RECORD).read_text())
     assert (record["status"], record["robust"], record["verdict"]) == ("interrupted", None, None)
@@ -103,7 +107,9 @@ def test_an_interrupted_record_lists_only_the_stages_that_are_done(tmp_path):
 def test_what_was_decided_before_an_interruption_is_not_computed_again(tmp_path):
     model = conv()
     data = images_for(model)
-    whole, first, second = (Failing(model, KeyboardInterrupt(), after=after) for after in (10**9, 40, 10**9))
+    whole, first, second = (
+        Failing(model, KeyboardInterrupt(), after=after) for after in (10**9, 40, 10**9)
+    )
     evaluate(request(whole, data, batch_size=8), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         evaluate(request(first, data, batch_size=8), tmp_path)
@@ -137,7 +143,9 @@ def test_fresh_forgets_an_unfinished_run(tmp_path):
     model = conv()
     data = images_for(model)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(request(Failing(model, KeyboardInterrupt(), after=40), data, batch_size=8), tmp_path)
+        evaluate(
+            request(Failing(model, KeyboardInterrupt(), after=40), data, batch_size=8), tmp_path
+        )
     counted = Failing(model, KeyboardInterrupt())
     evaluate(request(counted, data, batch_size=8), tmp_path, fresh=True)
     whole = Failing(model, KeyboardInterrupt())

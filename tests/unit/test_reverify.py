@@ -16,7 +16,9 @@ from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.reverify.reverify import Means, verify
 from robustbench_kd.tensors.stored_images import read, write
 
-SHORT = {"budget": {"apgd-ce": {"steps": 8}, "apgd-margin": {"steps": 8}, "square": {"queries": 20}}}
+SHORT = {
+    "budget": {"apgd-ce": {"steps": 8}, "apgd-margin": {"steps": 8}, "square": {"queries": 20}}
+}
 CPU = torch.device("cpu")
 
 
@@ -32,7 +34,9 @@ class Refusing(nn.Module):
     def forward(self, images):
         logits = self.network(images)
         bright = images.flatten(1).mean(dim=1, keepdim=True) > 0.505
-        return torch.cat([logits, torch.where(bright, 1.0, -1.0) + logits.amax(dim=1, keepdim=True)], dim=1)
+        return torch.cat(
+            [logits, torch.where(bright, 1.0, -1.0) + logits.amax(dim=1, keepdim=True)], dim=1
+        )
 
 
 class Other(nn.Module):
@@ -60,7 +64,9 @@ def evaluated(kind, results, *, engine="native", suite="apgd-ce", n=10, threat="
     model = defence(kind)
     data = images_for(conv(), n=n, wrong=1)
     short = replace(parse_suite(suite), budgets=SHORT)
-    asked = replace(request(model, data, threat=threat, engine=engine, saves=True, batch_size=4), suite=short)
+    asked = replace(
+        request(model, data, threat=threat, engine=engine, saves=True, batch_size=4), suite=short
+    )
     return asked, evaluate(asked, results)
 
 
@@ -102,7 +108,10 @@ def test_adaptive_stages_keep_their_images(tmp_path):
 def test_a_clean_image_in_place_of_the_worst_one_is_caught_in_spite_of_chance(tmp_path, kind):
     asked, outcome = evaluated(kind, tmp_path)
     stored = read(outcome.folder / ADVERSARIAL)
-    write(outcome.folder / ADVERSARIAL, replace(stored, images=np.r_[stored.originals, stored.images[8:]]))
+    write(
+        outcome.folder / ADVERSARIAL,
+        replace(stored, images=np.r_[stored.originals, stored.images[8:]]),
+    )
     assert "errors" in failing(checked(asked, outcome))
 
 
@@ -114,7 +123,9 @@ def test_edited_shares_are_caught(tmp_path, kind, column):
     rows = list(csv.DictReader(path.read_text().splitlines()))
     rows[3][column] = str(float(float(rows[3][column]) < 0.5))
     path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
-    assert failing(checked(asked, outcome)) >= {"clean answers" if column == "clean_wrong" else "robust accuracy"}
+    assert failing(checked(asked, outcome)) >= {
+        "clean answers" if column == "clean_wrong" else "robust accuracy"
+    }
 
 
 @pytest.mark.parametrize("text", ["", "index,clean_wrong,wrong\n1,x,0\n", "index\n1,2,3,4\n", "\0"])
@@ -138,7 +149,10 @@ def test_what_rounding_decides_is_said_and_no_failure(tmp_path):
     checks = verify(outcome.folder, outcome.record, data, swapped, Means(CPU))
     assert failing(checks) == set()
     (clean,) = (check for check in checks if check.name == "clean answers")
-    assert clean.found == "0 of 6 as recorded, 6 others by rounding (100, 101, 102, 103, 104 and 1 more)"
+    assert (
+        clean.found
+        == "0 of 6 as recorded, 6 others by rounding (100, 101, 102, 103, 104 and 1 more)"
+    )
 
 
 def test_what_rounding_cannot_explain_is_a_failure(tmp_path):

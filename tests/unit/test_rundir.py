@@ -54,7 +54,12 @@ def record(status="complete"):
     )
     accuracy = Accuracy(value=1.0, n=1, ci_low=0.2, ci_high=1.0)
     return RunRecord(
-        run_id=identity.run_id(), status=status, identity=identity, protocol_hash="0", clean=accuracy, robust=accuracy
+        run_id=identity.run_id(),
+        status=status,
+        identity=identity,
+        protocol_hash="0",
+        clean=accuracy,
+        robust=accuracy,
     )
 
 
@@ -99,14 +104,19 @@ def test_writing_replaces_a_file_and_leaves_nothing_beside_it(tmp_path):
 def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path, full_disk):
     path = tmp_path / "file.txt"
     write_text(path, "old")
-    with full_disk(1000), pytest.raises(RecordError, match=r"cannot write .*file\.txt': File too large; free space"):
+    with (
+        full_disk(1000),
+        pytest.raises(RecordError, match=r"cannot write .*file\.txt': File too large; free space"),
+    ):
         write_text(path, "new" * 1000)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file.txt"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_leaves_neither_half_a_file_nor_a_temporary_one(tmp_path, monkeypatch, error):
+def test_an_interruption_leaves_neither_half_a_file_nor_a_temporary_one(
+    tmp_path, monkeypatch, error
+):
     def stop(_):
         raise error
 
@@ -169,7 +179,9 @@ def test_an_interrupted_run_is_no_stored_one(tmp_path):
 )
 def test_a_damaged_record_is_named_with_what_is_wrong_and_what_to_do(tmp_path, content, said):
     (tmp_path / RECORD).write_bytes(content)
-    with pytest.raises(RecordError, match=f"run.json' is not a run record: {said}.*delete it and run again") as caught:
+    with pytest.raises(
+        RecordError, match=f"run.json' is not a run record: {said}.*delete it and run again"
+    ) as caught:
         read_record(tmp_path / RECORD)
     assert "\n" not in str(caught.value)
 
@@ -180,7 +192,13 @@ def test_a_missing_record_is_named(tmp_path):
 
 
 @given(
-    st.lists(st.builds(Pair, first=st.text().filter(str.isprintable), second=st.none() | st.floats(allow_nan=False)))
+    st.lists(
+        st.builds(
+            Pair,
+            first=st.text().filter(str.isprintable),
+            second=st.none() | st.floats(allow_nan=False),
+        )
+    )
 )
 def test_csv_reads_back(rows):
     read = list(csv.DictReader(io.StringIO(to_csv(rows, Pair), newline="")))

@@ -45,7 +45,9 @@ def evaluate(search, wanted, attack=CE):
 
 
 def losses(answers):
-    return torch.stack([nn.functional.cross_entropy(logits, LABELS, reduction="none") for logits in answers])
+    return torch.stack(
+        [nn.functional.cross_entropy(logits, LABELS, reduction="none") for logits in answers]
+    )
 
 
 def gradient_of(mean):
@@ -73,7 +75,10 @@ def test_the_answers_of_a_plain_model_are_no_copy(wanted):
 
 @pytest.mark.parametrize(
     ("weights", "mean"),
-    [(None, lambda parts: parts.mean(dim=0)), (WEIGHTS, lambda parts: torch.tensordot(WEIGHTS, parts, dims=1))],
+    [
+        (None, lambda parts: parts.mean(dim=0)),
+        (WEIGHTS, lambda parts: torch.tensordot(WEIGHTS, parts, dims=1)),
+    ],
 )
 @pytest.mark.parametrize("wanted", [EVERY, MOST, FEW, NONE])
 def test_several_answers_count_by_their_weights(wanted, weights, mean):
@@ -105,7 +110,9 @@ def test_every_value_of_an_attack_has_its_own_gradient(wanted):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "backwards"), [(EVERY, N), (MOST, N), (FEW, 2), (NONE, 0)], ids=["every", "most", "few", "none"]
+    ("wanted", "backwards"),
+    [(EVERY, N), (MOST, N), (FEW, 2), (NONE, 0)],
+    ids=["every", "most", "few", "none"],
 )
 @pytest.mark.parametrize("passes", [1, 5])
 def test_it_counts_the_passes_that_a_network_makes(wanted, backwards, passes):
@@ -140,7 +147,13 @@ def test_a_key_of_some_rows_draws_what_those_rows_draw():
 def test_a_check_beside_gradients_moves_a_point_by_nothing_but_its_own_pull(norm):
     """FAB believes that rows which wanted no gradient find zeros."""
     attack = Fab(targeted=True)
-    rows = Rows(IMAGES, plain(IMAGES, KEY).argmax(dim=1), plain(IMAGES, KEY).detach(), IDS, torch.zeros_like(IDS))
+    rows = Rows(
+        IMAGES,
+        plain(IMAGES, KEY).argmax(dim=1),
+        plain(IMAGES, KEY).detach(),
+        IDS,
+        torch.zeros_like(IDS),
+    )
     state = attack.start(rows, Threat.parse(f"{norm.value}:0.1"), 0)
     state.checking[4:] = True
     reply = Search(plain).evaluate(IMAGES, KEY, MOST, state, attack)

@@ -24,13 +24,18 @@ CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 
 def entry(stage, *indices):
     return Entry(
-        stage=stage, decisions=[Decision(index=index, broken=True, prediction=0, margin=-1) for index in indices]
+        stage=stage,
+        decisions=[
+            Decision(index=index, broken=True, prediction=0, margin=-1) for index in indices
+        ],
     )
 
 
 def written(record, folder):
     """What must not depend on how the work was divided."""
-    files = {name: (folder / name).read_text() for name in (EXAMPLES, DRAWS) if (folder / name).exists()}
+    files = {
+        name: (folder / name).read_text() for name in (EXAMPLES, DRAWS) if (folder / name).exists()
+    }
     stages = [(stage.stage, stage.accuracy) for stage in record.stages]
     return record.run_id, files, stages, record.findings, record.robust, record.detection
 
@@ -72,7 +77,11 @@ def test_shards_write_files_of_their_own_and_know_what_all_say(tmp_path):
         first.append(entry("clean", 2))
         second.append(entry("clean", 3))
     with Ledger(path) as ledger:
-        assert {decision.index for kept in ledger.entries for decision in kept.decisions} == {1, 2, 3}
+        assert {decision.index for kept in ledger.entries for decision in kept.decisions} == {
+            1,
+            2,
+            3,
+        }
         ledger.remove()
     assert not list(tmp_path.iterdir())
 
@@ -99,11 +108,18 @@ def test_a_ledger_that_is_lent_learns_what_shards_wrote(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "probes"), [(1, False), (2, False), (5, False), pytest.param(3, True, marks=pytest.mark.slow)]
+    ("count", "probes"),
+    [(1, False), (2, False), (5, False), pytest.param(3, True, marks=pytest.mark.slow)],
 )
 def test_merged_shards_give_the_files_of_one_process(count, probes, tmp_path):
     model = conv()
-    asked = request(model, images_for(model, wrong=4), suite="apgd-ce,apgd-dlr", threat="linf:0.02", probes=probes)
+    asked = request(
+        model,
+        images_for(model, wrong=4),
+        suite="apgd-ce,apgd-dlr",
+        threat="linf:0.02",
+        probes=probes,
+    )
     expected = at_once(asked, tmp_path / "whole")
     assert in_parts(asked, tmp_path / "parts", count) == expected
     assert not list(tmp_path.rglob("ledger*")) + list(tmp_path.rglob(JOB))
@@ -180,7 +196,10 @@ def test_a_merged_run_is_merged_once_and_left_alone_afterwards(tmp_path):
     ("options", "why"),
     [
         ({"engine": "autoattack"}, "which images share a batch: use --engine native"),
-        ({"suite": "fast"}, "samples among all survivors, which no part of them knows: use --mode exact"),
+        (
+            {"suite": "fast"},
+            "samples among all survivors, which no part of them knows: use --mode exact",
+        ),
         ({"at_least": 0.5}, "taken one after the other say so: use one worker"),
         ({"saves": True}, "shards keep no images by themselves"),
     ],

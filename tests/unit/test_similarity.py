@@ -21,7 +21,16 @@ from robustbench_kd.similarity import retained_robustness as retained
 from robustbench_kd.similarity.bootstrap import Series, summarise
 from robustbench_kd.similarity.compare import Comparison, compare, flops, fool
 from robustbench_kd.similarity.gradcam import gradcam, last_map
-from robustbench_kd.similarity.transformations import DOMAINS, INVARIANCES, blur, colour, crop, edges, negative, noise
+from robustbench_kd.similarity.transformations import (
+    DOMAINS,
+    INVARIANCES,
+    blur,
+    colour,
+    crop,
+    edges,
+    negative,
+    noise,
+)
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.geometry import inside
 
@@ -65,7 +74,9 @@ def asked(*networks, n=20, threat=LINF, batch_size=250):
 
 def means(series):
     return {
-        (one.measure, one.place): (one.values.sum() / one.weights.sum()).item() for one in series if one.weights.any()
+        (one.measure, one.place): (one.values.sum() / one.weights.sum()).item()
+        for one in series
+        if one.weights.any()
     }
 
 
@@ -77,7 +88,11 @@ def test_a_copy_of_the_teacher_has_everything_of_it():
     for name in ("", " on noise", " on blur", " on edges", " on negatives"):
         assert found[f"teacher's answer{name}", 1] == 1
         assert found[f"teacher's answer{name}", 2] < 1
-    for name in ("fooled by attacks on the teacher", "attacks on it fool the teacher", "gradient cosine"):
+    for name in (
+        "fooled by attacks on the teacher",
+        "attacks on it fool the teacher",
+        "gradient cosine",
+    ):
         assert found[name, 1] == pytest.approx(1)
         assert found[name, 2] < 1
     assert found["gradient distance", 1] == 0 < found["gradient distance", 2]
@@ -113,7 +128,8 @@ def test_measures_are_those_of_the_definition():
 def test_only_attacks_that_work_on_their_own_network_count():
     calm = linear()
     calm.bias.data[3] += 60  # it never changes its answer, but its gradient is not quite zero
-    wide = Threat.parse("linf:0.5")  # far enough to change the student's answers by attacks on anybody
+    # Far enough to change the student's answers by attacks on anybody.
+    wide = Threat.parse("linf:0.5")
     series = {(one.measure, one.place): one for one in compare(asked(calm, other(), threat=wide))}
     assert not series["fooled by attacks on the teacher", 1].weights.any()
     assert not series["fooled by attacks on the teacher", 1].values.any()
@@ -136,7 +152,10 @@ def test_networks_without_feature_maps_have_no_attention():
 
 def test_progress_is_told():
     told = []
-    compare(asked(linear(), linear(), n=10, batch_size=4), lambda done, whole: told.append((done, whole)))
+    compare(
+        asked(linear(), linear(), n=10, batch_size=4),
+        lambda done, whole: told.append((done, whole)),
+    )
     assert told == [(4, 10), (8, 10), (10, 10)]
 
 
@@ -144,7 +163,12 @@ def test_progress_is_told():
     ("network", "threat", "error", "message"),
     [
         (linear(), "l1:1", UsageError, "expected linf or l2"),
-        (three_classes(), "linf:0.1", UsageError, "'net-1' tells 3 classes apart, the data set has 10"),
+        (
+            three_classes(),
+            "linf:0.1",
+            UsageError,
+            "'net-1' tells 3 classes apart, the data set has 10",
+        ),
         (detached(), "linf:0.1", ModelError, "'net-1' cannot be compared, as it gives no gradient"),
     ],
 )
@@ -177,7 +201,9 @@ def test_the_transferred_attack_climbs_and_stays_inside(threat):
 
     moved = fool(slope, x, ball)
     assert inside(moved, x, ball.eps, ball.norm).all()
-    before, after = (nn.functional.cross_entropy(network(z), labels, reduction="none") for z in (x, moved))
+    before, after = (
+        nn.functional.cross_entropy(network(z), labels, reduction="none") for z in (x, moved)
+    )
     assert (after > before).all()
 
 
@@ -285,7 +311,9 @@ def test_known_changes():
     step[..., 3:] = 0.5
     assert torch.equal(edges(step, ids[:1], 0)[0, 0, 0], torch.tensor([0.0, 0, 1, 1, 0, 0]))
     middle = torch.full((200, 1, 8, 8), 0.5)
-    assert (noise(middle, torch.arange(200), 0) - middle).std().item() == pytest.approx(0.1, rel=0.03)
+    assert (noise(middle, torch.arange(200), 0) - middle).std().item() == pytest.approx(
+        0.1, rel=0.03
+    )
 
 
 # Series and intervals
@@ -293,7 +321,9 @@ def test_known_changes():
 
 def series(values, place=0, *, weights=None, share=False, measure="m"):
     kept = torch.tensor(values, dtype=torch.float64)
-    return Series(measure, place, kept, torch.ones_like(kept) if weights is None else weights, share)
+    return Series(
+        measure, place, kept, torch.ones_like(kept) if weights is None else weights, share
+    )
 
 
 NAMES = [("T", "teacher"), ("S", "student"), ("I", "independent")]
@@ -366,17 +396,28 @@ def test_an_interval_lies_within_the_values(values):
 def test_robustness_retained_is_read_from_runs_of_both(tmp_path):
     store(tmp_path, planted(100, robust=80, wrong=5), model="T", checkpoint_sha256="t")
     store(tmp_path, planted(100, robust=60, wrong=5), model="S", checkpoint_sha256="s")
-    store(tmp_path, planted(100, robust=40, wrong=5), model="S", checkpoint_sha256="s", suite="other")
-    networks = (subject(linear(), sha="t", parameters=2_000_000), subject(linear(), sha="s", parameters=500_000))
+    store(
+        tmp_path, planted(100, robust=40, wrong=5), model="S", checkpoint_sha256="s", suite="other"
+    )
+    networks = (
+        subject(linear(), sha="t", parameters=2_000_000),
+        subject(linear(), sha="s", parameters=500_000),
+    )
     (found,) = retained.protocols(tmp_path, networks)
     assert found.name == "linf 8/255, standard by autoattack, 100 examples"
     rows = {
         (row.measure, row.role): row
-        for row in summed(*retained.series(found, [one.parameters for one in networks], [10**9, 5 * 10**8]))
+        for row in summed(
+            *retained.series(found, [one.parameters for one in networks], [10**9, 5 * 10**8])
+        )
     }
     assert rows["robust accuracy", "teacher"].value == 0.8
     assert rows["robustness retained", "student"].value == pytest.approx(0.75)
-    assert rows["robustness retained", "student"].ci_low < 0.75 < rows["robustness retained", "student"].ci_high
+    assert (
+        rows["robustness retained", "student"].ci_low
+        < 0.75
+        < rows["robustness retained", "student"].ci_high
+    )
     assert rows["robust accuracy per million parameters", "student"].value == pytest.approx(1.2)
     assert rows["robust accuracy per GFLOP", "student"].value == pytest.approx(1.2)
     assert rows["robust accuracy per GFLOP", "teacher"].value == pytest.approx(0.8)
@@ -405,7 +446,9 @@ def test_the_newest_of_several_runs_counts(tmp_path):
         content = json.loads(path.read_text())
         content["environment"] = {"created": f"2026-01-0{2 - seed}T00:00:00+00:00"}
         path.write_text(json.dumps(content))
-    (found,) = retained.protocols(tmp_path, (subject(linear(), sha="t"), subject(linear(), sha="s")))
+    (found,) = retained.protocols(
+        tmp_path, (subject(linear(), sha="t"), subject(linear(), sha="s"))
+    )
     assert found.robust[1].sum() == 50
 
 

@@ -10,8 +10,15 @@ from torch import nn
 from torch.nn import functional
 
 from robustbench_kd.core.errors import UsageError
-from robustbench_kd.engine.passes.speedups import Levers, reduced, searched
-from robustbench_kd.models import cifar_resnet, mobilenet_v2, preact_resnet, resnet, small_cnn, wide_resnet
+from robustbench_kd.engine.passes.speedups import Speedups, reduced, searched
+from robustbench_kd.models import (
+    cifar_resnet,
+    mobilenet_v2,
+    preact_resnet,
+    resnet,
+    small_cnn,
+    wide_resnet,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MODELS = {
@@ -49,15 +56,17 @@ def images(n=6, shape=(1, 8, 8)):
     return torch.rand(n, *shape, generator=torch.Generator().manual_seed(1))
 
 
-def search(model, levers, *, size=4, probe=None, device=CPU):
-    return searched(model, device, levers, size=size, probe=images(2) if probe is None else probe)
+def search(model, speedups, *, size=4, probe=None, device=CPU):
+    return searched(model, device, speedups, size=size, probe=images(2) if probe is None else probe)
 
 
 def answers(ask, points):
     """Logits, and a gradient that every logit has a part in."""
     points = points.clone().requires_grad_()
     logits = ask(points)
-    (gradient,) = torch.autograd.grad((logits @ torch.linspace(-1, 1, logits.shape[1])).sum(), points)
+    (gradient,) = torch.autograd.grad(
+        (logits @ torch.linspace(-1, 1, logits.shape[1])).sum(), points
+    )
     return logits.detach(), gradient
 
 
@@ -70,7 +79,9 @@ def norms_left(asked):
     """Normalisations that a call still runs through."""
     seen = []
     hook = nn.modules.module.register_module_forward_hook(
-        lambda part, *_: seen.append(part) if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) else None
+        lambda part, *_: (
+            seen.append(part) if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) else None
+        )
     )
     asked(images(2))
     hook.remove()
@@ -131,26 +142,26 @@ class Viewing(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("levers", "label"),
+    ("speedups", "label"),
     [
-        (Levers(), "fp32"),
-        (Levers(fold=True), "fp32+fold"),
-        (Levers("bf16", fold=True, compile=True), "bf16+fold+compile"),
-        (Levers("tf32", channels_last=True), "tf32+channels-last"),
+        (Speedups(), "fp32"),
+        (Speedups(fold=True), "fp32+fold"),
+        (Speedups("bf16", fold=True, compile=True), "bf16+fold+compile"),
+        (Speedups("tf32", channels_last=True), "tf32+channels-last"),
     ],
 )
-def test_the_label_names_the_precision_and_the_levers(levers, label):
-    assert levers.label == label
+def test_the_label_names_the_precision_and_the_levers(speedups, label):
+    assert speedups.label == label
 
 
 def test_an_unknown_precision_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match="did you mean 'bf16'"):
-        Levers("bf-16")
+        Speedups("bf-16")
 
 
 def test_without_levers_the_model_itself_is_asked():
     model = small()
-    asked = search(model, Levers())
+    asked = search(model, Speedups())
     assert torch.equal(asked(images()), model(images()))
     assert asked.notes == []
 
@@ -158,14 +169,14 @@ def test_without_levers_the_model_itself_is_asked():
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 def test_a_folded_model_agrees_in_logits_and_gradients(build):
     model, points = lived_in(build()), images(2, (3, 32, 32))
-    asked = search(model, Levers(fold=True), probe=points)
+    asked = search(model, Speedups(fold=True), probe=points)
     assert_same(asked, model, points)
     assert not any("left out" in note for note in asked.notes)
 
 
 def test_a_plain_sequence_keeps_no_normalisation():
     model = small()
-    asked = search(model, Levers(fold=True))
+    asked = search(model, Speedups(fold=True))
     assert (norms_left(model), norms_left(asked), asked.notes) == (3, 0, [])
 
 
@@ -173,19 +184,28 @@ def test_a_plain_sequence_keeps_no_normalisation():
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_layers_take_in_their_normalisation_too(affine, bias):
     model = lived_in(
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 9, bias=bias), nn.BatchNorm1d(9, affine=affine), nn.Linear(9, 4))
+        nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64, 9, bias=bias),
+            nn.BatchNorm1d(9, affine=affine),
+            nn.Linear(9, 4),
+        )
     )
-    asked = search(model, Levers(fold=True))
+    asked = search(model, Speedups(fold=True))
     assert norms_left(asked) == 0
     assert_same(asked, model, images())
 
 
-@pytest.mark.parametrize("levers", [Levers(fold=True), Levers("bf16", fold=True, channels_last=True)])
-def test_the_true_model_keeps_its_weights_layers_layout_and_mode(levers):
+@pytest.mark.parametrize(
+    "speedups", [Speedups(fold=True), Speedups("bf16", fold=True, channels_last=True)]
+)
+def test_the_true_model_keeps_its_weights_layers_layout_and_mode(speedups):
     model = lived_in(Branching())
     before = copy.deepcopy(model)
-    search(model, levers)(images())
-    for (name, tensor), (_, old) in zip(model.state_dict().items(), before.state_dict().items(), strict=True):
+    search(model, speedups)(images())
+    for (name, tensor), (_, old) in zip(
+        model.state_dict().items(), before.state_dict().items(), strict=True
+    ):
         assert torch.equal(tensor, old), name
         assert tensor.stride() == old.stride(), name
     kinds = [[(type(part), part.training) for part in one.modules()] for one in (model, before)]
@@ -194,21 +214,21 @@ def test_the_true_model_keeps_its_weights_layers_layout_and_mode(levers):
 
 def test_of_what_cannot_be_traced_only_sequences_are_folded():
     model = lived_in(Branching())
-    asked = search(model, Levers(fold=True))
+    asked = search(model, Speedups(fold=True))
     assert norms_left(asked) == 1
     assert_same(asked, model, images())
 
 
 def test_what_is_used_twice_is_not_folded():
     model = lived_in(Twice())
-    asked = search(model, Levers(fold=True))
+    asked = search(model, Speedups(fold=True))
     assert norms_left(asked) == 3  # calls of two of them
     assert_same(asked, model, images())
 
 
 def test_folding_that_changes_the_answers_is_left_out():
     model = lived_in(Peeking())
-    asked = search(model, Levers(fold=True))
+    asked = search(model, Speedups(fold=True))
     assert "fold was left out of the search: logits of up to" in asked.notes[0]
     assert torch.equal(asked(images()), model(images()))
 
@@ -216,7 +236,7 @@ def test_folding_that_changes_the_answers_is_left_out():
 def test_a_model_that_cannot_be_copied_is_asked_as_it_is():
     model = small()
     model.handle = (line for line in "generators cannot be copied")
-    asked = search(model, Levers(fold=True, channels_last=True))
+    asked = search(model, Speedups(fold=True, channels_last=True))
     assert [note.partition(" ")[0] for note in asked.notes] == ["fold", "channels-last"]
     assert_same(asked, model, images())
 
@@ -224,7 +244,7 @@ def test_a_model_that_cannot_be_copied_is_asked_as_it_is():
 def test_channels_last_gives_the_same_and_gradients_in_the_usual_layout():
     model = lived_in(cifar_resnet.build(depth=8, width=4))
     points = images(3, (3, 16, 16))
-    asked = search(model, Levers(channels_last=True), probe=points)
+    asked = search(model, Speedups(channels_last=True), probe=points)
     assert asked.notes == []
     assert_same(asked, model, points)
     assert answers(asked, points)[1].is_contiguous()
@@ -238,13 +258,13 @@ def test_channels_last_reaches_the_layers():
 
     seen = []
     model = nn.Sequential(Watching(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)).eval()
-    search(model, Levers(channels_last=True), probe=images(2, (3, 8, 8)))(images(2, (3, 8, 8)))
+    search(model, Speedups(channels_last=True), probe=images(2, (3, 8, 8)))(images(2, (3, 8, 8)))
     assert seen[-1] == (True, False)
 
 
 def test_channels_last_is_left_out_where_a_model_relies_on_the_usual_layout():
     model = lived_in(Viewing())
-    asked = search(model, Levers(channels_last=True))
+    asked = search(model, Speedups(channels_last=True))
     assert "channels-last was left out of the search: view size is not compatible" in asked.notes[0]
     assert torch.equal(asked(images()), model(images()))
 
@@ -272,7 +292,7 @@ def test_tf32_is_allowed_inside_alone_even_where_a_pass_raises(switches, before)
         inside.extend(positions(switches))
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), reduced(Levers("tf32"), CUDA):
+    with pytest.raises(ZeroDivisionError), reduced(Speedups("tf32"), CUDA):
         raising()
     assert (inside, positions(switches)) == ([True, True], before)
 
@@ -281,18 +301,20 @@ def test_tf32_is_allowed_inside_alone_even_where_a_pass_raises(switches, before)
 def test_tf32_is_switched_for_tf32_on_a_gpu_only(switches, precision, device):
     for switch in switches:
         switch.allow_tf32 = False
-    with reduced(Levers(precision), device):
+    with reduced(Speedups(precision), device):
         assert positions(switches) == [False, False]
 
 
 def test_tf32_without_a_gpu_is_said_to_be_fp32():
-    assert search(small(), Levers("tf32")).notes == ["tf32 needs a CUDA device: the search runs in fp32"]
+    assert search(small(), Speedups("tf32")).notes == [
+        "tf32 needs a CUDA device: the search runs in fp32"
+    ]
 
 
 def test_bf16_computes_in_bf16_and_answers_in_float32():
     model, inside = small(), []
     model[0].register_forward_hook(lambda _part, _inputs, output: inside.append(output.dtype))
-    asked = search(model, Levers("bf16"))
+    asked = search(model, Speedups("bf16"))
     inside.clear()
     logits, gradient = answers(asked, images())
     assert inside == [torch.bfloat16]
@@ -304,7 +326,7 @@ def test_bf16_computes_in_bf16_and_answers_in_float32():
 
 
 def test_logits_of_bf16_are_finer_than_bf16():
-    logits = search(small(), Levers("bf16"))(images())
+    logits = search(small(), Speedups("bf16"))(images())
     assert not torch.equal(logits, logits.bfloat16().float())
 
 
@@ -313,7 +335,9 @@ def test_bf16_keeps_the_gradient_of_a_cross_entropy_that_has_nearly_vanished():
     model = small()
     model[-1].bias[0] += 30
     points, labels = images().requires_grad_(), torch.zeros(6, dtype=torch.long)
-    loss = functional.cross_entropy(search(model, Levers("bf16"))(points), labels, reduction="none")
+    loss = functional.cross_entropy(
+        search(model, Speedups("bf16"))(points), labels, reduction="none"
+    )
     (gradient,) = torch.autograd.grad(loss.sum(), points)
     sizes = gradient.abs().flatten(1).amax(dim=1)
     assert (sizes > 0).all()
@@ -332,7 +356,7 @@ def test_bf16_is_left_out_where_a_model_mixes_types():
             return self.head(features)
 
     model = Strict().eval()
-    asked = search(model, Levers("bf16"))
+    asked = search(model, Speedups("bf16"))
     assert asked.notes[0].startswith("bf16 was left out of the search: ")
     assert torch.equal(asked(images()), model(images()))
 
@@ -367,7 +391,7 @@ class Compiled:
 
 def test_every_compiled_call_has_the_same_shape_whatever_is_asked(monkeypatch):
     recorder = Recorder(monkeypatch)
-    asked = search(small(), Levers(compile=True), size=4)
+    asked = search(small(), Speedups(compile=True), size=4)
     for n in (1, 3, 4, 9):
         with torch.no_grad():
             assert asked(images(n)).shape == (n, 10)
@@ -379,7 +403,7 @@ def test_a_batch_less_than_half_full_is_asked_as_it_is(monkeypatch):
     recorder, plain = Recorder(monkeypatch), []
     model = small()
     model.register_forward_hook(lambda _part, inputs, _output: plain.append(len(inputs[0])))
-    asked = search(model, Levers(compile=True), size=8)
+    asked = search(model, Speedups(compile=True), size=8)
     with torch.no_grad():
         asked(images(3))
         asked(images(10))
@@ -396,7 +420,7 @@ def test_filling_up_and_dividing_change_neither_logits_nor_gradients(n, size):
     model = small()
     with pytest.MonkeyPatch.context() as patch:
         Recorder(patch)
-        asked = search(model, Levers(compile=True), size=size)
+        asked = search(model, Speedups(compile=True), size=size)
         assert_same(asked, model, images(n), tolerance=1e-5)
         assert asked.notes == []
 
@@ -404,7 +428,7 @@ def test_filling_up_and_dividing_change_neither_logits_nor_gradients(n, size):
 def test_with_and_without_gradient_are_two_graphs(monkeypatch):
     recorder = Recorder(monkeypatch)
     model = small()
-    asked = search(model, Levers(compile=True))
+    asked = search(model, Speedups(compile=True))
     assert recorder.options == []
     with torch.no_grad():
         asked(images())
@@ -417,7 +441,7 @@ def test_later_calls_do_not_overwrite_what_a_call_has_given(monkeypatch):
     """CUDA graphs give the same memory at every call."""
     memory = torch.empty(4, 10)
     Recorder(monkeypatch, memory.copy_)
-    asked = search(small(), Levers(compile=True), size=4)
+    asked = search(small(), Speedups(compile=True), size=4)
     with torch.no_grad():
         first = asked(images(4))
         kept = first.clone()
@@ -435,7 +459,7 @@ def fails(error):
 def test_without_a_compiler_the_search_goes_on_and_says_so(monkeypatch):
     monkeypatch.setattr(torch, "compile", fails(RuntimeError("no C++ compiler\nlong story")))
     model = small()
-    asked = search(model, Levers(compile=True))
+    asked = search(model, Speedups(compile=True))
     assert torch.equal(asked(images(4)), model(images(4)))
     asked(images())
     assert asked.notes == ["compile was left out of the search: no C++ compiler"]
@@ -444,7 +468,7 @@ def test_without_a_compiler_the_search_goes_on_and_says_so(monkeypatch):
 def test_a_compiled_model_that_says_something_else_is_not_asked(monkeypatch):
     Recorder(monkeypatch, lambda logits: logits.flip(1))
     model = small()
-    asked = search(model, Levers(compile=True))
+    asked = search(model, Speedups(compile=True))
     assert torch.equal(asked(images(4)), model(images(4)))
     assert "logits of up to" in asked.notes[0]
 
@@ -452,19 +476,22 @@ def test_a_compiled_model_that_says_something_else_is_not_asked(monkeypatch):
 def test_running_out_of_memory_is_no_fault_of_a_lever(monkeypatch):
     monkeypatch.setattr(torch, "compile", fails(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
-        search(small(), Levers(compile=True))(images())
+        search(small(), Speedups(compile=True))(images())
 
 
 @pytest.mark.slow
 def test_a_really_compiled_model_agrees_with_and_without_gradient():
     model = small()
-    asked = search(model, Levers(fold=True, compile=True), size=4)
+    asked = search(model, Speedups(fold=True, compile=True), size=4)
     with torch.no_grad():
         assert torch.allclose(asked(images(3)), model(images(3)), atol=1e-4)
     assert_same(asked, model, images(6))
     points = images(2).requires_grad_()
     first, second = asked(points)[:, :2].sum(dim=0).unbind()
-    slopes = [torch.autograd.grad(first, points, retain_graph=True)[0], torch.autograd.grad(second, points)[0]]
+    slopes = [
+        torch.autograd.grad(first, points, retain_graph=True)[0],
+        torch.autograd.grad(second, points)[0],
+    ]
     true = [torch.autograd.grad(model(points)[:, one].sum(), points)[0] for one in (0, 1)]
     assert torch.allclose(torch.stack(slopes), torch.stack(true), atol=1e-4)
     assert asked.notes == []

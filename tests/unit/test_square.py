@@ -35,7 +35,12 @@ def random_images(n, *shape, seed=0, dtype=torch.float32):
 def small_net(channels=3, classes=4, seed=0, dtype=torch.float32):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()
+        layers = (
+            nn.Conv2d(channels, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(3),
+            nn.Flatten(),
+        )
         net = nn.Sequential(*layers, nn.Linear(72, classes)).to(dtype).eval()
     return net.requires_grad_(requires_grad=False)
 
@@ -44,7 +49,9 @@ def rows_of(model, images, job=None):
     """Rows whose labels are the model's own predictions."""
     logits = model(images)
     zeros = torch.zeros(len(images), dtype=torch.int64)
-    return Rows(images, logits.argmax(1), logits, torch.arange(len(images)), zeros if job is None else job)
+    return Rows(
+        images, logits.argmax(1), logits, torch.arange(len(images)), zeros if job is None else job
+    )
 
 
 def run(attack, model, rows, threat, *, seed=0):
@@ -56,7 +63,9 @@ def run(attack, model, rows, threat, *, seed=0):
 
 
 def reference(model, threat, queries):
-    attack = SquareAttack(model, {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm], queries, threat.eps)
+    attack = SquareAttack(
+        model, {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm], queries, threat.eps
+    )
     attack.rescale_schedule = False
     return attack
 
@@ -82,13 +91,15 @@ def numbers_for(state, norm, queries):
         yield from square._draw(at, size)[0].tolist()
 
 
-@pytest.mark.parametrize(("threat", "accuracy"), [("linf:8/255", 1e-6), ("l2:0.5", 1e-5), ("l1:12", 1e-4)])
+@pytest.mark.parametrize(
+    ("threat", "accuracy"), [("linf:8/255", 1e-6), ("l2:0.5", 1e-5), ("l1:12", 1e-4)]
+)
 @pytest.mark.parametrize("size", [11, 15, 20])
 def test_queries_equal_the_reference_given_its_random_numbers(monkeypatch, threat, accuracy, size):
     """At sizes where the reference's first grid is centred.
 
-    Its l1 projection works in float32 and leaves rounding in windows without change, which it then scales up: sooner or
-    later the two part.
+    Its l1 projection works in float32 and leaves rounding in windows without change, which it then
+    scales up: sooner or later the two part.
     """
     model, threat, queries = small_net(dtype=torch.float64), Threat.parse(threat), 40
     rows = rows_of(model, random_images(1, 3, size, size, dtype=torch.float64))
@@ -101,7 +112,9 @@ def test_queries_equal_the_reference_given_its_random_numbers(monkeypatch, threa
         return model(points)
 
     def fed(shape):
-        return torch.tensor([next(stream) for _ in range(math.prod(shape))], dtype=torch.float32).view(shape)
+        return torch.tensor(
+            [next(stream) for _ in range(math.prod(shape))], dtype=torch.float32
+        ).view(shape)
 
     monkeypatch.setattr(torch, "rand", fed)
     upstream = reference(watched, threat, queries)
@@ -119,7 +132,9 @@ def test_bumps_are_the_reference_s(norm, side):
     upstream.init_hyperparam(torch.zeros(1, 1, 1, 1))
     theirs = upstream.eta(side).double()
     upright, transposed = square._bumps(side, norm)
-    assert torch.allclose(upright, theirs, atol=1e-6) or torch.allclose(transposed, theirs, atol=1e-6)
+    assert torch.allclose(upright, theirs, atol=1e-6) or torch.allclose(
+        transposed, theirs, atol=1e-6
+    )
     assert torch.equal(transposed, upright.T)
 
 
@@ -152,7 +167,9 @@ def shapes(draw):
 
 @NORMS
 @EXAMPLES
-@given(shape=shapes(), eps=st.sampled_from([0.01, 0.3, 1.0]), corner=st.sampled_from([0.0, 1.0, None]))
+@given(
+    shape=shapes(), eps=st.sampled_from([0.01, 0.3, 1.0]), corner=st.sampled_from([0.0, 1.0, None])
+)
 def test_every_asked_point_lies_in_the_ball_and_the_box(norm, shape, eps, corner):
     images = random_images(2, *shape) if corner is None else torch.full((2, *shape), corner)
     rows = rows_of(small_net(shape[0]), images)
@@ -166,15 +183,21 @@ def test_every_asked_point_lies_in_the_ball_and_the_box(norm, shape, eps, corner
 @pytest.mark.parametrize("norm", [Norm.L2, Norm.L1])
 def test_points_use_the_whole_radius_where_the_box_leaves_room(norm):
     images = torch.full((3, 3, 10, 10), 0.5)
-    asked, _, _ = run(Square(queries=29), small_net(), rows_of(small_net(), images), Threat(norm, 0.4, "0.4"))
+    asked, _, _ = run(
+        Square(queries=29), small_net(), rows_of(small_net(), images), Threat(norm, 0.4, "0.4")
+    )
     for points in asked:
-        lengths = torch.linalg.vector_norm((points - images).flatten(1), ord=square._ORDER[norm], dim=1)
+        lengths = torch.linalg.vector_norm(
+            (points - images).flatten(1), ord=square._ORDER[norm], dim=1
+        )
         assert torch.allclose(lengths, torch.tensor(0.4), atol=1e-5)
 
 
 def test_linf_begins_with_stripes_at_the_ends_of_the_ball():
     images = torch.full((4, 3, 6, 9), 0.5)
-    points = Square().ask(Square().start(rows_of(small_net(), images), Threat(Norm.LINF, 0.25, "0.25"), 0))
+    points = Square().ask(
+        Square().start(rows_of(small_net(), images), Threat(Norm.LINF, 0.25, "0.25"), 0)
+    )
     assert torch.equal(points, points[:, :, :1].expand_as(points))
     assert sorted(points.unique().tolist()) == [0.25, 0.75]
     assert len(points[:, :, 0].flatten(1).unique(dim=0)) == 4
@@ -226,7 +249,9 @@ def test_the_best_margin_never_rises_and_belongs_to_the_best_point(norm):
     assert (states[-1].margin < states[1].margin).all()
 
 
-@pytest.mark.parametrize(("norm", "eps", "reach"), [(Norm.LINF, 0.1, 30), (Norm.L2, 1.0, 17.3), (Norm.L1, 6.0, 6)])
+@pytest.mark.parametrize(
+    ("norm", "eps", "reach"), [(Norm.LINF, 0.1, 30), (Norm.L2, 1.0, 17.3), (Norm.L1, 6.0, 6)]
+)
 def test_a_linear_model_falls_where_the_margin_is_well_inside_reach(norm, eps, reach):
     """300 weights are 1 in the upper half and -1 in the lower; the margin is a third of what the ball can take from it."""
 
@@ -243,7 +268,9 @@ def test_a_linear_model_falls_where_the_margin_is_well_inside_reach(norm, eps, r
 def test_the_objective_is_minus_the_margin():
     rows = rows_of(small_net(), random_images(3, 3, 8, 8))
     state = Square().start(rows, threat_of(Norm.LINF), 0)
-    assert torch.equal(Square().objective(state, rows.logits), -margin(rows.logits, rows.labels)[None])
+    assert torch.equal(
+        Square().objective(state, rows.logits), -margin(rows.logits, rows.labels)[None]
+    )
 
 
 @NORMS
@@ -251,7 +278,9 @@ def test_an_equal_margin_changes_nothing(norm):
     def model(images):
         return torch.tensor([[1.0, 0.0]]).repeat(len(images), 1)
 
-    asked, states, _ = run(Square(queries=3), model, rows_of(model, random_images(2, 3, 8, 8)), threat_of(norm))
+    asked, states, _ = run(
+        Square(queries=3), model, rows_of(model, random_images(2, 3, 8, 8)), threat_of(norm)
+    )
     assert torch.equal(states[-1].best, asked[0])
 
 
@@ -273,7 +302,9 @@ def test_logits_that_are_not_numbers_are_never_kept():
 def test_a_row_does_not_depend_on_its_batch(norm, order, kept):
     model, chosen = small_net(), torch.tensor(order[:kept])
     rows = rows_of(model, random_images(5, 3, 8, 8), job=torch.arange(5) % 2)
-    part = Rows(*(getattr(rows, name)[chosen] for name in ("images", "labels", "logits", "ids", "job")))
+    part = Rows(
+        *(getattr(rows, name)[chosen] for name in ("images", "labels", "logits", "ids", "job"))
+    )
     everything, _, _ = run(Square(queries=19), model, rows, threat_of(norm))
     few, _, _ = run(Square(queries=19), model, part, threat_of(norm))
     for whole, points in zip(everything, few, strict=True):
@@ -331,11 +362,16 @@ def test_robust_accuracy_over_seeds_agrees_with_the_reference(threat):
     """Jobs stand for seeds on our side; the means of 20 runs must agree within three standard errors."""
     model, images, runs, queries = small_net(), random_images(12, 3, 10, 10, seed=1), 20, 150
     threat, rows = Threat.parse(threat), rows_of(model, images)
-    repeated = {name: torch.cat([getattr(rows, name)] * runs) for name in ("images", "labels", "logits", "ids")}
+    repeated = {
+        name: torch.cat([getattr(rows, name)] * runs)
+        for name in ("images", "labels", "logits", "ids")
+    }
     job = torch.arange(runs).repeat_interleave(len(images))
     broken = run(Square(queries=queries), model, Rows(**repeated, job=job), threat)[2]
     ours = 1 - broken.view(runs, -1).double().mean(1)
-    theirs = torch.tensor([reference_accuracy(model, rows, threat, queries, seed) for seed in range(runs)]).double()
+    theirs = torch.tensor(
+        [reference_accuracy(model, rows, threat, queries, seed) for seed in range(runs)]
+    ).double()
     assert 0.1 < theirs.mean() < 0.9
     error = float(((ours.var() + theirs.var()) / runs).sqrt())
     assert abs(float(ours.mean() - theirs.mean())) <= 3 * error

@@ -46,7 +46,9 @@ class Normalised(Net):
 def weights(network=None, prefix=""):
     """A state dict of random numbers, in which no two tensors of a shape are the same."""
     expected = (network or Net()).state_dict()
-    return {prefix + name: torch.rand(value.shape).to(value.dtype) for name, value in expected.items()}
+    return {
+        prefix + name: torch.rand(value.shape).to(value.dtype) for name, value in expected.items()
+    }
 
 
 def find(content, key=""):
@@ -85,7 +87,9 @@ def test_a_bare_state_dict_loads_without_a_note():
     assert (normalisation, notes) == (None, [])
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "network", "params", "weights"])
+@pytest.mark.parametrize(
+    "key", ["state_dict", "model_state_dict", "model", "net", "network", "params", "weights"]
+)
 def test_a_state_dict_is_found_under_the_usual_keys(key):
     state = weights()
     network, _, notes = load({"epoch": 3, key: state})
@@ -99,7 +103,9 @@ def test_state_dict_goes_before_model(model):
     assert holds(load({"model": model, "state_dict": state})[0], state)
 
 
-@pytest.mark.parametrize("content", [lambda s: [s], lambda s: (s,), lambda s: {"model": [{"state_dict": s}]}])
+@pytest.mark.parametrize(
+    "content", [lambda s: [s], lambda s: (s,), lambda s: {"model": [{"state_dict": s}]}]
+)
 def test_lists_of_one_and_nested_dicts_are_opened(content):
     state = weights()
     assert holds(load(content(state))[0], state)
@@ -114,7 +120,9 @@ def test_averaged_weights_are_left_and_named_where_there_are_others():
 
 def test_averaged_weights_are_taken_by_key():
     averaged = weights()
-    network, _, notes = load({"state_dict": weights(), "state_dict_ema": averaged}, key="state_dict_ema")
+    network, _, notes = load(
+        {"state_dict": weights(), "state_dict_ema": averaged}, key="state_dict_ema"
+    )
     assert holds(network, averaged)
     assert notes == ["weights found under 'state_dict_ema'"]
 
@@ -128,7 +136,9 @@ def test_averaged_weights_are_taken_where_nothing_else_is_there():
 
 def test_the_counter_of_averaged_models_is_dropped_and_said():
     state = weights()
-    network, _, notes = load({"n_averaged": torch.tensor(7), **{f"module.{name}": state[name] for name in state}})
+    network, _, notes = load(
+        {"n_averaged": torch.tensor(7), **{f"module.{name}": state[name] for name in state}}
+    )
     assert holds(network, state)
     assert notes == ["dropped the counter of averaged models", "stripped the prefix 'module.'"]
 
@@ -136,7 +146,10 @@ def test_the_counter_of_averaged_models_is_dropped_and_said():
 @pytest.mark.parametrize("key", ["nets.student", "ensemble.1", "ensemble.1.model"])
 def test_a_dotted_key_leads_through_dicts_and_lists(key):
     state = weights()
-    content = {"nets": {"student": state, "teacher": weights()}, "ensemble": [weights(), {"model": state}]}
+    content = {
+        "nets": {"student": state, "teacher": weights()},
+        "ensemble": [weights(), {"model": state}],
+    }
     assert holds(load(content, key=key)[0], state)
 
 
@@ -163,17 +176,37 @@ def endless():
     ("content", "key", "expected"),
     [
         ([{}, {}], "", "the file holds a list of 2: choose with --weights-key 0"),
-        ({"model": [{}, {}]}, "", "the file holds a list of 2 under 'model': choose with --weights-key model.0"),
-        ({"student": {}, "teacher": {}}, "", "holds student, teacher: choose one with --weights-key"),
+        (
+            {"model": [{}, {}]},
+            "",
+            "the file holds a list of 2 under 'model': choose with --weights-key model.0",
+        ),
+        (
+            {"student": {}, "teacher": {}},
+            "",
+            "holds student, teacher: choose one with --weights-key",
+        ),
         ({"a": {}, "b": {}, "c": {}, "d": {}}, "", "holds a, b, c, ...: choose"),
         ({"epoch": 3}, "epoch", "expected a state dict, the file holds int under 'epoch'"),
         (torch.ones(3), "", "the file holds Tensor"),
         (None, "", "the file holds NoneType"),
         ({}, "", "the file holds an empty dict"),
         ({"model": {}}, "", "the file holds an empty dict under 'model'"),
-        ({"state_dict": {}}, "state_dit", "unknown weights key 'state_dit': did you mean 'state_dict'?"),
-        ({"nets": {"teacher": {}}}, "nets.techer", "unknown weights key 'techer': did you mean 'teacher'?"),
-        ({"nets": weights()}, "nets.conv", "weights key 'conv' leads into a state dict: leave that part out"),
+        (
+            {"state_dict": {}},
+            "state_dit",
+            "unknown weights key 'state_dit': did you mean 'state_dict'?",
+        ),
+        (
+            {"nets": {"teacher": {}}},
+            "nets.techer",
+            "unknown weights key 'techer': did you mean 'teacher'?",
+        ),
+        (
+            {"nets": weights()},
+            "nets.conv",
+            "weights key 'conv' leads into a state dict: leave that part out",
+        ),
         ({"nets": [{}, {}]}, "nets.2", "weights key '2' leads nowhere: there is a list of 2"),
         ({"epoch": 3}, "epoch.0", "weights key '0' leads nowhere: there is int"),
         (endless(), "", "nests more than 16 deep"),
@@ -187,11 +220,16 @@ def test_content_without_one_state_dict_is_refused_with_what_is_there(content, k
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_whole_pickled_module_in_an_archive_is_refused(wrapped, tmp_path):
-    torch.save({"model": nn.Sequential(nn.Linear(1, 1))} if wrapped else nn.Linear(1, 1), tmp_path / "net.pt")
+    torch.save(
+        {"model": nn.Sequential(nn.Linear(1, 1))} if wrapped else nn.Linear(1, 1),
+        tmp_path / "net.pt",
+    )
     assert "save its state_dict() instead" in refusal(read_weights(tmp_path / "net.pt").content)
 
 
-@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda value: value.to("meta"), lambda value: value + 1j])
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.to_sparse, lambda value: value.to("meta"), lambda value: value + 1j]
+)
 def test_tensors_that_are_not_plain_numbers_are_refused_by_name(change):
     state = weights()
     changed = {**state, "fc.weight": change(state["fc.weight"])}
@@ -201,7 +239,9 @@ def test_tensors_that_are_not_plain_numbers_are_refused_by_name(change):
 # Names
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "net.backbone.module."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "net.backbone.module."]
+)
 def test_a_prefix_of_all_keys_is_stripped_and_said(prefix):
     state = weights()
     network, _, notes = load({prefix + name: value for name, value in state.items()})
@@ -242,27 +282,38 @@ def test_a_prefix_that_belongs_to_the_network_is_not_taken_for_one_of_the_file()
     assert holds(load(state, Model(Layers()))[0].model, state)
 
 
-@pytest.mark.parametrize(("mean", "std"), [("normalize.mean", "normalize.std"), ("mu", "sigma"), ("0.mean", "0.std")])
+@pytest.mark.parametrize(
+    ("mean", "std"), [("normalize.mean", "normalize.std"), ("mu", "sigma"), ("0.mean", "0.std")]
+)
 def test_a_normalisation_in_the_file_is_taken_and_said(mean, std):
     state = weights()
     layer = {mean: STATISTICS["mean"].view(1, 3, 1, 1), std: STATISTICS["std"].view(1, 3, 1, 1)}
-    network, normalisation, notes = load(layer | {f"1.{name}": value for name, value in state.items()})
+    network, normalisation, notes = load(
+        layer | {f"1.{name}": value for name, value in state.items()}
+    )
     assert holds(network, state)
     assert normalisation == Normalisation(mean=(0.5, 0.25, 0.125), std=(0.25, 0.5, 1.0))
-    assert notes == ["took the normalisation 0.5,0.25,0.125/0.25,0.5,1 from the file", "stripped the prefix '1.'"]
+    assert notes == [
+        "took the normalisation 0.5,0.25,0.125/0.25,0.5,1 from the file",
+        "stripped the prefix '1.'",
+    ]
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_normalisation_that_the_network_holds_itself_stays_there(prefix):
     state = weights(Normalised())
-    network, normalisation, _ = load({prefix + name: value for name, value in state.items()}, Normalised())
+    network, normalisation, _ = load(
+        {prefix + name: value for name, value in state.items()}, Normalised()
+    )
     assert holds(network, state)
     assert normalisation is None
 
 
 @pytest.mark.parametrize("std", [torch.ones(1), torch.zeros(3), torch.full((3,), torch.nan)])
 def test_statistics_that_cannot_normalise_are_unexpected_keys(std):
-    assert "2 unexpected (mean, std)" in refusal({**weights(), "mean": STATISTICS["mean"], "std": std})
+    assert "2 unexpected (mean, std)" in refusal(
+        {**weights(), "mean": STATISTICS["mean"], "std": std}
+    )
 
 
 MODULES = st.sampled_from(["module", "_orig_mod", "model", "net", "backbone", "encoder_q", "0"])
@@ -271,16 +322,23 @@ KEYS = st.sampled_from(["state_dict", "model", "net", "params", "student", "my w
 
 @settings(max_examples=60)
 @given(
-    modules=st.lists(MODULES, max_size=4), keys=st.lists(KEYS, max_size=4), lists=st.booleans(), wanted=st.booleans()
+    modules=st.lists(MODULES, max_size=4),
+    keys=st.lists(KEYS, max_size=4),
+    lists=st.booleans(),
+    wanted=st.booleans(),
 )
 def test_any_prefix_in_any_wrapping_gives_the_same_weights(modules, keys, lists, wanted):
     state = weights()
-    content = {"".join(f"{module}." for module in modules) + name: value for name, value in state.items()}
+    content = {
+        "".join(f"{module}." for module in modules) + name: value for name, value in state.items()
+    }
     for key in reversed(keys):
         content = {key: [content] if lists else content, "epoch": 3, "best": torch.tensor(0.5)}
     before = copy.deepcopy(content)
     network, _, _ = load(
-        content, Model() if wanted else Net(), key=".".join(f"{key}.0" if lists else key for key in keys)
+        content,
+        Model() if wanted else Net(),
+        key=".".join(f"{key}.0" if lists else key for key in keys),
     )
     assert holds(network.model if wanted else network, state)
     assert str(content) == str(before)
@@ -291,7 +349,9 @@ def test_any_prefix_in_any_wrapping_gives_the_same_weights(modules, keys, lists,
 
 def test_counters_of_batch_normalisation_may_be_missing():
     state = weights()
-    network, _, notes = load({name: value for name, value in state.items() if "num_batches" not in name})
+    network, _, notes = load(
+        {name: value for name, value in state.items() if "num_batches" not in name}
+    )
     assert torch.equal(network.bn.running_var, state["bn.running_var"])
     assert notes == []
 
@@ -304,7 +364,11 @@ def test_counters_of_batch_normalisation_may_be_missing():
             "2 of another shape (fc.weight: file (7, 4), model (5, 4), ",
             "number of classes: the file has 7",
         ),
-        ({"channels": 1}, "1 of another shape (conv.weight: file (4, 1, 3, 3), ", "number of channels: the file has 1"),
+        (
+            {"channels": 1},
+            "1 of another shape (conv.weight: file (4, 1, 3, 3), ",
+            "number of channels: the file has 1",
+        ),
         (
             {"width": 8},
             "(conv.weight: file (8, 3, 3, 3), model (4, 3, 3, 3), ",
@@ -322,8 +386,13 @@ def test_another_shape_is_refused_with_the_likely_cause(other, shape, cause):
 def test_missing_and_unexpected_keys_are_counted_and_the_first_are_named():
     state = weights()
     aux = {f"aux{index}.weight": torch.ones(1) for index in range(4)}
-    message = refusal({name: value for name, value in state.items() if not name.startswith("fc")} | aux)
-    assert "2 missing (fc.weight, fc.bias), 4 unexpected (aux0.weight, aux1.weight, aux2.weight, ...)" in message
+    message = refusal(
+        {name: value for name, value in state.items() if not name.startswith("fc")} | aux
+    )
+    assert (
+        "2 missing (fc.weight, fc.bias), 4 unexpected (aux0.weight, aux1.weight, aux2.weight, ...)"
+        in message
+    )
     assert message.endswith("likely another architecture or other arguments")
 
 

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from robustbench_kd.core.statistics import decided, holm, interval, mcnemar, mcnemar_drop, paired_interval
+from robustbench_kd.core.statistics import (
+    decided,
+    holm,
+    interval,
+    mcnemar,
+    mcnemar_drop,
+    paired_interval,
+)
 
 Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
@@ -59,7 +66,11 @@ def test_of_whole_numbers_the_interval_is_scipys(counts):
     assert interval(*counts) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@given(st.integers(1, 200).flatmap(lambda n: st.lists(st.floats(0, n), min_size=2, max_size=2).map(lambda s: (s, n))))
+@given(
+    st.integers(1, 200).flatmap(
+        lambda n: st.lists(st.floats(0, n), min_size=2, max_size=2).map(lambda s: (s, n))
+    )
+)
 def test_fractional_successes_lie_between_whole_ones(counts):
     (less, more), n = sorted(counts[0]), counts[1]
     (low, high), (later_low, later_high) = interval(less, n), interval(more, n)
@@ -117,7 +128,11 @@ def test_adjusted_p_values_are_larger_in_the_same_order_and_at_most_one(p_values
     assert [larger for _, larger in pairs] == sorted(adjusted)
 
 
-@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))))
+@given(
+    st.integers(1, 400).flatmap(
+        lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))
+    )
+)
 def test_a_paired_interval_holds_the_difference_and_mirrors(counts):
     lost, gained, n = counts
     if lost + gained > n:
@@ -131,7 +146,9 @@ def test_nothing_paired_is_nothing_known():
     assert paired_interval(0, 0, 0) == (-1.0, 1.0)
 
 
-@pytest.mark.parametrize(("down", "up"), [(0.0, 0.0), (0.02, 0.02), (0.1, 0.0), (0.1, 0.05), (0.3, 0.3), (0.05, 0.6)])
+@pytest.mark.parametrize(
+    ("down", "up"), [(0.0, 0.0), (0.02, 0.02), (0.1, 0.0), (0.1, 0.05), (0.3, 0.3), (0.05, 0.6)]
+)
 def test_a_paired_interval_covers_the_truth_as_often_as_it_says(down, up):
     """Exactly, by summing over all outcomes of 60 pairs."""
     n, covered = 60, 0.0
@@ -149,7 +166,9 @@ def test_a_paired_interval_agrees_with_the_exact_test_but_at_its_edge():
         low, high = paired_interval(lost, gained, 1000)
         return (mcnemar(lost, gained) <= 0.05) == (low <= 0 <= high)
 
-    wrong = [(lost, gained) for lost, gained in product(range(60), repeat=2) if contradicts(lost, gained)]
+    wrong = [
+        (lost, gained) for lost, gained in product(range(60), repeat=2) if contradicts(lost, gained)
+    ]
     assert all(0.03 < mcnemar(*flips) < 0.1 for flips in wrong)
     assert len(wrong) < 0.05 * 60**2
 
@@ -166,7 +185,10 @@ def chance_to_err(correct, threshold, alpha, population=None, horizon=400):
         for successes, chance in alive.items():
             answer = decided(successes, n, threshold, alpha, population=population)
             if answer is not None:
-                wrong, right = wrong + chance * (answer != truth), right + chance * (answer == truth)
+                wrong, right = (
+                    wrong + chance * (answer != truth),
+                    right + chance * (answer == truth),
+                )
                 continue
             p = correct if population is None else (correct - successes) / max(1, population - n)
             following[successes + 1] = following.get(successes + 1, 0.0) + chance * p
@@ -184,7 +206,9 @@ def test_asked_after_every_independent_example_it_errs_at_most_as_often_as_it_sa
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3])
 @pytest.mark.parametrize("correct", [0, 30, 53, 54, 55, 90, 120])
-def test_asked_after_every_example_of_a_population_it_errs_as_seldom_and_answers_in_the_end(correct, alpha):
+def test_asked_after_every_example_of_a_population_it_errs_as_seldom_and_answers_in_the_end(
+    correct, alpha
+):
     wrong, right = chance_to_err(correct, 0.45, alpha, population=120)
     assert wrong <= alpha
     assert wrong + right == pytest.approx(1)
@@ -203,7 +227,9 @@ def test_a_known_population_decides_no_later_than_an_endless_one():
             assert decided(successes, n, 0.45, population=1000) is endless
 
 
-@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0, 1))
+@given(
+    st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0, 1)
+)
 def test_after_the_last_example_of_a_population_the_answer_is_exact(counts, threshold):
     successes, n = counts
     assert decided(successes, n, threshold, population=n) is (successes / n >= threshold)

@@ -39,17 +39,32 @@ def kept(outcome):
 def stored(n=3, **changed):
     pixels = np.zeros((n, 1, 2, 2), dtype=np.float32)
     numbers = {name: np.arange(n) for name in ("ids", "labels", "predictions")}
-    return StoredImages(**{"run": "r", "threat": "linf:1", **numbers, "images": pixels, "originals": pixels, **changed})
+    return StoredImages(
+        **{
+            "run": "r",
+            "threat": "linf:1",
+            **numbers,
+            "images": pixels,
+            "originals": pixels,
+            **changed,
+        }
+    )
 
 
 # What is kept
 
 
 @pytest.mark.parametrize("engine", ["native", "autoattack"])
-def test_an_image_is_kept_for_each_example_that_fell_and_fools_the_model_inside_the_ball(model, data, tmp_path, engine):
+def test_an_image_is_kept_for_each_example_that_fell_and_fools_the_model_inside_the_ball(
+    model, data, tmp_path, engine
+):
     outcome = evaluate(asked(model, data, engine=engine), tmp_path)
     found, rows = kept(outcome), read_examples(outcome.folder / EXAMPLES)
-    assert found.ids.tolist() == [row.index for row in rows if row.broken_by not in {"", "clean"}] != []
+    assert (
+        found.ids.tolist()
+        == [row.index for row in rows if row.broken_by not in {"", "clean"}]
+        != []
+    )
     true = data.take(torch.tensor([data.ids.index(example) for example in found.ids.tolist()]))
     images = torch.from_numpy(found.images)
     assert inside(images, true.images, 0.02, Norm.LINF).all()
@@ -73,7 +88,9 @@ def test_a_run_that_nothing_broke_has_a_file_without_images(model, data, tmp_pat
     assert kept(outcome).images.shape == (0, 3, 8, 8)
 
 
-def test_a_stored_result_without_images_is_evaluated_again_and_with_them_returned(model, data, tmp_path):
+def test_a_stored_result_without_images_is_evaluated_again_and_with_them_returned(
+    model, data, tmp_path
+):
     evaluate(asked(model, data, saves=False), tmp_path)
     again = evaluate(asked(model, data), tmp_path)
     assert (again.stored, again.again) == (False, True)
@@ -81,7 +98,9 @@ def test_a_stored_result_without_images_is_evaluated_again_and_with_them_returne
     assert (last.stored, last.again) == (True, False)
 
 
-def test_a_fresh_evaluation_that_keeps_none_removes_the_images_of_the_earlier_one(model, data, tmp_path):
+def test_a_fresh_evaluation_that_keeps_none_removes_the_images_of_the_earlier_one(
+    model, data, tmp_path
+):
     outcome = evaluate(asked(model, data), tmp_path)
     evaluate(asked(model, data, saves=False), tmp_path, fresh=True)
     assert not (outcome.folder / ADVERSARIAL).exists()
@@ -98,7 +117,9 @@ def interrupted(wanted, results):
 
 @pytest.mark.parametrize("engine", ["native", "autoattack"])
 @pytest.mark.parametrize("saves", [True, False], ids=["same", "plain"])
-def test_an_interrupted_run_ends_with_the_same_images_however_it_is_resumed(model, data, tmp_path, engine, saves):
+def test_an_interrupted_run_ends_with_the_same_images_however_it_is_resumed(
+    model, data, tmp_path, engine, saves
+):
     wanted = asked(model, data, engine=engine, suite="apgd-ce,apgd-dlr")
     expected = kept(evaluate(wanted, tmp_path / "undisturbed"))
     interrupted(wanted, tmp_path / "resumed")
@@ -107,15 +128,21 @@ def test_an_interrupted_run_ends_with_the_same_images_however_it_is_resumed(mode
     assert np.array_equal(resumed.images, expected.images)
 
 
-def test_an_unfinished_run_without_images_starts_again_when_they_are_asked_for(model, data, tmp_path):
+def test_an_unfinished_run_without_images_starts_again_when_they_are_asked_for(
+    model, data, tmp_path
+):
     wanted = asked(model, data, suite="apgd-ce,apgd-dlr")
     interrupted(replace(wanted, saves=False), tmp_path)
     outcome = evaluate(wanted, tmp_path)
     assert outcome.again
-    assert kept(outcome).ids.tolist() == kept(evaluate(wanted, tmp_path / "undisturbed")).ids.tolist()
+    assert (
+        kept(outcome).ids.tolist() == kept(evaluate(wanted, tmp_path / "undisturbed")).ids.tolist()
+    )
 
 
-def test_the_images_are_on_disk_before_the_record_vouches_for_them(model, data, tmp_path, monkeypatch):
+def test_the_images_are_on_disk_before_the_record_vouches_for_them(
+    model, data, tmp_path, monkeypatch
+):
     def fail(*_):
         raise RecordError("the disk is full")
 
@@ -137,7 +164,9 @@ def test_what_a_smaller_radius_broke_keeps_its_image(model, data, tmp_path):
 
 def test_a_smaller_radius_without_images_is_refused(model, data, tmp_path):
     small = evaluate(asked(model, data, threat="linf:0.01", saves=False), tmp_path)
-    with pytest.raises(RecordError, match=r"cannot read images from .*; evaluate it again with --save-adversarial"):
+    with pytest.raises(
+        RecordError, match=r"cannot read images from .*; evaluate it again with --save-adversarial"
+    ):
         evaluate(asked(model, data, smaller=small.folder), tmp_path)
 
 
@@ -149,7 +178,11 @@ def test_what_was_written_reads_back_and_only_as_much_as_is_wanted(tmp_path):
     write(tmp_path / "a", stored(12, images=images, originals=images[:SHOWN]))
     assert np.array_equal(read(tmp_path / "a").images, images)
     some = read(tmp_path / "a", most=2)
-    assert (some.ids.tolist(), some.images.shape, some.originals.shape) == ([0, 1], (2, 3, 4, 5), (2, 3, 4, 5))
+    assert (some.ids.tolist(), some.images.shape, some.originals.shape) == (
+        [0, 1],
+        (2, 3, 4, 5),
+        (2, 3, 4, 5),
+    )
     assert Threat.parse(some.threat).eps == 1
 
 
@@ -171,7 +204,9 @@ def test_tensors_of_another_type_or_shape_are_refused(tmp_path, message):
         read(tmp_path / "a")
 
 
-@pytest.mark.parametrize("header", [None, {"schema_version": "2", "run": "r", "threat": "t"}, {"schema_version": "1"}])
+@pytest.mark.parametrize(
+    "header", [None, {"schema_version": "2", "run": "r", "threat": "t"}, {"schema_version": "1"}]
+)
 def test_another_kind_of_file_is_refused(tmp_path, header):
     (tmp_path / "a").write_bytes(save({"ids": np.arange(3)}, header))
     with pytest.raises(RecordError, match="expected images of schema 1"):

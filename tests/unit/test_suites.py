@@ -49,7 +49,10 @@ def test_budgets_are_the_published_ones_and_l1_has_its_own():
     suite = parse_suite("standard")
     assert suite.budget("apgd-ce", Norm.LINF)["restarts"] == 1
     assert suite.budget("apgd-ce", Norm.L1)["restarts"] == 5
-    assert (suite.budget("apgd-t", Norm.L2)["targets"], suite.budget("apgd-t", Norm.L1)["targets"]) == (9, 5)
+    assert (
+        suite.budget("apgd-t", Norm.L2)["targets"],
+        suite.budget("apgd-t", Norm.L1)["targets"],
+    ) == (9, 5)
     assert suite.budget("square", Norm.LINF)["queries"] == 5000
 
 
@@ -114,7 +117,8 @@ def test_an_adaptive_suite_follows_another_one():
 
 
 @pytest.mark.parametrize(
-    "text", ["standard+quick", "adaptive+standard", "adaptive+adaptive", "standard+adaptive+adaptive"]
+    "text",
+    ["standard+quick", "adaptive+standard", "adaptive+adaptive", "standard+adaptive+adaptive"],
 )
 def test_only_the_adaptive_suite_can_follow(text):
     with pytest.raises(UsageError, match="such as standard\\+adaptive"):

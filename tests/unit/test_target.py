@@ -30,8 +30,20 @@ def small():
 def save_card(folder, name="net", *, network=None, file="", **change):
     """Writes a small network and its card; returns the card's path."""
     weights = write_weights(network or small(), folder, file or name)
-    plain = {"name": name, "classes": 10, "image_shape": (1, 8, 8), "dataset": "digits", "weights": weights}
-    card = Card(**{**plain, "architecture": Architecture(name="small_cnn", arguments={"width": 2}), **change})
+    plain = {
+        "name": name,
+        "classes": 10,
+        "image_shape": (1, 8, 8),
+        "dataset": "digits",
+        "weights": weights,
+    }
+    card = Card(
+        **{
+            **plain,
+            "architecture": Architecture(name="small_cnn", arguments={"width": 2}),
+            **change,
+        }
+    )
     write_card(card, folder / f"{name}.toml")
     return folder / f"{name}.toml"
 
@@ -68,7 +80,10 @@ def test_a_card_loads_the_network_with_its_normalisation_inside(tmp_path):
     subject = open_one(path)
     images = torch.rand(4, 1, 8, 8)
     assert torch.equal(subject.model(images), network((images - 0.5) / 0.25))
-    assert subject.checkpoint_sha256 == hashlib.sha256((tmp_path / "net.safetensors").read_bytes()).hexdigest()
+    assert (
+        subject.checkpoint_sha256
+        == hashlib.sha256((tmp_path / "net.safetensors").read_bytes()).hexdigest()
+    )
     assert (subject.name, subject.family, subject.normalisation) == ("net", "classifier", HALF)
     assert subject.architecture == "small_cnn channels=1 classes=10 width=2"
     assert subject.parameters == sum(parameter.numel() for parameter in network.parameters())
@@ -107,17 +122,24 @@ def test_names_with_digits_that_are_no_numbers_do_not_stop_a_folder(tmp_path):
         ("{}", UsageError, "folder '{}' holds no card (.toml) and no weights (.safetensors, .pt, "),
         ("{}/net.pt", CheckpointError, "there is no file '{}/net.pt'"),
         ("{}/net.toml", CheckpointError, "cannot read card '{}/net.toml': No such file"),
-        ("{}/net", UsageError, "'{}/net' is no file; a target is a card, a weights file, a folder, robustbench:ID, "),
+        (
+            "{}/net",
+            UsageError,
+            "'{}/net' is no file; a target is a card, a weights file, a folder, robustbench:ID, ",
+        ),
     ],
 )
 def test_what_is_no_target_is_said_with_what_would_be_one(text, error, expected, tmp_path):
     assert expected.format(tmp_path) in refusal(error, describe, text.format(tmp_path), SMALL)
 
 
-@pytest.mark.parametrize("text", ["timm:resnet18", "robustbench:Wang2023", "net.py:make", "nets:make"])
+@pytest.mark.parametrize(
+    "text", ["timm:resnet18", "robustbench:Wang2023", "net.py:make", "nets:make"]
+)
 def test_a_target_that_names_its_network_takes_no_other_architecture(text):
     assert (
-        refusal(UsageError, describe, text, SMALL) == f"'{text}' names its network itself: leave out --arch small_cnn"
+        refusal(UsageError, describe, text, SMALL)
+        == f"'{text}' names its network itself: leave out --arch small_cnn"
     )
 
 
@@ -127,22 +149,31 @@ def test_a_target_that_names_its_network_takes_no_other_architecture(text):
 def test_the_command_line_overrides_the_card(tmp_path):
     path = save_card(tmp_path, normalisation=HALF)
     (target,) = describe(
-        str(path), Choices(name="other", normalisation="none", arguments={"width": 3}, weights_key="k")
+        str(path),
+        Choices(name="other", normalisation="none", arguments={"width": 3}, weights_key="k"),
     )
     assert (target.name, target.normalisation, target.weights_key) == ("other", None, "k")
     assert target.arguments == {"classes": 10, "channels": 1, "width": 3}
 
 
 def test_arguments_of_the_card_do_not_go_to_another_architecture(tmp_path):
-    (target,) = describe(str(save_card(tmp_path)), Choices(architecture="net.py:make", arguments={"depth": 1}))
+    (target,) = describe(
+        str(save_card(tmp_path)), Choices(architecture="net.py:make", arguments={"depth": 1})
+    )
     assert (target.architecture, target.arguments) == ("net.py:make", {"depth": 1})
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"classes": 100}, "'net' tells 10 classes apart, the data set has 100: choose another --dataset"),
-        ({"shape": (3, 8, 8)}, "'net' takes images of 1 channels, the data set has 3: choose another --dataset"),
+        (
+            {"classes": 100},
+            "'net' tells 10 classes apart, the data set has 100: choose another --dataset",
+        ),
+        (
+            {"shape": (3, 8, 8)},
+            "'net' takes images of 1 channels, the data set has 3: choose another --dataset",
+        ),
     ],
 )
 def test_data_that_the_card_does_not_fit_are_refused(data, expected, tmp_path):
@@ -164,17 +195,29 @@ def test_a_normalisation_in_the_file_is_taken(tmp_path):
 
 def test_two_normalisations_are_refused_unless_they_are_the_same(tmp_path):
     choices = Choices(architecture="small_cnn", arguments={"width": 2}, normalisation="mnist")
-    assert str(open_one(carrying(tmp_path / "same.pt", 0.1307), choices).normalisation) == "0.1307/0.3081"
+    assert (
+        str(open_one(carrying(tmp_path / "same.pt", 0.1307), choices).normalisation)
+        == "0.1307/0.3081"
+    )
     message = refusal(CheckpointError, open_one, carrying(tmp_path / "net.pt", 0.25), choices)
-    assert "'net' would be normalised twice: the checkpoint carries 0.25/0.3081, and 0.1307/0.3081 was asked" in message
+    assert (
+        "'net' would be normalised twice: the checkpoint carries 0.25/0.3081, and 0.1307/0.3081 was asked"
+        in message
+    )
 
 
 def test_a_normalisation_for_other_channels_is_refused(tmp_path):
     choices = Choices(architecture="small_cnn", normalisation="cifar10")
     message = refusal(
-        UsageError, open_one, save_weights(tmp_path / "net.pt", build_network("small_cnn", {}, **DIGITS)), choices
+        UsageError,
+        open_one,
+        save_weights(tmp_path / "net.pt", build_network("small_cnn", {}, **DIGITS)),
+        choices,
     )
-    assert "for images of 3 channels, the data set has 1: choose another --dataset or --normalisation" in message
+    assert (
+        "for images of 3 channels, the data set has 1: choose another --dataset or --normalisation"
+        in message
+    )
 
 
 # Architectures and factories
@@ -184,12 +227,24 @@ def test_a_normalisation_for_other_channels_is_refused(tmp_path):
     ("name", "arguments", "expected"),
     [
         ("smal_cnn", {}, "unknown architecture 'smal_cnn': did you mean 'small_cnn'?"),
-        ("small_cnn", {"widht": 3}, "unknown argument of small_cnn 'widht': did you mean 'width'? Known: channels, "),
-        ("small_cnn", {"width": "wide"}, "'small_cnn' cannot be built with classes=10 channels=1 size=8 width=wide: "),
+        (
+            "small_cnn",
+            {"widht": 3},
+            "unknown argument of small_cnn 'widht': did you mean 'width'? Known: channels, ",
+        ),
+        (
+            "small_cnn",
+            {"width": "wide"},
+            "'small_cnn' cannot be built with classes=10 channels=1 size=8 width=wide: ",
+        ),
         ("small_cnn", {"width": -1}, "width=-1: Trying to create tensor with negative dimension"),
         ("resnet18", {"depth": 7}, "expected a ResNet of depth 18, 34 or 50, got 7"),
         ("nothing.py:make", {}, "there is no file 'nothing.py'"),
-        ("nets.py", {}, "'nets.py' is a file: say which function of it builds the network, 'nets.py:FUNCTION'"),
+        (
+            "nets.py",
+            {},
+            "'nets.py' is a file: say which function of it builds the network, 'nets.py:FUNCTION'",
+        ),
         (
             "no_such_package:make",
             {},
@@ -236,7 +291,9 @@ def test_a_factory_of_an_importable_module_fills_with_weights(tmp_path, monkeypa
     )
     monkeypatch.syspath_prepend(tmp_path)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    subject = open_one(save_weights(tmp_path / "net.pt", network), Choices(architecture="my_nets:make"))
+    subject = open_one(
+        save_weights(tmp_path / "net.pt", network), Choices(architecture="my_nets:make")
+    )
     assert torch.equal(subject.network[1].weight, network[1].weight)
 
 
@@ -278,11 +335,17 @@ LIBRARIES = {
     [("timm:resnet18", "resnet18", Normalisation(**CFG)), ("torchvision:resnet18", "resnet18", Normalisation(**CFG)),
      ("robustbench:cifar10/Linf/Wang2023", "Wang2023", None)],
 )  # fmt: skip
-def test_a_model_of_a_library_comes_with_its_normalisation_in_evaluation_mode(text, name, normalisation):
+def test_a_model_of_a_library_comes_with_its_normalisation_in_evaluation_mode(
+    text, name, normalisation
+):
     importlib.import_module("pyautoattack.state")
     with mock.patch.dict(sys.modules, LIBRARIES):
         subject = open_one(text, shape=(3, 8, 8))
-    assert (subject.name, subject.architecture, subject.normalisation) == (name, text, normalisation)
+    assert (subject.name, subject.architecture, subject.normalisation) == (
+        name,
+        text,
+        normalisation,
+    )
     assert not subject.network.training
 
 
@@ -291,7 +354,10 @@ def test_a_model_of_a_library_comes_with_its_normalisation_in_evaluation_mode(te
 def test_a_missing_library_is_said_with_how_to_install_it(library, package):
     with mock.patch.dict(sys.modules, {library: None}):
         message = refusal(UsageError, open_one, f"{library}:net")
-    assert message == f"'{library}:net' needs {library}, which is not installed: pip install '{package}'"
+    assert (
+        message
+        == f"'{library}:net' needs {library}, which is not installed: pip install '{package}'"
+    )
 
 
 def test_an_unknown_model_of_a_library_is_said_with_its_reason():
@@ -328,7 +394,9 @@ def test_a_published_checkpoint_loads_without_help_and_scores_what_it_scores(tes
     [("resnet2b.pth", "resnet2b", 112_006), ("cifar_cnn_a_adv.model", "cnn_a", 214_918), ("resnet20-12fca82f.th", "resnet20", 269_722)],
 )  # fmt: skip
 def test_a_published_checkpoint_loads_through_a_factory(name, factory, parameters, test_data):
-    subject = real(test_data, name, Choices(architecture=f"{test_data / 'real_models.py'}:{factory}"))
+    subject = real(
+        test_data, name, Choices(architecture=f"{test_data / 'real_models.py'}:{factory}")
+    )
     assert subject.architecture == f"real_models.py:{factory}"
     assert subject.parameters == parameters
     assert subject.model(torch.rand(2, 3, 32, 32)).shape == (2, 10)

@@ -50,7 +50,10 @@ def test_what_is_written_reads_back_equal(norm, eps):
         ("linf:-8/255", "expected eps above 0, got '-8/255'"),
         ("linf:0", "expected eps above 0, got '0'"),
         ("l2:1e-999", "expected eps above 0, got '1e-999'"),
-        ("linf:8", "expected a linf eps of at most 1 for images in [0, 1], got '8': did you mean 8/255?"),
+        (
+            "linf:8",
+            "expected a linf eps of at most 1 for images in [0, 1], got '8': did you mean 8/255?",
+        ),
         ("linf:3/2", "expected a linf eps of at most 1 for images in [0, 1], got '3/2'"),
     ],
 )

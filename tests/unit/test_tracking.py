@@ -38,7 +38,11 @@ def test_an_entry_holds_the_identity_the_numbers_and_the_findings():
     assert told.params["attacks"] == "apgd-ce apgd-t fab-t square"
     assert told.params["versions/torch"] == "2.10.0"
     assert told.params["verdict"] == "unreliable"
-    assert (told.metrics["clean"], told.metrics["standard"], told.metrics["robust"]) == (0.9, 0.8, 0.2)
+    assert (told.metrics["clean"], told.metrics["standard"], told.metrics["robust"]) == (
+        0.9,
+        0.8,
+        0.2,
+    )
     assert told.metrics["stages/apgd-ce/passes"] == 36_360
     assert told.metrics["passes"] == 536_760
     assert told.findings.startswith("- red: adaptive-gap: adaptive attacks lowered")
@@ -85,7 +89,9 @@ def test_mlflow_gets_each_run_once(rkd, results, monkeypatch):
         set_tracking_uri=uris.append,
         set_experiment=str,
         search_runs=search,
-        start_run=lambda run_id, run_name: sessions.open(run_id or f"{run_name}-{len(sessions.runs)}"),
+        start_run=lambda run_id, run_name: sessions.open(
+            run_id or f"{run_name}-{len(sessions.runs)}"
+        ),
         set_tag=lambda name, value: sessions.tell({name: value}),
         log_params=sessions.tell,
         log_metrics=sessions.tell,
@@ -110,7 +116,11 @@ def test_wandb_gets_a_run_by_its_id(rkd, results, monkeypatch):
     pretend(monkeypatch, "wandb", Error=OSError, init=init)
     assert rkd("log", results, "--to", "wandb:robustness").code == 0
     (options,) = (one for one in asked if one["name"] == "net")
-    assert (options["project"], options["resume"], options["id"]) == ("robustness", "allow", RECORD.run_id)
+    assert (options["project"], options["resume"], options["id"]) == (
+        "robustness",
+        "allow",
+        RECORD.run_id,
+    )
     assert options["config"]["norm"] == "linf"
     assert "adaptive-gap" in options["notes"]
     assert sessions.runs[RECORD.run_id]["robust"] == 0.2

@@ -12,7 +12,7 @@ from robustbench_kd.core import plugins
 from robustbench_kd.core.errors import ModelError, UsageError
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset
-from robustbench_kd.tensors.distillation import Asked, away_from, labelled, total
+from robustbench_kd.tensors.distillation import CachedNetwork, away_from, labelled, total
 from robustbench_kd.tensors.geometry import inside, random_start
 from robustbench_kd.tensors.losses import kl_divergence
 from robustbench_kd.training.augmentation import augment
@@ -22,7 +22,7 @@ from robustbench_kd.training.inner import attack, mode, pgd
 from robustbench_kd.training.loop import seeded_build, train
 from robustbench_kd.training.recipe import Recipe, load_recipe
 from robustbench_kd.training.schedule import learning_rate
-from robustbench_kd.training.training_state import Company, open_course
+from robustbench_kd.training.training_state import Partners, open_course
 from robustbench_kd.training.validation import evaluate
 
 LINF = Threat.parse("linf:0.1")
@@ -30,7 +30,13 @@ L2 = Threat.parse("l2:0.3")
 
 
 def recipe(**changes):
-    base = {"method": "plain", "epochs": 3, "batch_size": 16, "learning_rate": 0.1, "validation": 20}
+    base = {
+        "method": "plain",
+        "epochs": 3,
+        "batch_size": 16,
+        "learning_rate": 0.1,
+        "validation": 20,
+    }
     return Recipe.model_validate(base | changes)
 
 
@@ -74,7 +80,7 @@ def labels_objective(labels):
 def batch_loss(network, images, labels, setting):
     """The loss of one batch of all images, after its attack."""
     data = Dataset("batch", images, labels, tuple(range(len(labels))), 2)
-    course = open_course(network, data, LINF, setting, Company(), generator=generator())
+    course = open_course(network, data, LINF, setting, Partners(), generator=generator())
     return total(course.terms(torch.arange(len(labels)), epoch=1))
 
 
@@ -96,7 +102,13 @@ def test_the_trades_recipe_attacks_as_published():
 def test_overrides_are_toml_values_and_words_need_no_quotes():
     changed = load_recipe(
         "digits-plain",
-        {"epochs": "7", "learning_rate": "5e-2", "milestones": "[3, 5]", "schedule": "milestones", "nesterov": "true"},
+        {
+            "epochs": "7",
+            "learning_rate": "5e-2",
+            "milestones": "[3, 5]",
+            "schedule": "milestones",
+            "nesterov": "true",
+        },
     )
     assert (changed.epochs, changed.learning_rate, changed.milestones) == (7, 0.05, (3, 5))
     assert (changed.schedule, changed.nesterov) == ("milestones", True)
@@ -109,7 +121,9 @@ def test_a_hyphenated_word_needs_no_quotes():
 
 def test_a_recipe_is_read_from_a_file(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text('method = "plain"\nepochs = 2\nbatch_size = 8\nlearning_rate = 0.1\nvalidation = 10\n')
+    path.write_text(
+        'method = "plain"\nepochs = 2\nbatch_size = 8\nlearning_rate = 0.1\nvalidation = 10\n'
+    )
     assert load_recipe(str(path)).epochs == 2
 
 
@@ -119,7 +133,11 @@ def test_a_recipe_is_read_from_a_file(tmp_path):
         ("digits-plian", {}, "unknown recipe 'digits-plian': did you mean 'digits-plain'?"),
         ("nowhere.toml", {}, "recipe 'nowhere.toml' cannot be read: No such file"),
         ("digits-plain", {"epoch": "3"}, "unknown recipe key 'epoch': did you mean 'epochs'?"),
-        ("digits-plain", {"method": "pgd-ta"}, "unknown training method 'pgd-ta': did you mean 'pgd-at'?"),
+        (
+            "digits-plain",
+            {"method": "pgd-ta"},
+            "unknown training method 'pgd-ta': did you mean 'pgd-at'?",
+        ),
         (
             "digits-plain",
             {"epochs": "-1"},
@@ -127,9 +145,17 @@ def test_a_recipe_is_read_from_a_file(tmp_path):
         ),
         ("digits-plain", {"epochs": '"3"'}, "epochs: expected a valid integer, got '3'"),
         ("digits-plain", {"nesterov": "1"}, "nesterov: expected a valid boolean, got 1"),
-        ("digits-plain", {"learning_rate": "nan"}, "learning_rate: expected a finite number, got nan"),
+        (
+            "digits-plain",
+            {"learning_rate": "nan"},
+            "learning_rate: expected a finite number, got nan",
+        ),
         ("digits-plain", {"schedule": "linear"}, "schedule: expected 'constant', 'cosine'"),
-        ("digits-plain", {"milestones": "[1.5]"}, "milestones.0: expected a valid integer, got 1.5"),
+        (
+            "digits-plain",
+            {"milestones": "[1.5]"},
+            "milestones.0: expected a valid integer, got 1.5",
+        ),
         ("digits-plain", {"epochs": "3 4"}, "recipe key 'epochs': expected a TOML value"),
         ("digits-plain", {"epochs": "3\nseed = 4"}, "recipe key 'epochs': expected a TOML value"),
     ],
@@ -143,7 +169,10 @@ def test_an_impossible_recipe_is_refused_in_one_line(name, overrides, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("epochs = ", "is not a TOML file"), ('method = "plain"', "epochs: expected a value, got none")],
+    [
+        ("epochs = ", "is not a TOML file"),
+        ('method = "plain"', "epochs: expected a value, got none"),
+    ],
 )
 def test_a_broken_recipe_file_is_refused(tmp_path, text, message):
     path = tmp_path / "mine.toml"
@@ -168,7 +197,9 @@ def test_a_cosine_falls_from_the_full_rate_to_nearly_none():
 
 
 def test_one_cycle_peaks_after_three_tenths():
-    rates = [learning_rate(recipe(epochs=10, schedule="onecycle"), step, 100) for step in range(1000)]
+    rates = [
+        learning_rate(recipe(epochs=10, schedule="onecycle"), step, 100) for step in range(1000)
+    ]
     assert rates.index(max(rates)) in {299, 300}
     assert max(rates) == pytest.approx(0.1, rel=0.01)
     assert 0 < rates[0] < 0.001
@@ -177,7 +208,16 @@ def test_one_cycle_peaks_after_three_tenths():
 
 def test_milestones_multiply_the_rate_after_their_epochs():
     steps = recipe(epochs=4, schedule="milestones", milestones=[2, 3], decay=0.5)
-    assert [learning_rate(steps, step, 2) for step in range(8)] == [0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025]
+    assert [learning_rate(steps, step, 2) for step in range(8)] == [
+        0.1,
+        0.1,
+        0.1,
+        0.1,
+        0.05,
+        0.05,
+        0.025,
+        0.025,
+    ]
 
 
 def test_a_constant_rate_stays():
@@ -187,7 +227,9 @@ def test_a_constant_rate_stays():
 def test_a_shift_moves_each_image_by_at_most_the_padding():
     image = torch.zeros(1, 2, 5, 5)
     image[:, :, 2, 2] = 1
-    shifted = augment(image.expand(400, -1, -1, -1), recipe(augmentation="shift", padding=1), generator())
+    shifted = augment(
+        image.expand(400, -1, -1, -1), recipe(augmentation="shift", padding=1), generator()
+    )
     places = shifted[:, 0].flatten(1).argmax(1)
     assert torch.equal(shifted.sum((2, 3)), torch.ones(400, 2))
     assert set(places.tolist()) == {6, 7, 8, 11, 12, 13, 16, 17, 18}
@@ -197,7 +239,9 @@ def test_a_shift_moves_each_image_by_at_most_the_padding():
 def test_flip_crop_also_mirrors_about_half_of_the_images():
     image = torch.zeros(1, 1, 3, 9)
     image[..., 1, :3] = 1
-    changed = augment(image.expand(400, -1, -1, -1), recipe(augmentation="flip_crop", padding=1), generator())
+    changed = augment(
+        image.expand(400, -1, -1, -1), recipe(augmentation="flip_crop", padding=1), generator()
+    )
     mirrored = changed[..., 6:].sum((1, 2, 3)) > changed[..., :3].sum((1, 2, 3))
     assert 150 < int(mirrored.sum()) < 250
 
@@ -210,7 +254,9 @@ def test_no_augmentation_changes_nothing():
 # The inner maximisation
 
 
-@pytest.mark.parametrize(("threat", "dual"), [(LINF, lambda w: w.abs().sum()), (L2, lambda w: w.norm())])
+@pytest.mark.parametrize(
+    ("threat", "dual"), [(LINF, lambda w: w.abs().sum()), (L2, lambda w: w.norm())]
+)
 def test_pgd_finds_the_exact_optimum_of_a_linear_network(threat, dual):
     """The logit of a linear network can fall by eps times the dual norm of its weights, and no further."""
     weights = [1.0, -2.0, 0.5, 3.0]
@@ -236,10 +282,21 @@ def test_pgd_finds_the_exact_optimum_of_a_linear_network(threat, dual):
 def test_pgd_stays_inside_ball_and_box(threat, start):
     data, network = halves(), small().eval()
     objective = labels_objective(data.labels)
-    points = pgd(network, data.images, objective, threat, steps=5, step_size=0.7, start=start, generator=generator())
+    points = pgd(
+        network,
+        data.images,
+        objective,
+        threat,
+        steps=5,
+        step_size=0.7,
+        start=start,
+        generator=generator(),
+    )
     assert inside(points, data.images, threat.eps, threat.norm).all()
     assert not points.requires_grad
-    assert objective(points, network(points)).mean() > objective(points, network(data.images)).mean()
+    assert (
+        objective(points, network(points)).mean() > objective(points, network(data.images)).mean()
+    )
 
 
 def test_pgd_raises_a_divergence_too():
@@ -256,7 +313,10 @@ def test_pgd_raises_a_divergence_too():
         generator=generator(),
     )
     noise = random_start(data.images, LINF.eps, LINF.norm, generator())
-    assert kl_divergence(clean, network(points)).mean() > 5 * kl_divergence(clean, network(noise)).mean()
+    assert (
+        kl_divergence(clean, network(points)).mean()
+        > 5 * kl_divergence(clean, network(noise)).mean()
+    )
 
 
 def test_an_attack_leaves_images_gradients_and_modes_as_they_were():
@@ -265,7 +325,7 @@ def test_an_attack_leaves_images_gradients_and_modes_as_they_were():
     network[0].weight.grad = torch.full_like(network[0].weight, 7.0)
     before = data.images.clone()
     attack(
-        Asked(network),
+        CachedNetwork(network),
         data.images,
         labels_objective(data.labels),
         threat=LINF,
@@ -282,7 +342,7 @@ def test_an_attack_leaves_images_gradients_and_modes_as_they_were():
 def test_the_attack_mode_decides_whether_batch_statistics_move(attack_mode, updates):
     data, network = halves(), small().train()
     attack(
-        Asked(network),
+        CachedNetwork(network),
         data.images,
         labels_objective(data.labels),
         threat=LINF,
@@ -329,7 +389,7 @@ def test_the_trades_loss_and_its_gradient_are_the_published_formula():
     value = batch_loss(network, images, data.labels, setting)
     target = network(images).detach()
     points = attack(
-        Asked(network),
+        CachedNetwork(network),
         images,
         partial(away_from, target),
         threat=LINF,
@@ -366,7 +426,9 @@ def test_adversarial_training_relies_on_the_pixel_that_the_attacker_cannot_flip(
     accuracies = {}
     for method in ("plain", "pgd-at"):
         setting = recipe(method=method, epochs=10, attack_steps=3, step_size=1.0)
-        accuracies[method] = train(linear([0.0] * 64), data, LINF, setting, ignore).history[-1].validation.robust
+        accuracies[method] = (
+            train(linear([0.0] * 64), data, LINF, setting, ignore).history[-1].validation.robust
+        )
     assert accuracies["plain"] < 0.2
     assert accuracies["pgd-at"] > 0.8
 
@@ -379,7 +441,9 @@ def test_the_same_seed_gives_the_same_weights(method):
     torch.manual_seed(2)
     second = train(small(), halves(), LINF, setting, ignore)
     assert first.history == second.history
-    assert all(torch.equal(first.best_state[name], second.best_state[name]) for name in first.best_state)
+    assert all(
+        torch.equal(first.best_state[name], second.best_state[name]) for name in first.best_state
+    )
 
 
 def test_another_seed_gives_other_weights():
@@ -434,7 +498,9 @@ def test_the_held_out_rows_keep_the_share_of_every_class():
 
 def test_other_seeds_hold_out_other_rows():
     labels = torch.arange(100) % 4
-    assert set(split(labels, 20, generator(0))[1].tolist()) != set(split(labels, 20, generator(1))[1].tolist())
+    assert set(split(labels, 20, generator(0))[1].tolist()) != set(
+        split(labels, 20, generator(1))[1].tolist()
+    )
 
 
 def test_a_validation_split_must_leave_examples_to_train_on():
@@ -445,9 +511,9 @@ def test_a_validation_split_must_leave_examples_to_train_on():
 def test_events_report_every_step_and_every_epoch():
     events = []
     outcome = train(small(), halves(), LINF, recipe(epochs=2, batch_size=25), events.append)
-    assert [(event.epoch, event.step, event.steps) for event in events if isinstance(event, Step)] == [
-        (epoch, step, 3) for epoch in (1, 2) for step in (1, 2, 3)
-    ]
+    assert [
+        (event.epoch, event.step, event.steps) for event in events if isinstance(event, Step)
+    ] == [(epoch, step, 3) for epoch in (1, 2) for step in (1, 2, 3)]
     assert tuple(event for event in events if isinstance(event, Epoch)) == outcome.history
     assert outcome.history[0].loss == pytest.approx(sum(event.loss for event in events[:3]) / 3)
 
@@ -460,25 +526,34 @@ def test_the_last_batch_is_never_a_single_example():
 
 
 def test_the_robust_selection_keeps_the_epoch_that_resists_best():
-    setting = recipe(epochs=6, learning_rate=1.5, momentum=0.0, schedule="constant", selection="robust")
+    setting = recipe(
+        epochs=6, learning_rate=1.5, momentum=0.0, schedule="constant", selection="robust"
+    )
     states = {}
     network = small()
 
     def keep(event):
         if isinstance(event, Epoch):
-            states[event.epoch] = {name: value.clone() for name, value in network.state_dict().items()}
+            states[event.epoch] = {
+                name: value.clone() for name, value in network.state_dict().items()
+            }
 
     outcome = train(network, halves(), Threat.parse("linf:0.25"), setting, keep)
     scores = [(epoch.validation.robust, epoch.validation.clean) for epoch in outcome.history]
     assert outcome.best_epoch == scores.index(max(scores)) + 1 < 6
-    assert all(torch.equal(outcome.best_state[name], states[outcome.best_epoch][name]) for name in outcome.best_state)
+    assert all(
+        torch.equal(outcome.best_state[name], states[outcome.best_epoch][name])
+        for name in outcome.best_state
+    )
 
 
 def test_the_last_selection_keeps_the_last_epoch():
     network = small()
     outcome = train(network, halves(), LINF, recipe(selection="last"), ignore)
     assert outcome.best_epoch == 3
-    assert all(torch.equal(outcome.best_state[name], value) for name, value in network.state_dict().items())
+    assert all(
+        torch.equal(outcome.best_state[name], value) for name, value in network.state_dict().items()
+    )
 
 
 def test_evaluation_counts_a_linear_network_exactly():
@@ -494,7 +569,14 @@ def test_evaluation_counts_a_linear_network_exactly():
 def test_a_clipped_gradient_bounds_the_step():
     network, data = small(), halves()
     before = nn.utils.parameters_to_vector(network.parameters()).clone()
-    setting = recipe(epochs=1, batch_size=60, learning_rate=1.0, momentum=0.0, schedule="constant", gradient_clip=1e-3)
+    setting = recipe(
+        epochs=1,
+        batch_size=60,
+        learning_rate=1.0,
+        momentum=0.0,
+        schedule="constant",
+        gradient_clip=1e-3,
+    )
     train(network, data, LINF, setting, ignore)
     moved = nn.utils.parameters_to_vector(network.parameters()) - before
     assert float(moved.norm().detach()) == pytest.approx(1e-3, rel=0.01)
@@ -502,7 +584,9 @@ def test_a_clipped_gradient_bounds_the_step():
 
 def test_a_network_without_anything_to_optimise_is_refused():
     frozen = small().requires_grad_(requires_grad=False)
-    with pytest.raises(UsageError, match="Sequential has nothing to optimise: expected a recipe with epochs = 0"):
+    with pytest.raises(
+        UsageError, match="Sequential has nothing to optimise: expected a recipe with epochs = 0"
+    ):
         train(frozen, halves(), LINF, recipe(), ignore)
 
 
@@ -558,7 +642,9 @@ def test_fitting_draws_by_the_seed_alone():
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        states.append(train(Attentive(), halves(), LINF, recipe(epochs=0), ignore).best_state["head.weight"])
+        states.append(
+            train(Attentive(), halves(), LINF, recipe(epochs=0), ignore).best_state["head.weight"]
+        )
     assert torch.equal(*states)
 
 
@@ -581,19 +667,27 @@ def test_a_randomized_defence_is_asked_once_for_each_image_and_not_attacked():
     coin = Coin(103)
     found = evaluate(coin, data, LINF, recipe(batch_size=4, seed=5))
     assert found == (0.7, None)
-    assert [key.ids.tolist() for key in coin.keys] == [[100, 101, 102, 103], [104, 105, 106], [107, 108, 109]]
+    assert [key.ids.tolist() for key in coin.keys] == [
+        [100, 101, 102, 103],
+        [104, 105, 106],
+        [107, 108, 109],
+    ]
     assert {(key.seed, key.stream) for key in coin.keys} == {(5, "validation")}
     assert not any(key.draw.any() for key in coin.keys)
 
 
 def test_adam_trains_too():
-    outcome = train(small(), halves(), LINF, recipe(optimiser="adam", learning_rate=0.01, epochs=8), ignore)
+    outcome = train(
+        small(), halves(), LINF, recipe(optimiser="adam", learning_rate=0.01, epochs=8), ignore
+    )
     assert outcome.validation.clean == 1.0
 
 
 def test_nesterov_without_momentum_is_plain_descent():
     first, second = (
-        train(small(), halves(), LINF, recipe(epochs=1, momentum=0.0, nesterov=nesterov), ignore).best_state
+        train(
+            small(), halves(), LINF, recipe(epochs=1, momentum=0.0, nesterov=nesterov), ignore
+        ).best_state
         for nesterov in (True, False)
     )
     assert torch.equal(first["5.weight"], second["5.weight"])

@@ -18,7 +18,7 @@ from robustbench_kd.core.plugins import components
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.tensors.defence import Key, Randomized
-from robustbench_kd.tensors.distillation import Asked, Lesson, Progress, total
+from robustbench_kd.tensors.distillation import BatchContext, CachedNetwork, Progress, total
 from robustbench_kd.training.design import Composition, Network
 from robustbench_kd.training.events import Epoch
 from robustbench_kd.training.loop import seeded_build, train
@@ -37,8 +37,16 @@ COMPOSED = [family for family in components("defences") if family != "classifier
 
 
 def recipe(**changes):
-    base = {"method": "pgd-at", "epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "optimiser": "adam"}
-    return Recipe.model_validate({**base, "validation": 16, "validation_steps": 2, "attack_steps": 2, **changes})
+    base = {
+        "method": "pgd-at",
+        "epochs": 1,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "optimiser": "adam",
+    }
+    return Recipe.model_validate(
+        {**base, "validation": 16, "validation_steps": 2, "attack_steps": 2, **changes}
+    )
 
 
 FIT = recipe(epochs=0)
@@ -62,7 +70,10 @@ def shelf(digits, tmp_path_factory):
     """A folder with the cards of two networks, one of them normalised."""
     folder = tmp_path_factory.mktemp("shelf")
     for seed, normalisation in enumerate(("none", "0.3/0.4")):
-        network = Network(Architecture(name="small_cnn", arguments={"width": 4}), parse_normalisation(normalisation))
+        network = Network(
+            Architecture(name="small_cnn", arguments={"width": 4}),
+            parse_normalisation(normalisation),
+        )
         setting = recipe(method="plain", learning_rate=0.01, epochs=2, seed=seed)
         make_checkpoint(plan(f"net{seed}", network, setting), digits, folder, ignore)
     return folder
@@ -90,7 +101,11 @@ def key_of(n):
 
 def answer(defence, images):
     with torch.no_grad():
-        return defence.draw(images, key_of(len(images))) if isinstance(defence, Randomized) else defence(images)
+        return (
+            defence.draw(images, key_of(len(images)))
+            if isinstance(defence, Randomized)
+            else defence(images)
+        )
 
 
 def contents(folder):
@@ -107,7 +122,9 @@ def test_training_a_front_end_changes_its_own_tensors_and_no_file_of_its_part(di
     trained = opened(made.path)
     assert own_state(trained).keys() == own_state(fresh).keys()
     assert not torch.equal(trained.last.weight, fresh.last.weight)
-    parts = {name: value for name, value in trained.state_dict().items() if name.startswith("parts.")}
+    parts = {
+        name: value for name, value in trained.state_dict().items() if name.startswith("parts.")
+    }
     assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in parts.items())
     after = contents(folder)
     assert set(after) - set(before) == {"front.toml", "front.safetensors"}
@@ -146,7 +163,9 @@ def test_a_card_loads_back_what_was_trained(digits, folder, family, arguments, p
     defence.load_state_dict(train(defence, digits, THREAT, setting, ignore).best_state)
     torch.manual_seed(2)
     made = make_checkpoint(plan("made", design, setting), digits, folder, ignore)
-    assert torch.equal(answer(opened(made.path), digits.images), answer(defence.eval(), digits.images))
+    assert torch.equal(
+        answer(opened(made.path), digits.images), answer(defence.eval(), digits.images)
+    )
 
 
 def test_making_a_checkpoint_moves_no_global_generator(digits, folder):
@@ -157,16 +176,25 @@ def test_making_a_checkpoint_moves_no_global_generator(digits, folder):
 
 def test_own_weights_at_first_depend_on_the_seed_and_not_on_the_part(digits, folder):
     def build(part, seed):
-        return own_state(composition(folder, parts=[part]).build(digits, seed, folder / "front.toml"))["body.0.weight"]
+        return own_state(
+            composition(folder, parts=[part]).build(digits, seed, folder / "front.toml")
+        )["body.0.weight"]
 
     assert torch.equal(build("net0", 0), build("net1", 0))
     assert not torch.equal(build("net0", 0), build("net0", 1))
 
 
 def test_the_card_says_what_the_defence_is_made_of(digits, folder):
-    card = read_card(make_checkpoint(plan("front", composition(folder), recipe()), digits, folder, ignore).path)
+    card = read_card(
+        make_checkpoint(plan("front", composition(folder), recipe()), digits, folder, ignore).path
+    )
     assert (card.family, card.parts, card.arguments) == ("frontend", ("net0.toml",), SMALL)
-    assert (card.classes, card.image_shape, card.dataset, card.threats) == (10, (1, 8, 8), "digits", ("linf:0.15",))
+    assert (card.classes, card.image_shape, card.dataset, card.threats) == (
+        10,
+        (1, 8, 8),
+        "digits",
+        ("linf:0.15",),
+    )
     assert card.weights.file == "front.safetensors"
     assert card.made["validation"].keys() == {"n", "clean_accuracy", "pgd_accuracy"}
     assert (card.made["method"], card.made["epoch"]) == ("pgd-at", 1)
@@ -213,7 +241,9 @@ def test_composed_defences_are_parts_themselves(digits, folder):
 def test_every_family_is_made_without_optimisation_and_loads_back(digits, folder, family):
     arguments = FAMILIES.get(family, {})
     try:
-        made = make_checkpoint(plan("made", composition(folder, family, arguments), FIT), digits, folder, ignore)
+        made = make_checkpoint(
+            plan("made", composition(folder, family, arguments), FIT), digits, folder, ignore
+        )
     except UsageError:  # it wants more parts
         design = composition(folder, family, arguments, ["net0", "net1"])
         made = make_checkpoint(plan("made", design, FIT), digits, folder, ignore)
@@ -238,7 +268,10 @@ def make(design, digits, folder, name="made", setting=FIT):
 def test_a_part_in_another_folder_is_refused_before_anything_is_written(digits, folder, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     said = refused(make(composition(folder), digits, elsewhere))
-    assert f"in the folder of the new card, '{elsewhere}', got '{folder / 'net0.toml'}': copy its card" in said
+    assert (
+        f"in the folder of the new card, '{elsewhere}', got '{folder / 'net0.toml'}': copy its card"
+        in said
+    )
     assert f"or choose --out {folder}" in said
     assert not elsewhere.exists()
 
@@ -255,12 +288,17 @@ def test_an_unknown_argument_comes_with_the_nearest(digits, folder):
 
 
 def test_an_unknown_family_comes_with_the_nearest(digits, folder):
-    assert "did you mean 'frontend'?" in refused(make(composition(folder, "fronted"), digits, folder))
+    assert "did you mean 'frontend'?" in refused(
+        make(composition(folder, "fronted"), digits, folder)
+    )
 
 
 def test_a_plain_classifier_is_not_composed(digits, folder):
     said = refused(make(composition(folder, "classifier", {}), digits, folder))
-    assert said == "expected a family that is composed of parts, got 'classifier': choose another --family"
+    assert (
+        said
+        == "expected a family that is composed of parts, got 'classifier': choose another --family"
+    )
 
 
 @pytest.mark.parametrize("part", ["net0.safetensors", "net0", "."])
@@ -285,7 +323,10 @@ def test_a_name_that_would_overwrite_a_part_is_refused(digits, folder, name):
     before = contents(folder)
     parts = {"net0": ["net0"], "front": ["front"], "weights": ["front"]}[name]
     said = refused(make(composition(folder, "smoothed", {}, parts), digits, folder, name))
-    assert said == f"'{name}' would overwrite a file of its part '{folder / parts[0]}.toml': choose another --name"
+    assert (
+        said
+        == f"'{name}' would overwrite a file of its part '{folder / parts[0]}.toml': choose another --name"
+    )
     assert contents(folder) == before
 
 
@@ -298,7 +339,8 @@ def test_a_name_that_is_no_file_name_is_refused(digits, folder, name):
 def test_a_family_without_parameters_cannot_be_optimised(digits, folder):
     said = refused(make(composition(folder, "smoothed", {}), digits, folder, setting=recipe()))
     assert re.fullmatch(
-        "Smoothed has nothing to optimise: expected a recipe with epochs = 0 such as 'fit', got 1", said
+        "Smoothed has nothing to optimise: expected a recipe with epochs = 0 such as 'fit', got 1",
+        said,
     )
 
 
@@ -318,8 +360,8 @@ class Blind(nn.Module):
 
 
 def denoising_loss(network, images, **changes):
-    lesson = Lesson(
-        student=Asked(network),
+    lesson = BatchContext(
+        student=CachedNetwork(network),
         teachers=(),
         images=images,
         labels=torch.zeros(len(images), dtype=torch.int64),
@@ -338,7 +380,9 @@ def test_the_error_of_the_identity_is_the_variance_of_the_noise(shape):
 
 
 def test_the_error_of_nothing_is_the_mean_square_of_the_image():
-    assert denoising_loss(Blind(0.3, 0.0), torch.full((3, 1, 4, 4), 0.5)).item() == pytest.approx(0.25)
+    assert denoising_loss(Blind(0.3, 0.0), torch.full((3, 1, 4, 4), 0.5)).item() == pytest.approx(
+        0.25
+    )
 
 
 def test_the_published_noise_has_one_deviation_for_each_image():
@@ -361,11 +405,15 @@ def test_training_a_denoiser_lowers_its_error_and_leaves_its_part(digits, folder
 
 def test_only_a_denoiser_learns_to_denoise(digits, folder):
     said = refused(make(composition(folder), digits, folder, setting=recipe(method="denoise")))
-    assert said == "method 'denoise' trains the family 'denoiser', got FrontEnd: choose another method"
+    assert (
+        said == "method 'denoise' trains the family 'denoiser', got FrontEnd: choose another method"
+    )
 
 
 def test_a_seeded_build_gives_back_what_is_built():
-    assert seeded_build(lambda: torch.rand(3).tolist(), 3) == seeded_build(lambda: torch.rand(3).tolist(), 3)
+    assert seeded_build(lambda: torch.rand(3).tolist(), 3) == seeded_build(
+        lambda: torch.rand(3).tolist(), 3
+    )
 
 
 # Going on
@@ -384,7 +432,10 @@ def test_a_front_end_whose_training_was_stopped_ends_in_the_same_bytes(digits, f
         (folder / name).unlink()
     with pytest.raises(KeyboardInterrupt):
         make_checkpoint(plan("front", design, setting), digits, folder, interrupted)
-    assert set(contents(folder)) - {"front.training"} == set(whole) - {"front.toml", "front.safetensors"}
+    assert set(contents(folder)) - {"front.training"} == set(whole) - {
+        "front.toml",
+        "front.safetensors",
+    }
     make_checkpoint(plan("front", design, setting), digits, folder, ignore)
     assert contents(folder) == whole
 
@@ -392,23 +443,37 @@ def test_a_front_end_whose_training_was_stopped_ends_in_the_same_bytes(digits, f
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"epochs": 3}, {"learning_rate": 1e-2}])
 def test_another_recipe_does_not_go_on_from_a_stopped_training(digits, folder, changes):
     with pytest.raises(KeyboardInterrupt):
-        make_checkpoint(plan("front", composition(folder), recipe(epochs=2)), digits, folder, interrupted)
+        make_checkpoint(
+            plan("front", composition(folder), recipe(epochs=2)), digits, folder, interrupted
+        )
     with pytest.raises(CheckpointError, match=r"'.*front\.training' belongs to another training"):
-        make_checkpoint(plan("front", composition(folder), recipe(**{"epochs": 2, **changes})), digits, folder, ignore)
+        make_checkpoint(
+            plan("front", composition(folder), recipe(**{"epochs": 2, **changes})),
+            digits,
+            folder,
+            ignore,
+        )
 
 
 def test_another_part_of_the_same_name_does_not_go_on_from_a_stopped_training(digits, folder):
     with pytest.raises(KeyboardInterrupt):
-        make_checkpoint(plan("front", composition(folder), recipe(epochs=2)), digits, folder, interrupted)
+        make_checkpoint(
+            plan("front", composition(folder), recipe(epochs=2)), digits, folder, interrupted
+        )
     (folder / "net1.toml").rename(folder / "net0.toml")
     with pytest.raises(CheckpointError, match="belongs to another training"):
-        make_checkpoint(plan("front", composition(folder), recipe(epochs=2)), digits, folder, ignore)
+        make_checkpoint(
+            plan("front", composition(folder), recipe(epochs=2)), digits, folder, ignore
+        )
 
 
 def test_the_same_command_makes_the_same_again(digits, folder):
     made = make_checkpoint(plan("front", composition(folder), recipe()), digits, folder, ignore)
     before = contents(folder)
-    assert make_checkpoint(plan("front", composition(folder), recipe()), digits, folder, ignore).path == made.path
+    assert (
+        make_checkpoint(plan("front", composition(folder), recipe()), digits, folder, ignore).path
+        == made.path
+    )
     assert contents(folder) == before
 
 
@@ -420,11 +485,16 @@ def test_the_same_command_makes_the_same_again(digits, folder):
         ({"parts": ("net1",)}, {"seed": 1}, "other recipe and parts"),
     ],
 )
-def test_a_checkpoint_that_was_made_otherwise_is_not_overwritten(digits, folder, design, setting, said):
+def test_a_checkpoint_that_was_made_otherwise_is_not_overwritten(
+    digits, folder, design, setting, said
+):
     make_checkpoint(plan("front", composition(folder), recipe()), digits, folder, ignore)
     before = contents(folder)
     with pytest.raises(
-        UsageError, match=rf"front\.toml' was made with {said}, and would be lost: choose another --name"
+        UsageError,
+        match=rf"front\.toml' was made with {said}, and would be lost: choose another --name",
     ):
-        make_checkpoint(plan("front", composition(folder, **design), recipe(**setting)), digits, folder, ignore)
+        make_checkpoint(
+            plan("front", composition(folder, **design), recipe(**setting)), digits, folder, ignore
+        )
     assert contents(folder) == before

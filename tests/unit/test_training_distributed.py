@@ -20,8 +20,8 @@ from robustbench_kd.training import distributed
 from robustbench_kd.training.events import Epoch
 from robustbench_kd.training.loop import seeded_build, train
 from robustbench_kd.training.recipe import Recipe
-from robustbench_kd.training.training_checkpoint import Memory
-from robustbench_kd.training.training_state import Company
+from robustbench_kd.training.training_checkpoint import TrainingCheckpoint
+from robustbench_kd.training.training_state import Partners
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,7 +33,13 @@ pytestmark = [
 
 LINF = Threat.parse("linf:0.1")
 RANKS = ["0", "1"]
-EXACT = {"method": "pgd-at", "attack_steps": 2, "random_start": "none", "weight_decay": 0.01, "gradient_clip": 0.5}
+EXACT = {
+    "method": "pgd-at",
+    "attack_steps": 2,
+    "random_start": "none",
+    "weight_decay": 0.01,
+    "gradient_clip": 0.5,
+}
 NOISY = {"attack_steps": 1, "augmentation": "flip_crop", "batch_size": 32}
 CRD = {"negatives": 4, "dimensions": 4}
 EXACT_KINDS = {
@@ -58,7 +64,14 @@ NOISY_KINDS = {
 
 
 def recipe(**changes):
-    base = {"epochs": 3, "batch_size": 16, "learning_rate": 0.1, "validation": 21, "validation_steps": 1, "seed": 3}
+    base = {
+        "epochs": 3,
+        "batch_size": 16,
+        "learning_rate": 0.1,
+        "validation": 21,
+        "validation_steps": 1,
+        "seed": 3,
+    }
     return Recipe.model_validate(base | changes)
 
 
@@ -85,9 +98,13 @@ def ignore(event):
 def trained(fields, *, observer=ignore, memory=None, noisy):
     """Returns the outcome of a training, and the weights that the network ends with."""
     student, setting = network(noisy=noisy), recipe(**fields)
-    teachers = tuple(network(seed) for seed in range(10, 10 + len(setting.opened().options.teachers())))
-    company = Company(teachers=teachers, fresh=lambda: network(7))
-    return train(student, data(), LINF, setting, observer, company=company, memory=memory), student.state_dict()
+    teachers = tuple(
+        network(seed) for seed in range(10, 10 + len(setting.opened().options.teachers()))
+    )
+    company = Partners(teachers=teachers, fresh=lambda: network(7))
+    return train(
+        student, data(), LINF, setting, observer, company=company, memory=memory
+    ), student.state_dict()
 
 
 # What each process does
@@ -99,11 +116,12 @@ def stop_after_two(event):
 
 
 def resumed(folder):
-    memory, fields = Memory(folder / "net.training", "this"), NOISY_KINDS["balance"]
+    memory, fields = TrainingCheckpoint(folder / "net.training", "this"), NOISY_KINDS["balance"]
     try:
         trained(fields, observer=stop_after_two, memory=memory, noisy=True)
     except KeyboardInterrupt:
-        torch.distributed.barrier()  # the first process has to have written what the other one reads
+        # The first process has to have written what the other one reads.
+        torch.distributed.barrier()
     return trained(fields, memory=memory, noisy=True)
 
 
@@ -124,7 +142,9 @@ def moved():
 def drawn():
     """Returns what a process draws in two steps, and again in the second one."""
     shared = torch.Generator()
-    return [torch.rand(4, generator=distributed.source(shared, 3, step)).tolist() for step in (0, 1, 1)]
+    return [
+        torch.rand(4, generator=distributed.source(shared, 3, step)).tolist() for step in (0, 1, 1)
+    ]
 
 
 def refusal():
@@ -140,7 +160,16 @@ def work(folder):
     faulthandler.dump_traceback_later(
         90, exit=True
     )  # a process that waits for another one would do so for half an hour
-    chosen = ["--arch", "small_cnn", "--arch-arg", "width=2", "--set", "epochs=1", "--out", str(folder / "made")]
+    chosen = [
+        "--arch",
+        "small_cnn",
+        "--arch-arg",
+        "width=2",
+        "--set",
+        "epochs=1",
+        "--out",
+        str(folder / "made"),
+    ]
     with distributed.joined(torch.device("cpu")):
         found = {
             "exact": {kind: trained(fields, noisy=False) for kind, fields in EXACT_KINDS.items()},
@@ -161,7 +190,14 @@ def work(folder):
 def launched(tmp_path_factory):
     """The folder in which two processes worked, and what they printed."""
     folder = tmp_path_factory.mktemp("launched")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     done = subprocess.run(
         [*command, __file__, folder],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -180,11 +216,14 @@ def found(launched):
 
 
 def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 @pytest.mark.parametrize(
-    ("group", "kind"), [("exact", kind) for kind in EXACT_KINDS] + [("noisy", kind) for kind in NOISY_KINDS]
+    ("group", "kind"),
+    [("exact", kind) for kind in EXACT_KINDS] + [("noisy", kind) for kind in NOISY_KINDS],
 )
 def test_both_processes_end_with_the_same_weights_and_statistics(found, group, kind):
     (first, first_last), (second, second_last) = (each[group][kind] for each in found)
@@ -200,7 +239,9 @@ def test_without_chance_two_processes_learn_what_one_does(found, kind):
     outcome, weights = found[0]["exact"][kind]
     torch.testing.assert_close(weights, last)
     torch.testing.assert_close(outcome.best_state, expected.best_state)
-    assert [epoch.loss for epoch in outcome.history] == pytest.approx([epoch.loss for epoch in expected.history])
+    assert [epoch.loss for epoch in outcome.history] == pytest.approx(
+        [epoch.loss for epoch in expected.history]
+    )
     assert outcome.validation.clean == expected.validation.clean
 
 
@@ -217,7 +258,9 @@ def test_buffers_move_by_the_mean_over_those_who_move_them(found):
         assert buffers["statistics"].tolist() == [2.5, 2.5]
         assert buffers["bank"].tolist() == [2.0, 3.0, 1.0]
         assert torch.equal(buffers["mask"], torch.tensor([-torch.inf, torch.inf, 0.1]))
-        assert torch.equal(buffers["estimate"].nan_to_num(0), torch.tensor([1.5, 0.0], dtype=torch.float64))
+        assert torch.equal(
+            buffers["estimate"].nan_to_num(0), torch.tensor([1.5, 0.0], dtype=torch.float64)
+        )
 
 
 def test_noise_differs_between_processes_and_steps_and_can_be_drawn_again(found):
@@ -228,7 +271,9 @@ def test_noise_differs_between_processes_and_steps_and_can_be_drawn_again(found)
 
 def test_too_few_examples_for_all_processes_are_refused(found):
     for each in found:
-        assert each["refusal"].startswith("expected two examples for each of 2 processes, got 3: raise batch_size")
+        assert each["refusal"].startswith(
+            "expected two examples for each of 2 processes, got 3: raise batch_size"
+        )
 
 
 def test_one_process_writes_one_card_and_says_where_it_lies(launched):
@@ -237,7 +282,9 @@ def test_one_process_writes_one_card_and_says_where_it_lies(launched):
     assert sorted(path.name for path in card.parent.iterdir()) == ["net.safetensors", "net.toml"]
     assert read_card(card).made["processes"] == 2
     assert done.stdout.split() == [str(card)]
-    assert done.stderr.count("validation clean") == 2, "one line for the epoch and one for the outcome"
+    assert done.stderr.count("validation clean") == 2, (
+        "one line for the epoch and one for the outcome"
+    )
 
 
 if __name__ == "__main__":

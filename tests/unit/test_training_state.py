@@ -9,16 +9,16 @@ from torch import nn
 
 from robustbench_kd.core.errors import CheckpointError, UsageError
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.tensors import hashed_file as sealed
+from robustbench_kd.tensors import hashed_file
 from robustbench_kd.tensors.contracts import Dataset
-from robustbench_kd.tensors.distillation import Asked
+from robustbench_kd.tensors.distillation import CachedNetwork
 from robustbench_kd.tensors.stored_logits import Archive, Views, ask
 from robustbench_kd.training.events import Epoch
 from robustbench_kd.training.loop import seeded_build, train
 from robustbench_kd.training.recipe import Recipe, load_recipe
 from robustbench_kd.training.schedule import learning_rate, make_optimiser
-from robustbench_kd.training.training_checkpoint import Memory
-from robustbench_kd.training.training_state import Company, open_course
+from robustbench_kd.training.training_checkpoint import TrainingCheckpoint
+from robustbench_kd.training.training_state import Partners, open_course
 
 LINF = Threat.parse("linf:0.1")
 AVERAGES = {
@@ -27,7 +27,12 @@ AVERAGES = {
 }
 CRD = {"method": "crd", "options": {"negatives": 4, "dimensions": 4}}
 TRAININGS = {
-    "sgd": {"method": "trades", "attack_steps": 1, "random_start": "uniform", "augmentation": "flip_crop"},
+    "sgd": {
+        "method": "trades",
+        "attack_steps": 1,
+        "random_start": "uniform",
+        "augmentation": "flip_crop",
+    },
     "adam": {"method": "plain", "optimiser": "adam", "learning_rate": 0.01},
     "without momentum": {"method": "plain", "momentum": 0.0},
     "memory bank": CRD,
@@ -38,7 +43,13 @@ TRAININGS = {
 
 
 def recipe(**changes):
-    base = {"method": "plain", "epochs": 4, "batch_size": 16, "learning_rate": 0.1, "validation": 20}
+    base = {
+        "method": "plain",
+        "epochs": 4,
+        "batch_size": 16,
+        "learning_rate": 0.1,
+        "validation": 20,
+    }
     return Recipe.model_validate({**base, "validation_steps": 1, "seed": 3, **changes})
 
 
@@ -60,7 +71,9 @@ def network(seed=0):
 
 def company(setting):
     count = len(setting.opened().options.teachers())
-    return Company(teachers=tuple(network(seed) for seed in range(10, 10 + count)), fresh=lambda: network(7))
+    return Partners(
+        teachers=tuple(network(seed) for seed in range(10, 10 + count)), fresh=lambda: network(7)
+    )
 
 
 def ignore(event):
@@ -68,7 +81,9 @@ def ignore(event):
 
 
 def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def stop_after(number):
@@ -85,12 +100,25 @@ def stop_after(number):
 @pytest.mark.parametrize("kind", TRAININGS)
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])
 def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, kind, epoch):
-    setting, memory = recipe(**TRAININGS[kind]), Memory(tmp_path / "net.training", "this")
+    setting, memory = (
+        recipe(**TRAININGS[kind]),
+        TrainingCheckpoint(tmp_path / "net.training", "this"),
+    )
     expected = train(network(), data(), LINF, setting, ignore, company=company(setting))
     with pytest.raises(KeyboardInterrupt):
-        train(network(), data(), LINF, setting, stop_after(epoch), company=company(setting), memory=memory)
+        train(
+            network(),
+            data(),
+            LINF,
+            setting,
+            stop_after(epoch),
+            company=company(setting),
+            memory=memory,
+        )
     seen = []
-    found = train(network(), data(), LINF, setting, seen.append, company=company(setting), memory=memory)
+    found = train(
+        network(), data(), LINF, setting, seen.append, company=company(setting), memory=memory
+    )
     assert same(found.best_state, expected.best_state)
     assert (found.best_epoch, found.validation, found.history) == (
         expected.best_epoch,
@@ -103,7 +131,7 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, kind, 
 @pytest.fixture
 def stopped(tmp_path):
     """The memory of a training that was stopped after its second epoch."""
-    memory = Memory(tmp_path / "net.training", "this")
+    memory = TrainingCheckpoint(tmp_path / "net.training", "this")
     with pytest.raises(KeyboardInterrupt):
         train(network(), data(), LINF, recipe(), stop_after(2), memory=memory)
     return memory
@@ -135,10 +163,10 @@ def test_a_file_that_is_no_memory_is_refused_and_never_run(stopped, content):
 
 def forged(memory, *, tensors=ignore, header=ignore):
     """Seals a changed memory anew, as somebody would who means harm."""
-    content = sealed.read(memory.path)
+    content = hashed_file.read(memory.path)
     tensors(content.tensors)
     header(content.header)
-    sealed.write(memory.path, *content)
+    hashed_file.write(memory.path, *content)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +196,9 @@ def test_a_forged_memory_is_refused_in_one_line(stopped, change):
     [
         lambda header: header.clear(),
         lambda header: header.update(training="{}"),
-        lambda header: header.update(training=header["training"].replace('"best_epoch":', '"best_epoch":9')),
+        lambda header: header.update(
+            training=header["training"].replace('"best_epoch":', '"best_epoch":9')
+        ),
         lambda header: header.update(training=header["training"].replace('"epoch":1', '"epoch":5')),
     ],
 )
@@ -200,7 +230,9 @@ def test_an_equal_average_is_the_mean_over_ends_of_epochs_with_fresh_statistics(
     setting = recipe(selection="last", **AVERAGES["swa"])
     found = train(student, data(), LINF, setting, note).best_state
     torch.testing.assert_close(found["5.weight"], torch.stack(ends).mean(dim=0))
-    assert found["1.num_batches_tracked"] == 4, "statistics come from one pass over the 60 training examples"
+    assert found["1.num_batches_tracked"] == 4, (
+        "statistics come from one pass over the 60 training examples"
+    )
 
 
 def test_averaging_does_not_change_how_the_weights_themselves_move():
@@ -215,7 +247,10 @@ def test_averaging_does_not_change_how_the_weights_themselves_move():
     [
         ({"weight_averaging": "swa"}, "expected averaging_start"),
         ({"weight_averaging": "ema", "averaging_start": 1}, "expected averaging_decay"),
-        ({"stored_views": 2, "augmentation": "shift"}, 'expected augmentation = "none" beside stored_views'),
+        (
+            {"stored_views": 2, "augmentation": "shift"},
+            'expected augmentation = "none" beside stored_views',
+        ),
     ],
 )
 def test_fields_that_need_each_other_are_asked_for(fields, message):
@@ -231,9 +266,11 @@ def test_stored_answers_teach_as_the_teacher_itself_does():
     setting = recipe(method="kd", stored_views=1)
     stored = ask(teacher, data(), views, batch_size=16, device=torch.device("cpu"))
     archive = Archive(views, (stored,))
-    silent = Company(teachers=(nn.Linear(1, 1),), archive=archive)
+    silent = Partners(teachers=(nn.Linear(1, 1),), archive=archive)
     found = train(network(), data(), LINF, setting, ignore, company=silent)
-    live = train(network(), data(), LINF, recipe(method="kd"), ignore, company=Company(teachers=(teacher,)))
+    live = train(
+        network(), data(), LINF, recipe(method="kd"), ignore, company=Partners(teachers=(teacher,))
+    )
     assert found.history[0].loss == pytest.approx(live.history[0].loss, rel=0.05)
 
 
@@ -242,7 +279,9 @@ def test_every_stored_view_is_shown():
     stored = ask(network(5).eval(), data(), views, batch_size=16, device=torch.device("cpu"))
     images = data().images.repeat(4, 1, 1, 1)
     ids = torch.tensor(data().ids).repeat(4)
-    shown, (teacher,) = Archive(views, (stored,)).shown(images, ids, torch.Generator().manual_seed(0))
+    shown, (teacher,) = Archive(views, (stored,)).shown(
+        images, ids, torch.Generator().manual_seed(0)
+    )
     answers = {tuple(row) for row in teacher(shown).tolist()}
     assert 2 * len(data()) < len(answers) <= 3 * len(data())
 
@@ -252,7 +291,7 @@ def test_every_stored_view_is_shown():
 
 def test_half_precision_is_that_of_the_passes_alone():
     student, images = network().eval(), data().images
-    exact, half = Asked(student)(images), Asked(student, half=True)(images)
+    exact, half = CachedNetwork(student)(images), CachedNetwork(student, half=True)(images)
     assert half.dtype == torch.float32
     assert torch.equal(half, half.bfloat16().float())
     assert not torch.equal(half, exact)
@@ -260,13 +299,15 @@ def test_half_precision_is_that_of_the_passes_alone():
 
 
 def test_a_training_in_half_precision_learns():
-    half = train(network(), data(), LINF, recipe(precision="bf16", method="trades", epochs=6), ignore)
+    half = train(
+        network(), data(), LINF, recipe(precision="bf16", method="trades", epochs=6), ignore
+    )
     assert half.validation.clean == 1.0
 
 
 def test_weights_learn_in_half_precision_after_a_target_without_gradient():
     setting = recipe(method="trades", precision="bf16", attack_steps=1)
-    course = open_course(network(), data(), LINF, setting, Company(), generator=torch.Generator())
+    course = open_course(network(), data(), LINF, setting, Partners(), generator=torch.Generator())
     sum(course.terms(torch.arange(8), epoch=1).values()).backward()
     assert all(parameter.grad is not None for parameter in course.network.parameters())
 
@@ -283,7 +324,9 @@ def test_the_rate_rises_linearly_through_the_warm_up_and_then_follows_the_schedu
 
 def test_adamw_decays_weights_apart_from_the_gradient():
     layer = nn.Linear(2, 2)
-    optimiser = make_optimiser(layer, recipe(optimiser="adamw", weight_decay=0.5), helper=nn.Module())
+    optimiser = make_optimiser(
+        layer, recipe(optimiser="adamw", weight_decay=0.5), helper=nn.Module()
+    )
     before = layer.weight.detach().clone()
     layer(torch.zeros(1, 2)).sum().backward()
     layer.weight.grad.zero_()
@@ -293,9 +336,15 @@ def test_adamw_decays_weights_apart_from_the_gradient():
 
 def test_what_a_method_learns_besides_is_optimised_with_the_student():
     setting = recipe(**CRD)
-    course = open_course(network(), data(), LINF, setting, company(setting), generator=torch.Generator())
-    optimised = {id(parameter) for group in course.optimiser.param_groups for parameter in group["params"]}
-    assert {id(p) for module in (course.network, course.helper) for p in module.parameters()} == optimised
+    course = open_course(
+        network(), data(), LINF, setting, company(setting), generator=torch.Generator()
+    )
+    optimised = {
+        id(parameter) for group in course.optimiser.param_groups for parameter in group["params"]
+    }
+    assert {
+        id(p) for module in (course.network, course.helper) for p in module.parameters()
+    } == optimised
     assert len(optimised) == 6 + 4
 
 
@@ -314,9 +363,15 @@ def test_the_terms_of_an_epoch_are_named_and_sum_to_its_loss():
 def test_teachers_are_untouched_by_a_training():
     setting = recipe(method="mtard", attack_steps=1, attack_mode="train")
     known = company(setting)
-    before = [{name: value.clone() for name, value in teacher.state_dict().items()} for teacher in known.teachers]
+    before = [
+        {name: value.clone() for name, value in teacher.state_dict().items()}
+        for teacher in known.teachers
+    ]
     train(network(), data(), LINF, setting, ignore, company=known)
-    assert all(same(teacher.state_dict(), state) for teacher, state in zip(known.teachers, before, strict=True))
+    assert all(
+        same(teacher.state_dict(), state)
+        for teacher, state in zip(known.teachers, before, strict=True)
+    )
 
 
 # Recipes
@@ -329,21 +384,36 @@ def test_an_addition_counts_only_where_it_is_asked_for_and_brings_the_settings_o
 
 
 def test_dotted_keys_reach_options_and_additions():
-    changed = load_recipe("digits-rslad", {"options.scale": "10.0", "additions.igdm.alpha": "0.5"}, additions=["igdm"])
+    changed = load_recipe(
+        "digits-rslad", {"options.scale": "10.0", "additions.igdm.alpha": "0.5"}, additions=["igdm"]
+    )
     assert (changed.options["scale"], changed.additions["igdm"]["alpha"]) == (10.0, 0.5)
 
 
 def test_a_recipe_that_was_read_spells_out_every_option_and_is_read_again():
     found = load_recipe("digits-kd")
-    assert found.options == {"label_weight": 0.1, "teacher_weight": 0.9, "temperature": 4.0, "reduction": "batchmean"}
+    assert found.options == {
+        "label_weight": 0.1,
+        "teacher_weight": 0.9,
+        "temperature": 4.0,
+        "reduction": "batchmean",
+    }
     assert Recipe.model_validate(found.model_dump(mode="json", exclude_none=True)) == found
 
 
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("digits-rslad", {"options.sclae": "2.0"}, "unknown option of rslad 'sclae': did you mean 'scale'?"),
-        ("digits-rslad", {"epochs.many": "2"}, "recipe key 'epochs.many': 'epochs' holds no further keys"),
+        (
+            "digits-rslad",
+            {"options.sclae": "2.0"},
+            "unknown option of rslad 'sclae': did you mean 'scale'?",
+        ),
+        (
+            "digits-rslad",
+            {"epochs.many": "2"},
+            "recipe key 'epochs.many': 'epochs' holds no further keys",
+        ),
         ("digits-plain", {"options.beta": "2.0"}, "'plain' takes no options and no additions"),
         ("digits-saad", {"weight_averaging": "ema"}, "expected averaging_decay, such as 0.999"),
     ],

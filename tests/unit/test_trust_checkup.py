@@ -37,7 +37,9 @@ def data_of(model=None, n=40):
 
 def run(model, data=None, rows=None, **scope):
     data = data or data_of(model)
-    return checkup(oracle_of(model), data, range(len(data)) if rows is None else rows, THREAT, Scope(**scope))
+    return checkup(
+        oracle_of(model), data, range(len(data)) if rows is None else rows, THREAT, Scope(**scope)
+    )
 
 
 def checks_of(entry):
@@ -71,7 +73,9 @@ def test_passes_are_counted_as_the_model_sees_them_and_not_by_the_oracle():
 
 
 def test_where_a_short_attack_breaks_all_of_a_few_images_nothing_else_is_probed():
-    entry = checkup(oracle_of(linear()), data_of(), range(40), Threat.parse("linf:0.9"), Scope(scout=True))
+    entry = checkup(
+        oracle_of(linear()), data_of(), range(40), Threat.parse("linf:0.9"), Scope(scout=True)
+    )
     assert checks_of(entry) == {"falls-at-once"}
     assert entry.forwards + entry.backwards <= 16 * 6
     assert checks_of(run(linear(), scout=True)) == set()
@@ -79,7 +83,9 @@ def test_where_a_short_attack_breaks_all_of_a_few_images_nothing_else_is_probed(
 
 def test_one_draw_of_a_randomized_defence_that_falls_excuses_nothing():
     model = declared_ensemble()
-    entry = checkup(oracle_of(model), data_of(linear()), range(40), Threat.parse("linf:0.9"), Scope(scout=True))
+    entry = checkup(
+        oracle_of(model), data_of(linear()), range(40), Threat.parse("linf:0.9"), Scope(scout=True)
+    )
     assert "falls-at-once" not in checks_of(entry)
 
 
@@ -98,7 +104,9 @@ def test_probes_of_a_robust_model_cost_at_most_fifteen_percent_of_the_standard_s
     oracle, threat = oracle_of(model), Threat.parse("linf:0.02")
     right = (oracle.logits(data.images).argmax(dim=1) == data.labels).nonzero()[:, 0].tolist()
     entry = checkup(oracle, data, right, threat)
-    standard = sum(step.passes(threat.norm, 10) for step in plan(parse_suite("standard"), oracle, threat))
+    standard = sum(
+        step.passes(threat.norm, 10) for step in plan(parse_suite("standard"), oracle, threat)
+    )
     assert entry.forwards + entry.backwards < 0.15 * standard * len(right)
     assert entry.findings == []
 
@@ -119,7 +127,10 @@ def test_the_same_images_are_probed_whatever_their_order():
     data = data_of(masked())
     turned = data.take(torch.arange(39, -1, -1))
     first, second = (
-        {finding.check: finding.examples for finding in run(masked(), one, size=10, searches=False).findings}
+        {
+            finding.check: finding.examples
+            for finding in run(masked(), one, size=10, searches=False).findings
+        }
         for one in (data, turned)
     )
     assert first == second
@@ -127,7 +138,9 @@ def test_the_same_images_are_probed_whatever_their_order():
 
 
 def test_another_seed_probes_other_images():
-    one, other = (run(masked(), size=8, searches=False, seed=seed).findings[0].examples for seed in (0, 1))
+    one, other = (
+        run(masked(), size=8, searches=False, seed=seed).findings[0].examples for seed in (0, 1)
+    )
     assert one != other
 
 
@@ -219,12 +232,16 @@ class Cast(nn.Module):
 # Randomized and abstaining defences
 
 
-@pytest.mark.parametrize("make", [declared_ensemble, lambda: smoothed.assemble([nearest_mean()], sigma=0.05).eval()])
+@pytest.mark.parametrize(
+    "make", [declared_ensemble, lambda: smoothed.assemble([nearest_mean()], sigma=0.05).eval()]
+)
 def test_a_randomized_defence_is_asked_about_one_draw_for_each_image(make):
     probe = probe_of(oracle_of(make()), open_dataset("digits", limit=30), THREAT, Scope(), Meter())
     assert torch.equal(probe.again, probe.logits)
     some = torch.tensor([5, 2, 2])
-    torch.testing.assert_close(probe.ask(probe.images[some], some), probe.logits[some], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        probe.ask(probe.images[some], some), probe.logits[some], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_an_ensemble_answers_with_the_member_that_was_drawn():

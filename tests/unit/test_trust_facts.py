@@ -24,7 +24,9 @@ YELLOW, RED = Severity.YELLOW, Severity.RED
 
 
 def stage(name="apgd-ce", broken=0, start=0, **how):
-    return StageFacts(name, frozenset(range(start, start + broken)), **{"guided": name != "square", **how})
+    return StageFacts(
+        name, frozenset(range(start, start + broken)), **{"guided": name != "square", **how}
+    )
 
 
 def facts(*stages, n=1000, **known):
@@ -37,11 +39,20 @@ def severities(found):
 
 @pytest.mark.parametrize(
     ("n", "broken", "expected"),
-    [(1000, 0, []), (1000, 2, []), (1000, 3, [YELLOW]), (1000, 21, [RED]), (100, 1, []), (100, 2, [YELLOW])],
+    [
+        (1000, 0, []),
+        (1000, 2, []),
+        (1000, 3, [YELLOW]),
+        (1000, 21, [RED]),
+        (100, 1, []),
+        (100, 2, [YELLOW]),
+    ],
 )
 def test_square_is_held_against_the_gradient_attacks_before_it(n, broken, expected):
     """A single example is no evidence, even where it is one in a hundred."""
-    found = square_beats_white_box.judge(facts(stage(broken=300), stage("square", broken, start=400), n=n))
+    found = square_beats_white_box.judge(
+        facts(stage(broken=300), stage("square", broken, start=400), n=n)
+    )
     assert severities(found) == expected
     assert all(finding.examples == list(range(400, 400 + broken)) for finding in found)
 
@@ -52,7 +63,9 @@ def test_square_without_a_gradient_attack_before_it_says_nothing():
     assert square_beats_white_box.judge(facts(stage(broken=1), adaptive)) == []
 
 
-@pytest.mark.parametrize(("surface", "expected"), [("backbone", [YELLOW]), ("defence", []), ("expected", [])])
+@pytest.mark.parametrize(
+    ("surface", "expected"), [("backbone", [YELLOW]), ("defence", []), ("expected", [])]
+)
 def test_adaptive_attacks_on_parts_are_held_against_the_standard_ones(surface, expected):
     part = stage(f"{surface}:apgd-margin", 30, start=400, surface=surface, adaptive=True)
     found = transfer_beats_white_box.judge(facts(stage(broken=300), part))
@@ -77,7 +90,8 @@ def test_margins_that_rounding_could_turn_are_counted(marginal, expected):
 
 
 @pytest.mark.parametrize(
-    ("composite", "adaptive", "expected"), [(False, False, []), (True, True, []), (True, False, [YELLOW])]
+    ("composite", "adaptive", "expected"),
+    [(False, False, []), (True, True, []), (True, False, [YELLOW])],
 )
 def test_a_composed_defence_needs_an_adaptive_attack(composite, adaptive, expected):
     found = non_adaptive.judge(facts(stage(), stage(adaptive=adaptive), composite=composite))
@@ -85,7 +99,12 @@ def test_a_composed_defence_needs_an_adaptive_attack(composite, adaptive, expect
 
 
 def test_an_ordinary_run_has_no_finding():
-    run = facts(stage(broken=300), stage("apgd-t", 20, start=300), stage("square", 1, start=320), margins={1: -0.4})
+    run = facts(
+        stage(broken=300),
+        stage("apgd-t", 20, start=300),
+        stage("square", 1, start=320),
+        margins={1: -0.4},
+    )
     assert judge(run) == []
 
 
@@ -113,8 +132,16 @@ def test_facts_are_read_from_the_ledger():
 
     ledger = [
         Entry(stage="clean", decisions=[decision(1, broken=True, margin=-3)]),
-        Entry(stage="apgd-ce", decisions=[decision(2, broken=True, margin=-0.25)], work=Work(disagreements=2)),
-        Entry(stage="apgd-ce", decisions=[decision(3, broken=False, margin=1)], work=Work(disagreements=3)),
+        Entry(
+            stage="apgd-ce",
+            decisions=[decision(2, broken=True, margin=-0.25)],
+            work=Work(disagreements=2),
+        ),
+        Entry(
+            stage="apgd-ce",
+            decisions=[decision(3, broken=False, margin=1)],
+            work=Work(disagreements=3),
+        ),
         Entry(stage="square", decisions=[decision(3, broken=True, margin=-0.5)]),
     ]
     known = [stage_facts(step, Norm.LINF) for step in steps]

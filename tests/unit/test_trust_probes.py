@@ -4,7 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from broken import BROKEN, BatchStatistics, Detached, Through, Undeclared, declared_ensemble, digits, masked_ensemble
+from broken import (
+    BROKEN,
+    BatchStatistics,
+    Detached,
+    Through,
+    Undeclared,
+    declared_ensemble,
+    digits,
+    masked_ensemble,
+)
 from oracles import Linear, constant, conv, images_for, linear, nearest_mean
 from torch import nn
 
@@ -59,7 +68,9 @@ def all_findings(probe):
 
 
 @pytest.mark.parametrize("threat", ["linf:0.05", "l2:0.5", "l1:3"])
-@pytest.mark.parametrize("make", [linear, nearest_mean, lambda: conv(channels=1), lambda: linear(classes=2)])
+@pytest.mark.parametrize(
+    "make", [linear, nearest_mean, lambda: conv(channels=1), lambda: linear(classes=2)]
+)
 def test_a_sound_model_has_no_finding(make, threat):
     model = make()
     assert all_findings(sample(model, images_for(model, n=12, shape=SHAPE), threat)) == []
@@ -103,14 +114,18 @@ def test_the_same_answer_twice_is_no_randomness():
 
 
 def test_noise_is_red_and_measured_on_normalised_logits():
-    (found,) = randomness.probe(sample(Through(linear(), lambda images: images + 0.1 * torch.rand_like(images)).eval()))
+    (found,) = randomness.probe(
+        sample(Through(linear(), lambda images: images + 0.1 * torch.rand_like(images)).eval())
+    )
     assert (found.severity, found.threshold) == (RED, 1e-4)
     assert found.value > 1e-2
     assert found.examples == sorted(found.examples)
 
 
 def test_noise_below_the_limit_is_no_randomness():
-    tiny = Through(linear(), after=lambda logits: logits * (1 + 1e-7 * torch.rand_like(logits))).eval()
+    tiny = Through(
+        linear(), after=lambda logits: logits * (1 + 1e-7 * torch.rand_like(logits))
+    ).eval()
     assert [found.severity for found in randomness.probe(sample(tiny))] == [YELLOW]
 
 
@@ -172,14 +187,19 @@ def test_running_statistics_do_not_depend_on_the_batch():
     assert batch_dependence.probe(sample(model)) == []
 
 
-@pytest.mark.parametrize("model", [BatchStatistics(linear()), Through(linear(), lambda x: x - x.mean(dim=0))])
+@pytest.mark.parametrize(
+    "model", [BatchStatistics(linear()), Through(linear(), lambda x: x - x.mean(dim=0))]
+)
 def test_statistics_of_the_batch_are_red(model):
     (found,) = batch_dependence.probe(sample(model.eval()))
     assert found.severity is RED
 
 
 def test_chance_is_not_taken_for_batch_dependence():
-    assert batch_dependence.probe(of_digits(Undeclared([digits("plain"), digits("small")]).eval())) == []
+    assert (
+        batch_dependence.probe(of_digits(Undeclared([digits("plain"), digits("small")]).eval()))
+        == []
+    )
 
 
 # Mode
@@ -207,17 +227,26 @@ def by_backward(images):
 
 
 def by_transform(images):
-    return images - 0.01 * torch.func.grad(lambda points: linear()(points).square().sum())(images).sign()
+    return (
+        images
+        - 0.01 * torch.func.grad(lambda points: linear()(points).square().sum())(images).sign()
+    )
 
 
-@pytest.mark.parametrize("inner", [by_grad, by_backward, pytest.param(by_transform, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "inner", [by_grad, by_backward, pytest.param(by_transform, marks=pytest.mark.slow)]
+)
 def test_gradients_within_the_forward_pass_are_noticed_however_they_are_computed(inner):
-    (found,) = optimisation_in_forward.probe(sample(Through(linear(), torch.enable_grad()(inner)).eval()))
+    (found,) = optimisation_in_forward.probe(
+        sample(Through(linear(), torch.enable_grad()(inner)).eval())
+    )
     assert found.severity is YELLOW
 
 
 def test_recording_gradients_without_using_them_is_no_optimisation():
-    model = Through(linear(), torch.enable_grad()(lambda images: images.clone().requires_grad_() * 2)).eval()
+    model = Through(
+        linear(), torch.enable_grad()(lambda images: images.clone().requires_grad_() * 2)
+    ).eval()
     assert optimisation_in_forward.probe(sample(model)) == []
 
 
@@ -232,10 +261,13 @@ def test_probabilities_are_told_from_logits_and_log_probabilities():
 
 
 @pytest.mark.parametrize(
-    ("scale", "expected"), [(1e4, "gradient of exactly zero"), (1, ""), (1e-3, ""), (1e-7, "hardly tells losses apart")]
+    ("scale", "expected"),
+    [(1e4, "gradient of exactly zero"), (1, ""), (1e-3, ""), (1e-7, "hardly tells losses apart")],
 )
 def test_scaled_logits_saturate_or_flatten_the_cross_entropy(scale, expected):
-    found = saturated_loss.probe(sample(Linear(scale * linear().weight, scale * linear().bias).eval()))
+    found = saturated_loss.probe(
+        sample(Linear(scale * linear().weight, scale * linear().bias).eval())
+    )
     assert [expected in finding.message for finding in found] == ([True] if expected else [])
     assert all(finding.severity is YELLOW for finding in found)
 
@@ -271,7 +303,9 @@ def test_one_zero_gradient_among_many_is_yellow():
 
     def dead(images):
         return torch.where(
-            (images - first).abs().flatten(1).amax(dim=1)[:, None, None, None] < 1e-6, images.detach(), images
+            (images - first).abs().flatten(1).amax(dim=1)[:, None, None, None] < 1e-6,
+            images.detach(),
+            images,
         )
 
     (found,) = zero_gradients.probe(sample(Through(linear(), dead).eval(), data))
@@ -297,7 +331,10 @@ def raises_under_autograd(images):
     [
         (changed(torch.Tensor.detach), "does not require grad"),
         (Through(linear(), raises_under_autograd), "inference only"),
-        (changed(lambda logits: torch.from_numpy(logits.detach().numpy())), "does not require grad"),
+        (
+            changed(lambda logits: torch.from_numpy(logits.detach().numpy())),
+            "does not require grad",
+        ),
     ],
 )
 def test_a_missing_gradient_is_a_finding_and_no_crash(model, said):
@@ -359,7 +396,9 @@ def test_a_gradient_that_holds_only_at_the_point_is_red():
     data = images_for(linear(), n=12, shape=SHAPE)
     period = 2 * torch.pi / 1e5
     images = (data.images / period).round() * period
-    (found,) = loss_gain.probe(sample(Through(linear(), rippled).eval(), replace(data, images=images)))
+    (found,) = loss_gain.probe(
+        sample(Through(linear(), rippled).eval(), replace(data, images=images))
+    )
     assert found.severity is RED
     assert abs(found.value) < 0.15
 
@@ -392,7 +431,9 @@ def test_rounded_input_is_noticed_on_and_off_the_grid(levels):
 
 
 def test_half_precision_counts_as_rounding_and_single_does_not():
-    (found,) = quantised_input.probe(sample(Through(linear().double(), lambda x: x.half().double()).eval()))
+    (found,) = quantised_input.probe(
+        sample(Through(linear().double(), lambda x: x.half().double()).eval())
+    )
     assert found.check == "quantised-input"
     assert quantised_input.probe(sample(linear())) == []
 

@@ -117,7 +117,11 @@ def test_radii_grow_to_the_whole_box(threat, radii):
 @pytest.mark.parametrize("norm", list(Norm))
 def test_random_points_lie_in_the_ball(norm):
     sample = trials(threat=f"{norm}:0.3").sample
-    for points in (sample.nearby("noise", 1), sample.corners("noise"), sample.ascent(1, sample.clean[1])):
+    for points in (
+        sample.nearby("noise", 1),
+        sample.corners("noise"),
+        sample.ascent(1, sample.clean[1]),
+    ):
         assert inside(points, sample.images, 0.3 + 1e-6, norm).all()
         assert not torch.equal(points, sample.images)
 
@@ -165,9 +169,13 @@ def test_noise_finds_what_rounding_hides_from_gradients():
     assert noise_beats_gradients.search(trials(linear(), threat="linf:0.2")) == []
 
 
-@pytest.mark.parametrize(("longer", "again", "severity"), [(0, 0, None), (2, 2, None), (3, 0, YELLOW), (0, 11, RED)])
+@pytest.mark.parametrize(
+    ("longer", "again", "severity"), [(0, 0, None), (2, 2, None), (3, 0, YELLOW), (0, 11, RED)]
+)
 def test_more_steps_and_restarts_are_counted_once_per_image(longer, again, severity):
-    found = more_budget_helps.search(told(second=outcome(0), prolonged=outcome(longer), repeated=outcome(again)))
+    found = more_budget_helps.search(
+        told(second=outcome(0), prolonged=outcome(longer), repeated=outcome(again))
+    )
     assert [finding.severity for finding in found] == ([severity] if severity else [])
 
 
@@ -192,11 +200,16 @@ def test_a_loss_that_falls_back_keeps_its_best():
     """Only the best loss so far counts, as for an attack that keeps its best point."""
     losses = rising(0.0).clone()
     losses[-5:] = 0
-    assert incomplete_optimisation.search(told(second=trace(slice(0, 3), [[False] * 3] * 50, losses))) == []
+    assert (
+        incomplete_optimisation.search(told(second=trace(slice(0, 3), [[False] * 3] * 50, losses)))
+        == []
+    )
 
 
 def test_success_is_silent_where_the_last_point_is_right_again():
-    passing = trace(slice(0, 4), [[False] * 4, [True, True, True, False], [True, False, False, False]])
+    passing = trace(
+        slice(0, 4), [[False] * 4, [True, True, True, False], [True, False, False, False]]
+    )
     (found,) = silent_success.search(told(first=passing))
     assert found.examples == [101, 102]
     assert silent_success.search(told(first=outcome(4))) == []
@@ -236,7 +249,9 @@ def test_accuracy_must_fall_with_the_radius(broken, severity):
 
 def test_transfer_is_judged_on_the_defence_itself():
     """An attack on a part that has nothing to do with the defence breaks nothing, whatever the part says."""
-    made = trials(nearest_mean(), open_dataset("digits", split="test", limit=24), threat="linf:0.05")
+    made = trials(
+        nearest_mean(), open_dataset("digits", split="test", limit=24), threat="linf:0.05"
+    )
     useless = replace(made, parts={"useless": lambda points, _rows: Through(linear())(points)})
     assert transfer_beats_white_box.search(made) == []
     assert transfer_beats_white_box.search(useless) == []

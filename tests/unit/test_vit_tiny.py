@@ -10,7 +10,9 @@ from robustbench_kd.models import vit_tiny
 
 def build(**arguments):
     torch.manual_seed(0)
-    return vit_tiny.build(**{"width": 12, "depth": 2, "size": 8, "channels": 1, "classes": 5, **arguments}).eval()
+    return vit_tiny.build(
+        **{"width": 12, "depth": 2, "size": 8, "channels": 1, "classes": 5, **arguments}
+    ).eval()
 
 
 def size_of(network):
@@ -22,14 +24,29 @@ def test_parameters_are_those_of_deit_tiny_for_small_images():
     w, blocks = 192, 12 * (12 * 192**2 + 13 * 192)
     with torch.device("meta"):
         for tokens in (0, 2):
-            around = (48 * w + w) + (64 + 1 + tokens) * w + (1 + tokens) * w + 2 * w + (1 + tokens) * 10 * (w + 1)
+            around = (
+                (48 * w + w)
+                + (64 + 1 + tokens) * w
+                + (1 + tokens) * w
+                + 2 * w
+                + (1 + tokens) * 10 * (w + 1)
+            )
             assert size_of(vit_tiny.build(distillation_tokens=tokens)) == blocks + around
     assert blocks + around == 5_367_390
 
 
 @pytest.mark.parametrize(
     ("size", "patch", "tokens"),
-    [(8, 0, 16), (16, 0, 64), (24, 0, 36), (28, 0, 49), (32, 0, 64), (30, 0, 100), (13, 0, 169), (32, 8, 16)],
+    [
+        (8, 0, 16),
+        (16, 0, 64),
+        (24, 0, 36),
+        (28, 0, 49),
+        (32, 0, 64),
+        (30, 0, 100),
+        (13, 0, 169),
+        (32, 8, 16),
+    ],
 )
 def test_the_patch_follows_the_image(size, patch, tokens):
     assert build(size=size, patch=patch).positions.shape[1] == tokens + 1
@@ -82,7 +99,10 @@ def test_attention_is_the_softmax_of_scaled_products():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 30, "patch": 4}, "expected a patch that divides the image's side of 30 pixels, got 4"),
+        (
+            {"size": 30, "patch": 4},
+            "expected a patch that divides the image's side of 30 pixels, got 4",
+        ),
         ({"width": 16}, "expected a width that is a multiple of the 3 heads, got 16"),
     ],
 )

@@ -85,7 +85,10 @@ def save(path, content, *, legacy=False):
 
 def save_opcodes(path, pickled):
     """A torch archive whose pickle is hand-written."""
-    with zipfile.ZipFile(io.BytesIO(torch_bytes(WEIGHTS))) as old, zipfile.ZipFile(path, "w") as archive:
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_bytes(WEIGHTS))) as old,
+        zipfile.ZipFile(path, "w") as archive,
+    ):
         for name in old.namelist():
             archive.writestr(name, pickled if name.endswith("data.pkl") else old.read(name))
     return path
@@ -102,7 +105,9 @@ def refusal(path):
 
 
 def same(loaded, expected=WEIGHTS):
-    return loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
+    return loaded.keys() == expected.keys() and all(
+        torch.equal(loaded[name], expected[name]) for name in expected
+    )
 
 
 def script(marker):
@@ -126,12 +131,16 @@ PAYLOADS = {
     "open": lambda m: call(call(getattr, call(open, str(m), "w"), "close")),
     "pathlib": lambda m: call(call(getattr, pathlib.Path, "touch"), m),
     "__import__": lambda m: call(call(getattr, call(__import__, "os"), "mkdir"), str(m)),
-    "import_module": lambda m: call(call(getattr, call(importlib.import_module, "os"), "mkdir"), str(m)),
+    "import_module": lambda m: call(
+        call(getattr, call(importlib.import_module, "os"), "mkdir"), str(m)
+    ),
     "methodcaller": lambda m: call(operator.methodcaller("mkdir"), m),
     "partial": lambda m: call(functools.partial(os.mkdir, str(m))),
     "runpy": lambda m: call(runpy.run_path, script(m)),
     "shutil": lambda m: call(shutil.copyfile, script(m), str(m)),
-    "timeit": lambda m: call(timeit.timeit, f"open({str(m)!r}, 'w').close()", "pass", timeit.default_timer, 1),
+    "timeit": lambda m: call(
+        timeit.timeit, f"open({str(m)!r}, 'w').close()", "pass", timeit.default_timer, 1
+    ),
     "pickle.loads": lambda m: call(pickle.loads, pickle.dumps(call(os.mkdir, str(m)))),
     "numpy.load": lambda m: call(np.load, array(m), None, True),
     "numpy.memmap": lambda m: call(np.memmap, str(m), "uint8", "w+", 0, (1,)),
@@ -148,7 +157,10 @@ def test_each_hostile_payload_does_harm_when_it_is_unpickled_the_ordinary_way(pa
 @FORMATS
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_a_hostile_payload_in_the_optimiser_state_leaves_no_trace(payload, legacy, tmp_path):
-    content = {"state_dict": WEIGHTS, "optimizer": {"state": {0: [PAYLOADS[payload](tmp_path / "marker")]}}}
+    content = {
+        "state_dict": WEIGHTS,
+        "optimizer": {"state": {0: [PAYLOADS[payload](tmp_path / "marker")]}},
+    }
     message = refusal(save(tmp_path / "net.pt", content, legacy=legacy))
     assert "refused, nothing was executed; do not use this file" in message
     assert not (tmp_path / "marker").exists()
@@ -173,10 +185,16 @@ def test_a_hostile_plain_pickle_of_any_protocol_leaves_no_trace(protocol, tmp_pa
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(webbrowser.open, "webbrowser.open"), (torch.load, "torch.serialization.load"), (ctypes.CDLL, "ctypes.CDLL")],
+    [
+        (webbrowser.open, "webbrowser.open"),
+        (torch.load, "torch.serialization.load"),
+        (ctypes.CDLL, "ctypes.CDLL"),
+    ],
 )
 def test_the_refusal_names_what_the_file_wants_to_run(function, name, tmp_path):
-    assert f"wants to run {name} when loaded" in refusal(save(tmp_path / "net.pt", call(function, "argument")))
+    assert f"wants to run {name} when loaded" in refusal(
+        save(tmp_path / "net.pt", call(function, "argument"))
+    )
 
 
 def test_a_pickle_cannot_change_a_class_of_torch(tmp_path):
@@ -213,18 +231,37 @@ HARMLESS = {
     "own class with slots": Slots(),
     "own kind of dict": EasyDict(lr=0.1),
     "OrderedDict": nn.BatchNorm2d(2).state_dict(),
-    "torch": [torch.device("cuda:0"), torch.float16, torch.Size([1]), torch.Generator().get_state()],
+    "torch": [
+        torch.device("cuda:0"),
+        torch.float16,
+        torch.Size([1]),
+        torch.Generator().get_state(),
+    ],
     "date": [dt.datetime(2024, 1, 1, tzinfo=dt.UTC), dt.date(2024, 1, 1), dt.timedelta(1)],
     "optimiser": torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1),
     "partial": functools.partial(Own),
-    "plain": [range(3), slice(1), {1}, frozenset({1}), 1j, b"bytes", bytearray(b"b"), int, 10**30, "text\n", None],
+    "plain": [
+        range(3),
+        slice(1),
+        {1},
+        frozenset({1}),
+        1j,
+        b"bytes",
+        bytearray(b"b"),
+        int,
+        10**30,
+        "text\n",
+        None,
+    ],
 }
 
 
 @FORMATS
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_harmless_metadata_does_not_stand_in_the_way_of_the_weights(kind, legacy, tmp_path):
-    path = save(tmp_path / "net.pt", {"metadata": HARMLESS[kind], "state_dict": WEIGHTS}, legacy=legacy)
+    path = save(
+        tmp_path / "net.pt", {"metadata": HARMLESS[kind], "state_dict": WEIGHTS}, legacy=legacy
+    )
     assert same(read_weights(path).content["state_dict"])
 
 
@@ -255,7 +292,9 @@ def test_plain_weights_load_without_a_note(tmp_path):
 
 def test_a_file_of_endless_classes_is_given_up(tmp_path):
     opcodes = b"".join(b"cmodule\nClass%d\n" % number for number in range(250))
-    assert "more than 200 unknown classes" in refusal(save_opcodes(tmp_path / "net.pt", b"\x80\x02" + opcodes + b"N."))
+    assert "more than 200 unknown classes" in refusal(
+        save_opcodes(tmp_path / "net.pt", b"\x80\x02" + opcodes + b"N.")
+    )
 
 
 def archive(*names):
@@ -283,20 +322,44 @@ NOT_WEIGHTS = {
     "error of a web store": (b"<?xml version='1.0'?><Error>", "is a web page, not weights"),
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "run 'git lfs pull'"),
     "truncated zip": (ZIP[:700], "is a truncated or damaged archive"),
-    "truncated legacy": (torch_bytes(WEIGHTS, legacy=True)[:300], "is not a whole torch checkpoint"),
+    "truncated legacy": (
+        torch_bytes(WEIGHTS, legacy=True)[:300],
+        "is not a whole torch checkpoint",
+    ),
     "truncated safetensors": (to_safetensors(WEIGHTS)[:100], "is not a whole safetensors file"),
     "random": (bytes(range(7, 200)), "begins with b'\\x07\\x08"),
-    "text": (b"hello world\n" * 9, "is neither safetensors nor a file of torch.save: it begins with b'hello world"),
+    "text": (
+        b"hello world\n" * 9,
+        "is neither safetensors nor a file of torch.save: it begins with b'hello world",
+    ),
     "tar": (b"././@PaxHeader" + bytes(500), "unpack it if it is an archive"),
-    "other zip": (archive("images/0.png"), "is a zip archive but no torch checkpoint: it holds images/0.png"),
+    "other zip": (
+        archive("images/0.png"),
+        "is a zip archive but no torch checkpoint: it holds images/0.png",
+    ),
     "empty zip": (archive(), "it holds nothing"),
     "several disks": (ZIP[:-26] + b"\x07" + ZIP[-25:], "is a truncated or damaged archive"),
     "torchscript": (torchscript(), "is TorchScript, which carries code: save a state dict"),
-    "exported program": (archive("net/archive_format", "net/models/model.json"), "is an exported program"),
-    "whole module, legacy": (torch_bytes(MODULE, legacy=True), "whole pickled module, which only code can rebuild"),
-    "plain pickle": (pickle.dumps(WEIGHTS, 2), "is a pickle that cannot be read without running it"),
-    "plain pickle of today": (pickle.dumps(WEIGHTS), "is a pickle that cannot be read without running it"),
-    "other protocol": (torch_bytes(WEIGHTS, pickle_protocol=4), "with torch.save, in the usual protocol"),
+    "exported program": (
+        archive("net/archive_format", "net/models/model.json"),
+        "is an exported program",
+    ),
+    "whole module, legacy": (
+        torch_bytes(MODULE, legacy=True),
+        "whole pickled module, which only code can rebuild",
+    ),
+    "plain pickle": (
+        pickle.dumps(WEIGHTS, 2),
+        "is a pickle that cannot be read without running it",
+    ),
+    "plain pickle of today": (
+        pickle.dumps(WEIGHTS),
+        "is a pickle that cannot be read without running it",
+    ),
+    "other protocol": (
+        torch_bytes(WEIGHTS, pickle_protocol=4),
+        "with torch.save, in the usual protocol",
+    ),
 }
 
 
@@ -308,7 +371,9 @@ def test_a_file_that_is_no_weights_is_called_what_it_is(kind, tmp_path):
 
 
 def test_a_torch_file_named_safetensors_is_told_its_name(tmp_path):
-    assert "name it .pth if torch.save wrote it" in refusal(save(tmp_path / "net.safetensors", WEIGHTS))
+    assert "name it .pth if torch.save wrote it" in refusal(
+        save(tmp_path / "net.safetensors", WEIGHTS)
+    )
 
 
 @pytest.mark.parametrize("name", ["net.safetensors", "net.pt", "net.bin"])
@@ -318,7 +383,9 @@ def test_safetensors_are_known_by_their_content(name, tmp_path):
 
 
 @pytest.mark.parametrize("read", [read_weights, sha256])
-@pytest.mark.parametrize(("name", "reason"), [("nothing.pt", "No such file"), (".", "Is a directory")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nothing.pt", "No such file"), (".", "Is a directory")]
+)
 def test_what_cannot_be_opened_is_said_with_the_reason(read, name, reason, tmp_path):
     with pytest.raises(CheckpointError, match=f"cannot read '.*': {reason}"):
         read(tmp_path / name)
@@ -331,7 +398,10 @@ def test_an_unreadable_file_is_said_to_be_one(tmp_path):
     assert "Permission denied" in refusal(path)
 
 
-WHOLE = {kind: torch_bytes({"state_dict": WEIGHTS}, legacy=kind == "legacy") for kind in ("zip", "legacy")}
+WHOLE = {
+    kind: torch_bytes({"state_dict": WEIGHTS}, legacy=kind == "legacy")
+    for kind in ("zip", "legacy")
+}
 WHOLE["safetensors"] = to_safetensors(WEIGHTS)
 
 
@@ -342,6 +412,8 @@ def test_a_damaged_file_loads_or_is_refused(kind, data, tmp_path):
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "net.pt"
-    path.write_bytes(content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content)
+    path.write_bytes(
+        content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content
+    )
     with contextlib.suppress(CheckpointError):
         read_weights(path)

@@ -31,7 +31,9 @@ def test_a_process_that_dies_is_started_again(tmp_path):
 
 
 def test_a_process_that_dies_again_and_again_is_given_up(tmp_path):
-    with pytest.raises(IncompleteError, match="shard 2/2 died 4 times, the last time with exit code -9"):
+    with pytest.raises(
+        IncompleteError, match="shard 2/2 died 4 times, the last time with exit code -9"
+    ):
         in_processes(dying(tmp_path, deaths=99), shards(2))
 
 

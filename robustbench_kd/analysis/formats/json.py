@@ -23,6 +23,8 @@ def _board(board: Board) -> dict[str, Any]:
     return {
         "title": board.title,
         "protocol_hash": board.records[0].protocol_hash,
-        "runs": [{"rank": rank, "record": json.loads(record.model_dump_json())} for rank, record in runs],
+        "runs": [
+            {"rank": rank, "record": json.loads(record.model_dump_json())} for rank, record in runs
+        ],
         "published": [number.model_dump(mode="json") for number in board.published],
     }

@@ -15,8 +15,8 @@ _THREATS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 def render(leaderboard: Leaderboard) -> str:
     """Returns accuracies in percent as text, as RobustBench writes them; `--published` reads them back.
 
-    `autoattack_acc` is there only where an exact run had all attacks of AutoAttack, `external` where adaptive attacks
-    followed. What a paper would say (authors, venue, link) is left empty.
+    `autoattack_acc` is there only where an exact run had all attacks of AutoAttack, `external`
+    where adaptive attacks followed. What a paper would say (authors, venue, link) is left empty.
     """
     records = [record for board in leaderboard.boards for record in board.records]
     return json.dumps([_entry(record) for record in records], indent=2) + "\n"
@@ -47,7 +47,9 @@ def _entry(record: RunRecord) -> dict[str, Any]:
 
 def _footnote(record: RunRecord) -> str:
     identity = record.identity
-    about = f"{identity.examples} examples, {identity.suite} by {identity.engine}, run {record.run_id}"
+    about = (
+        f"{identity.examples} examples, {identity.suite} by {identity.engine}, run {record.run_id}"
+    )
     return f"{mode(record)}; {about}" if mode(record) else about
 
 

@@ -18,8 +18,12 @@ def log(entry: Entry, place: str) -> str:
         if place:
             mlflow.set_tracking_uri(place)
         mlflow.set_experiment("robustbench-kd")
-        known = mlflow.search_runs(filter_string=f"tags.`{_TAG}` = '{entry.run_id}'", output_format="list")
-        with mlflow.start_run(run_id=known[0].info.run_id if known else None, run_name=entry.model) as run:
+        known = mlflow.search_runs(
+            filter_string=f"tags.`{_TAG}` = '{entry.run_id}'", output_format="list"
+        )
+        with mlflow.start_run(
+            run_id=known[0].info.run_id if known else None, run_name=entry.model
+        ) as run:
             mlflow.set_tag(_TAG, entry.run_id)
             mlflow.log_params({name: value[:_LONGEST] for name, value in entry.params.items()})
             mlflow.log_metrics(dict(entry.metrics))

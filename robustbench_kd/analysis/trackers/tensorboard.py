@@ -10,10 +10,17 @@ from robustbench_kd.core.rundir import run_folder
 
 def log(entry: Entry, place: str) -> str:
     """Writes a run's event file under the folder `place`, `runs` by default, in place of an earlier one; returns it."""
-    summary, event = (library(f"tensorboard.compat.proto.{name}_pb2") for name in ("summary", "event"))
+    summary, event = (
+        library(f"tensorboard.compat.proto.{name}_pb2") for name in ("summary", "event")
+    )
     records = library("tensorboard.summary.writer.record_writer")
-    numbers = [summary.Summary.Value(tag=name, simple_value=value) for name, value in entry.metrics.items()]
-    texts = [_text(name, text) for name, text in (("parameters", _table(entry)), ("findings", entry.findings))]
+    numbers = [
+        summary.Summary.Value(tag=name, simple_value=value) for name, value in entry.metrics.items()
+    ]
+    texts = [
+        _text(name, text)
+        for name, text in (("parameters", _table(entry)), ("findings", entry.findings))
+    ]
     path = run_folder(Path(place or "runs"), entry.model, entry.run_id) / "events.out.tfevents.rkd"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -25,8 +32,12 @@ def log(entry: Entry, place: str) -> str:
 
 
 def _text(name: str, text: str) -> object:
-    summary, tensor = (library(f"tensorboard.compat.proto.{name}_pb2") for name in ("summary", "tensor"))
-    metadata = summary.SummaryMetadata(plugin_data=summary.SummaryMetadata.PluginData(plugin_name="text"))
+    summary, tensor = (
+        library(f"tensorboard.compat.proto.{name}_pb2") for name in ("summary", "tensor")
+    )
+    metadata = summary.SummaryMetadata(
+        plugin_data=summary.SummaryMetadata.PluginData(plugin_name="text")
+    )
     value = tensor.TensorProto(dtype="DT_STRING", string_val=[text.encode()])
     return summary.Summary.Value(tag=name, metadata=metadata, tensor=value)
 

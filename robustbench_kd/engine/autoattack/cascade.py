@@ -1,10 +1,11 @@
 """Runs the AutoAttack package attack by attack on the survivors; the oracle of parity tests and benchmarks.
 
-Same verdicts as the package's own loop, given the same batch size and seed: it too attacks only what still stands, in
-batches of consecutive survivors. This loop can be resumed after any batch, counts passes, judges success itself, and
-halves the batch where memory runs out. The package draws its random numbers per batch, so the batch size is part of a
-result's identity. Of a randomized defence the package believes a single draw; so does this engine, to show its number
-beside the expected accuracy on the same images.
+Same verdicts as the package's own loop, given the same batch size and seed: it too attacks only
+what still stands, in batches of consecutive survivors. This loop can be resumed after any batch,
+counts passes, judges success itself, and halves the batch where memory runs out. The package draws
+its random numbers per batch, so the batch size is part of a result's identity. Of a randomized
+defence the package believes a single draw; so does this engine, to show its number beside the
+expected accuracy on the same images.
 """
 
 import time
@@ -30,8 +31,13 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
     Raises `IncompleteError` where even a batch of one image does not fit in memory.
     """
     if job.suite.settings not in autoattack.SETTINGS or job.suite.adaptive:
-        raise UsageError(f"the AutoAttack package has no suite '{job.suite.name}': use --engine native")
-    costs = [autoattack.passes(attack, job.suite, job.threat.norm, job.classes) for attack in job.suite.attacks]
+        raise UsageError(
+            f"the AutoAttack package has no suite '{job.suite.name}': use --engine native"
+        )
+    costs = [
+        autoattack.passes(attack, job.suite, job.threat.norm, job.classes)
+        for attack in job.suite.attacks
+    ]
     for position, attack in enumerate(job.suite.attacks):
 
         def attack_batch(rows: list[int], position: int = position, attack: str = attack) -> Entry:
@@ -68,12 +74,14 @@ def _attack(job: Job, attack: str, rows: list[int]) -> Entry:
     )
 
 
-def _decisions(job: Job, judgement: Judgement, candidates: Images, batch: Dataset) -> list[Decision]:
+def _decisions(
+    job: Job, judgement: Judgement, candidates: Images, batch: Dataset
+) -> list[Decision]:
     if job.oracle.randomized:
         one_draw = job.oracle.logits(candidates).argmax(dim=1) != batch.labels
         judgement = replace(judgement, broken=one_draw & ~judgement.outside)
     found = decisions(batch.ids, judgement)
-    if not job.packs:
+    if not job.stores_images:
         return found
     return [
         one.model_copy(update={"image": packed(image)}) if one.broken or one.share else one

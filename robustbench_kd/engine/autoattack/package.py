@@ -1,8 +1,9 @@
 """The AutoAttack package behind one small face: `pyautoattack` 0.2.0, or upstream `autoattack` a392200 where installed.
 
-Source: Croce & Hein 2020 (arXiv 2003.01690). The attacks are the package's own, unchanged. What is undone here: settings
-leak from one attack to the next, so every batch gets a fresh instance; the nine targets crash below ten classes; the global
-random state and the trace function are changed; a count of suspicious calls is kept for the whole process.
+Source: Croce & Hein 2020 (arXiv 2003.01690). The attacks are the package's own, unchanged. What is
+undone here: settings leak from one attack to the next, so every batch gets a fresh instance; the
+nine targets crash below ten classes; the global random state and the trace function are changed; a
+count of suspicious calls is kept for the whole process.
 """
 
 import importlib
@@ -30,7 +31,8 @@ _QUIET: dict[str, dict[str, bool]] = {"autoattack": {"verbose": False}, "pyautoa
 def package() -> str:
     """Returns the installed package to use: upstream `autoattack` where there is one, `pyautoattack` otherwise."""
     spec = importlib.util.find_spec("autoattack")
-    # The fork may stand in `sys.modules` under upstream's name, and a folder may happen to be called so.
+    # The fork may stand in `sys.modules` under upstream's name, and a folder may happen to be
+    # called so.
     return "autoattack" if spec and spec.name == "autoattack" and spec.origin else "pyautoattack"
 
 
@@ -47,7 +49,8 @@ def passes(attack: str, suite: Suite, norm: Norm, classes: int) -> int:
     plus, rand, l1 = suite.settings == "plus", suite.settings == "rand", norm is Norm.L1
     targets = min(5 if l1 and attack == "apgd-t" and not plus else _TARGETS, classes - 1)
     restarts = 5 if plus or (l1 and not rand) else 1
-    # With the larger radii of l1 every APGD run starts three times and so evaluates 103 points, not 101.
+    # With the larger radii of l1 every APGD run starts three times and so evaluates 103 points, not
+    # 101.
     apgd = 206 if l1 and suite.settings == "standard" else 202
     return {
         "apgd-ce": restarts * apgd * (20 if rand else 1) + 2,
@@ -157,14 +160,36 @@ class Flags:
 
     def findings(self) -> list[Finding]:
         """Returns what the messages say, each once."""
-        return [finding for message in dict.fromkeys(self._messages) if (finding := _finding(message))]
+        return [
+            finding for message in dict.fromkeys(self._messages) if (finding := _finding(message))
+        ]
 
 
 _KNOWN_FLAGS = (
-    ("randomized defense", "randomness", Severity.RED, "score fresh draws: the package judges by a single one"),
-    ("probability distribution", "probabilities", Severity.YELLOW, "return logits: softmax outputs hide gradients"),
-    ("dynamic defense", "optimisation-in-forward", Severity.YELLOW, "attack the inner optimisation too"),
-    ("zero gradient", "zero-gradients", Severity.YELLOW, "use a margin loss, a surrogate or a gradient-free attack"),
+    (
+        "randomized defense",
+        "randomness",
+        Severity.RED,
+        "score fresh draws: the package judges by a single one",
+    ),
+    (
+        "probability distribution",
+        "probabilities",
+        Severity.YELLOW,
+        "return logits: softmax outputs hide gradients",
+    ),
+    (
+        "dynamic defense",
+        "optimisation-in-forward",
+        Severity.YELLOW,
+        "attack the inner optimisation too",
+    ),
+    (
+        "zero gradient",
+        "zero-gradients",
+        Severity.YELLOW,
+        "use a margin loss, a surrogate or a gradient-free attack",
+    ),
 )
 
 
@@ -172,5 +197,7 @@ def _finding(message: str) -> Finding | None:
     for words, check, severity, advice in _KNOWN_FLAGS:
         if words in message:
             text = message.split(" See ", maxsplit=1)[0].strip()
-            return Finding(check=check, severity=severity, message=f"AutoAttack: {text}", advice=advice)
+            return Finding(
+                check=check, severity=severity, message=f"AutoAttack: {text}", advice=advice
+            )
     return None

@@ -1,7 +1,8 @@
 """Decides, independently of every attack, whether a candidate image breaks an example.
 
-A randomized defence answers in several ways, `(k, n, classes)`: with every member of a finite ensemble, else with draws under
-a stream that no search uses. An image breaks its example where all answers are wrong; `wrong` says how many of them are.
+A randomized defence answers in several ways, `(k, n, classes)`: with every member of a finite
+ensemble, else with draws under a stream that no search uses. An image breaks its example where all
+answers are wrong; `wrong` says how many of them are.
 """
 
 from collections.abc import Iterable
@@ -26,9 +27,10 @@ _ALL = 1 - 1e-6  # weights of members sum to 1 but for rounding
 class Judgement:
     """Per candidate, all `(n,)` on the CPU: is it broken, what does the defence say, how far, by which margin.
 
-    `wrong` is the weight of the answers that err, 0 or 1 for a deterministic defence; the prediction is the most frequent
-    one and the margin the mean one. `rejected` is the weight of the answers that reject, None of a defence that never does;
-    whether they err is for the caller to say. `outside` marks candidates that left the ball or the box; they never count.
+    `wrong` is the weight of the answers that err, 0 or 1 for a deterministic defence; the
+    prediction is the most frequent one and the margin the mean one. `rejected` is the weight of the
+    answers that reject, None of a defence that never does; whether they err is for the caller to
+    say. `outside` marks candidates that left the ball or the box; they never count.
     """
 
     broken: Tensor
@@ -41,12 +43,19 @@ class Judgement:
 
 
 def judge(
-    oracle: Oracle, candidates: Images, true: Dataset, threat: Threat, *, stream: str = "judge", draws: int = DRAWS
+    oracle: Oracle,
+    candidates: Images,
+    true: Dataset,
+    threat: Threat,
+    *,
+    stream: str = "judge",
+    draws: int = DRAWS,
 ) -> Judgement:
     """Judges candidates `(n, c, h, w)` for clean images: misclassified, inside the ball, inside [0, 1].
 
-    Where chance decides, by so many draws of the stream. An answer that rejects the image counts as right. The defence
-    sees nothing outside the box: such a candidate does not count, whatever the defence would say, NaN included.
+    Where chance decides, by so many draws of the stream. An answer that rejects the image counts as
+    right. The defence sees nothing outside the box: such a candidate does not count, whatever the
+    defence would say, NaN included.
     """
     candidates = candidates.detach().float().cpu()
     seen = candidates.nan_to_num().clamp(0, 1)
@@ -63,7 +72,9 @@ def rejecting(oracle: Oracle, answers: Tensor) -> Tensor | None:
     return oracle.weights(len(answers)) @ (answers.argmax(dim=2) == answers.shape[2] - 1).double()
 
 
-def judged(answers: Tensor, weights: Tensor, candidates: Images, true: Dataset, threat: Threat) -> Judgement:
+def judged(
+    answers: Tensor, weights: Tensor, candidates: Images, true: Dataset, threat: Threat
+) -> Judgement:
     """Judges candidates whose answers `(k, n, classes)` are known already."""
     outside = ~inside(candidates, true.images, threat.eps, threat.norm)
     predictions = answers.argmax(dim=2)
@@ -74,7 +85,9 @@ def judged(answers: Tensor, weights: Tensor, candidates: Images, true: Dataset, 
         wrong=share.masked_fill(broken, 1),
         prediction=_most_frequent(predictions, weights, answers.shape[2]),
         distance=distance(candidates, true.images, threat.norm),
-        margin=(weights @ torch.stack([margin(logits, true.labels) for logits in answers]).double()).float(),
+        margin=(
+            weights @ torch.stack([margin(logits, true.labels) for logits in answers]).double()
+        ).float(),
         outside=outside,
     )
 
@@ -109,7 +122,9 @@ def decisions(ids: Iterable[int], judgement: Judgement) -> list[Decision]:
 def _most_frequent(predictions: Tensor, weights: Tensor, classes: int) -> Labels:
     """Returns the class with the largest weight among predictions `(k, n)`, the lower one of two equal."""
     votes = torch.zeros(predictions.shape[1], classes, dtype=weights.dtype)
-    return votes.scatter_add_(1, predictions.T, weights.expand(predictions.shape[1], -1)).argmax(dim=1)
+    return votes.scatter_add_(1, predictions.T, weights.expand(predictions.shape[1], -1)).argmax(
+        dim=1
+    )
 
 
 def standing_decision(data: Dataset, logits: Logits, row: int) -> Decision:

@@ -1,14 +1,17 @@
 """What a defence that may reject is worth as a detector: whom it rejects, and whether its scores give attacks away.
 
-A robust accuracy alone would reward a defence that rejects a lot, so clean and attacked images are reported side by side.
-The score of an image is how far the logit for "rejected" is above all others, the mean over draws where chance decides.
-It is compared on clean images that the classifier gets right, rejected or not, and on the same images under attack: by one
-that knows the classifier only, and by one that knows the detector too. Adversarial images are those that fool the classifier,
-rejected or not, as in Hu et al. 2019 (arXiv 1910.07629); that only the second attacker tells what a detector is worth is
-shown by Tramer et al. 2020 (arXiv 2002.08347) and Pintor et al. 2022 (arXiv 2106.09947).
+A robust accuracy alone would reward a defence that rejects a lot, so clean and attacked images are
+reported side by side. The score of an image is how far the logit for "rejected" is above all
+others, the mean over draws where chance decides. It is compared on clean images that the classifier
+gets right, rejected or not, and on the same images under attack: by one that knows the classifier
+only, and by one that knows the detector too. Adversarial images are those that fool the classifier,
+rejected or not, as in Hu et al. 2019 (arXiv 1910.07629); that only the second attacker tells what a
+detector is worth is shown by Tramer et al. 2020 (arXiv 2002.08347) and Pintor et al. 2022 (arXiv
+2106.09947).
 
-All images of an example meet the same draws, those of the final scores. An attacker chooses among them by these draws, too,
-which flatters him where they differ little; by nothing where the draws alone decide.
+All images of an example meet the same draws, those of the final scores. An attacker chooses among
+them by these draws, too, which flatters him where they differ little; by nothing where the draws
+alone decide.
 """
 
 import time
@@ -43,40 +46,52 @@ _ATTACK = Apgd(loss="margin", restarts=1, steps=50)
 def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
     """Yields scores of clean and attacked images that the ledger lacks, of a defence that may reject; else nothing.
 
-    A decision says here: is the classifier fooled (`broken`), what does it say (`prediction`), the score (`margin`), and the
-    shares of answers that are accepted and wrong (`wrong`) or that reject. Raises like `Oracle.answers` and `Search`.
+    A decision says here: is the classifier fooled (`broken`), what does it say (`prediction`), the
+    score (`margin`), and the shares of answers that are accepted and wrong (`wrong`) or that
+    reject. Raises like `Oracle.answers` and `Search`.
     """
     if not job.oracle.abstains:
         return
     for stage in (CLEAN, OBLIVIOUS, JOINT):
-        yield from in_batches(_waiting(job, stage, ledger), job.batch_size, partial(_measured, job, stage))
+        yield from in_batches(
+            _waiting(job, stage, ledger), job.batch_size, partial(_measured, job, stage)
+        )
 
 
 def report(ledger: list[Entry], fates: Mapping[int, tuple[Decision, Decision]]) -> Detection | None:
     """Returns what the ledger of a finished run says, None of a defence that never rejects.
 
-    `fates` are the decisions on the clean and on the worst image of each example; they may be one and the same.
+    `fates` are the decisions on the clean and on the worst image of each example; they may be one
+    and the same.
     """
     known = decided(ledger, CLEAN)
     if not known:
         return None
-    scores = {example: known[example] for example in fates}  # in one order, however the work was divided
+    # In one order, however the work was divided.
+    scores = {example: known[example] for example in fates}
     oblivious, joint = decided(ledger, OBLIVIOUS), decided(ledger, JOINT)
     met = {
-        example: _outcomes(*fate, [found[example] for found in (oblivious, joint) if example in found])
+        example: _outcomes(
+            *fate, [found[example] for found in (oblivious, joint) if example in found]
+        )
         for example, fate in fates.items()
     }
     right = [example for example, score in scores.items() if not score.broken]
     clean_scores = [scores[example].margin for example in right]
-    # Who knows the detector may still attack the classifier alone, and show it what it scores lower.
+    # Who knows the detector may still attack the classifier alone, and show it what it scores
+    # lower.
     knowing = [min(oblivious[example], joint[example], key=_suspicion) for example in right]
     rejected = {example: clean.rejected or 0.0 for example, (clean, _) in fates.items()}
     return Detection(
         clean_rejected=mean_accuracy(rejected.values()),
-        clean_rejected_right=mean_accuracy([rejected[example] for example in right]) if right else None,
+        clean_rejected_right=mean_accuracy([rejected[example] for example in right])
+        if right
+        else None,
         robust_handled=mean_accuracy(1 - max(wrong for wrong, _ in some) for some in met.values()),
         attacked_rejected=mean_accuracy(max(some)[1] for some in met.values()),
-        robust_accepted=mean_accuracy(1 - min(1, max(sum(one) for one in some)) for some in met.values()),
+        robust_accepted=mean_accuracy(
+            1 - min(1, max(sum(one) for one in some)) for some in met.values()
+        ),
         oblivious=_roc(clean_scores, oblivious.values()),
         joint=_roc(clean_scores, knowing),
     )
@@ -100,7 +115,8 @@ def auc(clean: Tensor, attacked: Tensor) -> float | None:
 def caught(clean: Tensor, attacked: Tensor, percent: int) -> Accuracy | None:
     """Returns the share of attacked images above the lowest threshold that rejects at most `percent` % of clean ones.
 
-    A score at the threshold is accepted, so that of tied clean ones all are rejected or none. None where there is no image.
+    A score at the threshold is accepted, so that of tied clean ones all are rejected or none. None
+    where there is no image.
     """
     if not len(clean) or not len(attacked):
         return None
@@ -130,14 +146,29 @@ def _measured(job: Job, stage: str, rows: list[int]) -> Entry:
 
 def _decisions(job: Job, true: Dataset, points: Images) -> list[Decision]:
     oracle = job.oracle
-    answers = oracle.answers(points, torch.tensor(true.ids), stream=SCORE_STREAM, draws=DRAWS).double()
+    answers = oracle.answers(
+        points, torch.tensor(true.ids), stream=SCORE_STREAM, draws=DRAWS
+    ).double()
     weights, said, last = oracle.weights(len(answers)), answers.argmax(dim=2), answers.shape[2] - 1
     score = weights @ (answers[..., -1] - answers[..., :-1].amax(dim=2))
     prediction = (per_row(weights, answers) * answers).sum(dim=0)[:, :-1].argmax(dim=1)
     wrong = weights @ ((said != true.labels) & (said != last)).double()
-    columns = (prediction != true.labels, prediction, score, wrong, weights @ (said == last).double())
+    columns = (
+        prediction != true.labels,
+        prediction,
+        score,
+        wrong,
+        weights @ (said == last).double(),
+    )
     return [
-        Decision(index=example, broken=fooled, prediction=seen, margin=above, wrong=share, rejected=refused)
+        Decision(
+            index=example,
+            broken=fooled,
+            prediction=seen,
+            margin=above,
+            wrong=share,
+            rejected=refused,
+        )
         for example, fooled, seen, above, share, refused in zip(
             true.ids, *(column.tolist() for column in columns), strict=True
         )
@@ -152,7 +183,9 @@ class _Aim:
 
     def objective(self, state: Any, logits: Logits) -> Tensor:
         """Returns the loss `(1, n)` of logits `(n, classes + 1)`."""
-        return _ATTACK.objective(state, spared(logits, state.labels) if self.joint else logits[:, :-1])
+        return _ATTACK.objective(
+            state, spared(logits, state.labels) if self.joint else logits[:, :-1]
+        )
 
 
 def _surface(job: Job, stage: str) -> Surface:
@@ -163,11 +196,22 @@ def _surface(job: Job, stage: str) -> Surface:
 
 def _attacked(job: Job, stage: str, true: Dataset, logits: Logits, spent: Spent) -> Images:
     """Returns for each image the point in the ball with the highest loss, among those that fool the classifier if any do."""
-    device, surface, threat, aim = job.oracle.device, _surface(job, stage), job.threat, _Aim(joint=stage == JOINT)
+    device, surface, threat, aim = (
+        job.oracle.device,
+        _surface(job, stage),
+        job.threat,
+        _Aim(joint=stage == JOINT),
+    )
     weights = None if surface.weights is None else surface.weights.to(device)
     search = Search(surface.answer, weights=weights, passes=surface.passes, spent=spent)
-    images, labels, ids = true.images.to(device), true.labels.to(device), torch.tensor(true.ids, device=device)
-    state = _ATTACK.start(Rows(images, labels, logits.to(device), ids, torch.zeros_like(ids)), threat, job.seed)
+    images, labels, ids = (
+        true.images.to(device),
+        true.labels.to(device),
+        torch.tensor(true.ids, device=device),
+    )
+    state = _ATTACK.start(
+        Rows(images, labels, logits.to(device), ids, torch.zeros_like(ids)), threat, job.seed
+    )
     best, rank = images, images.new_full((2, len(images)), -torch.inf)
     for step, wanted in enumerate(_ATTACK.schedule(threat.norm)):
         points = _ATTACK.ask(state)
@@ -176,7 +220,10 @@ def _attacked(job: Job, stage: str, true: Dataset, logits: Logits, spent: Spent)
         found = _rank(reply, labels)
         higher = (found[0] > rank[0]) | ((found[0] == rank[0]) & (found[1] > rank[1]))
         higher &= inside(points, images, threat.eps, threat.norm)
-        best, rank = torch.where(per_row(higher, images), points, best), torch.where(higher, found, rank)
+        best, rank = (
+            torch.where(per_row(higher, images), points, best),
+            torch.where(higher, found, rank),
+        )
         state = _ATTACK.tell(state, reply.logits, reply.values, reply.gradient)
     return best.cpu()
 
@@ -187,12 +234,17 @@ def _rank(reply: Reply, labels: Labels) -> Tensor:
     return torch.stack([fooled.to(reply.values.dtype), reply.values[0]])
 
 
-def _outcomes(clean: Decision, worst: Decision, attacked: Iterable[Decision]) -> list[tuple[float, float]]:
+def _outcomes(
+    clean: Decision, worst: Decision, attacked: Iterable[Decision]
+) -> list[tuple[float, float]]:
     """Returns the shares of answers that are accepted and wrong, and that reject, on each image known of an example."""
     refused = clean.rejected or 0.0
     others = [*attacked] if worst is clean else [worst, *attacked]
     # On a clean image to reject is to err.
-    return [(max(0.0, clean.share - refused), refused), *((one.share, one.rejected or 0.0) for one in others)]
+    return [
+        (max(0.0, clean.share - refused), refused),
+        *((one.share, one.rejected or 0.0) for one in others),
+    ]
 
 
 def _suspicion(decision: Decision) -> tuple[bool, float]:
@@ -213,5 +265,8 @@ def _roc(clean: list[float], attacked: Iterable[Decision]) -> Roc:
 def _caught(clean: list[float], attacked: list[float]) -> Caught:
     below, above = (torch.tensor(scores, dtype=torch.float64) for scores in (clean, attacked))
     return Caught(
-        n=len(attacked), auc=auc(below, above), tpr_5=caught(below, above, 5), tpr_10=caught(below, above, 10)
+        n=len(attacked),
+        auc=auc(below, above),
+        tpr_5=caught(below, above, 5),
+        tpr_10=caught(below, above, 10),
     )

@@ -1,7 +1,8 @@
 """The last stage where chance decides: the worst images that were found, judged on draws that no search has seen.
 
-Searching keeps the image that looked worst on its draws, which flatters the attack; fresh draws tell what it is worth. The
-worst images of the standard attacks are scored besides those of all attacks: else their gap would be one of two yardsticks.
+Searching keeps the image that looked worst on its draws, which flatters the attack; fresh draws
+tell what it is worth. The worst images of the standard attacks are scored besides those of all
+attacks: else their gap would be one of two yardsticks.
 """
 
 import time
@@ -34,7 +35,11 @@ def _scored(job: Job, ledger: list[Entry], stage: str, position: int) -> Iterato
     """Yields the scores of the worst images that the attacks before `position` found."""
     done = decided(ledger, stage)
     images = {example: decision.image for example, decision in worst(job, position, ledger).items()}
-    rows = [row for row, example in enumerate(job.data.ids) if images.get(example) and example not in done]
+    rows = [
+        row
+        for row, example in enumerate(job.data.ids)
+        if images.get(example) and example not in done
+    ]
 
     def score(some: list[int]) -> Entry:
         start, forwards = time.perf_counter(), job.oracle.forwards

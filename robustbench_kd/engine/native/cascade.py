@@ -1,8 +1,9 @@
 """Our own engine: AutoAttack's attacks and budgets on a slot batch, without a pass for a decided example.
 
-Source of attacks, order and budgets: Croce & Hein 2020 (arXiv 2003.01690) and the files of `attacks/`. What differs from
-the package: random numbers are keyed by example, so batch size, order and resume change nothing; an example leaves at the
-step that breaks it; clean logits are computed once; success is judged by the unmodified model in fp32.
+Source of attacks, order and budgets: Croce & Hein 2020 (arXiv 2003.01690) and the files of
+`attacks/`. What differs from the package: random numbers are keyed by example, so batch size, order
+and resume change nothing; an example leaves at the step that breaks it; clean logits are computed
+once; success is judged by the unmodified model in fp32.
 """
 
 import time
@@ -15,7 +16,7 @@ from robustbench_kd.engine.judging.packing import unpacked
 from robustbench_kd.engine.native import custom_attacks as external
 from robustbench_kd.engine.native import subsampling as sample
 from robustbench_kd.engine.native.queue import Queue
-from robustbench_kd.engine.native.slots import Stage, Turnover
+from robustbench_kd.engine.native.slots import SlotBatch, Stage
 from robustbench_kd.engine.passes.batching import halved, halving
 from robustbench_kd.engine.passes.search import Search, Spent
 from robustbench_kd.engine.passes.speedups import reduced
@@ -33,15 +34,23 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
 
     Raises `IncompleteError` where even a batch of one image does not fit in memory.
     """
-    costs, size, spent = [step.passes(job.threat.norm, job.classes) for step in job.steps], job.batch_size, Spent()
+    costs, size, spent = (
+        [step.passes(job.threat.norm, job.classes) for step in job.steps],
+        job.batch_size,
+        Spent(),
+    )
     for position, step in enumerate(job.steps):
         job.tracker.at(progress(job, position, costs, ledger, _passes(job, spent)))
         while True:
             try:
                 if step.adversary:
-                    yield from external.entries(job, position, ledger, make=step.adversary, size=size)
+                    yield from external.entries(
+                        job, position, ledger, make=step.adversary, size=size
+                    )
                 else:
-                    yield from _rounds(job, position, ledger, partial(_attack, costs=costs, spent=spent, size=size))
+                    yield from _rounds(
+                        job, position, ledger, partial(_attack, costs=costs, spent=spent, size=size)
+                    )
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -50,11 +59,15 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
             yield Entry(stage=step.name, findings=[halving(step.name, size)])
 
 
-def _rounds(job: Job, position: int, ledger: list[Entry], attack: Callable[..., Iterator[Entry]]) -> Iterator[Entry]:
+def _rounds(
+    job: Job, position: int, ledger: list[Entry], attack: Callable[..., Iterator[Entry]]
+) -> Iterator[Entry]:
     """Runs a stage on what stands; on a sample first where the suite says so, on the rest only if one of it falls."""
     if job.steps[position].share < 1:
         chosen = set(sample.sampled(job, position, ledger))
-        yield from attack(job, position, ledger, [row for row in pending(job, position, ledger) if row in chosen])
+        yield from attack(
+            job, position, ledger, [row for row in pending(job, position, ledger) if row in chosen]
+        )
         if not sample.fell(job, position, ledger):
             yield sample.spared(job, position, ledger)
             return
@@ -63,7 +76,14 @@ def _rounds(job: Job, position: int, ledger: list[Entry], attack: Callable[..., 
 
 
 def _attack(  # the first four say what is attacked
-    job: Job, position: int, ledger: list[Entry], waiting: list[int], *, costs: list[int], spent: Spent, size: int
+    job: Job,
+    position: int,
+    ledger: list[Entry],
+    waiting: list[int],
+    *,
+    costs: list[int],
+    spent: Spent,
+    size: int,
 ) -> Iterator[Entry]:
     step = job.steps[position]
     stage = Stage(
@@ -78,9 +98,9 @@ def _attack(  # the first four say what is attacked
         search=_search(job, step, spent),
         worst=worst(job, position, ledger),
         starts=_starts(job, step, ledger),
-        packs=job.packs or step.keeps,
+        stores_images=job.stores_images or step.feeds_later_stage,
     )
-    turnover = Turnover(stage, Queue(waiting, step.attack.jobs(job.threat.norm, job.classes)))
+    turnover = SlotBatch(stage, Queue(waiting, step.attack.jobs(job.threat.norm, job.classes)))
     clock = _Clock(job, spent, turnover)
     for retired in turnover.run():
         if clock.gather(retired):
@@ -97,7 +117,7 @@ def _search(job: Job, step: Step, spent: Spent) -> Search:
         passes=surface.passes,
         spent=spent,
         abstains=job.oracle.abstains,
-        within=partial(reduced, job.levers, job.oracle.device),
+        within=partial(reduced, job.speedups, job.oracle.device),
         on_pass=lambda: job.tracker.tick(_passes(job, spent)),
     )
 
@@ -105,8 +125,12 @@ def _search(job: Job, step: Step, spent: Spent) -> Search:
 def _starts(job: Job, step: Step, ledger: list[Entry]) -> dict[int, Images]:
     """Returns the images by example id that an earlier stage has left for this one to start from."""
     shape = tuple(job.data.images.shape[1:])
-    left = decided(ledger, step.begins) if step.begins else {}
-    return {example: unpacked([decision.image], shape)[0] for example, decision in left.items() if decision.image}
+    left = decided(ledger, step.starts_from) if step.starts_from else {}
+    return {
+        example: unpacked([decision.image], shape)[0]
+        for example, decision in left.items()
+        if decision.image
+    }
 
 
 def _passes(job: Job, spent: Spent) -> int:
@@ -117,7 +141,7 @@ def _passes(job: Job, spent: Spent) -> int:
 class _Clock:
     """Gathers decided rows into entries, each with the passes and seconds since the one before."""
 
-    def __init__(self, job: Job, spent: Spent, turnover: Turnover) -> None:
+    def __init__(self, job: Job, spent: Spent, turnover: SlotBatch) -> None:
         self._job, self._spent, self._turnover = job, spent, turnover
         self._retired: list[Decision] = []
         self._before = self._reading()

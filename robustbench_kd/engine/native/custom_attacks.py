@@ -1,7 +1,8 @@
 """Attacks that call the defence themselves: a family's own, and those that a person brings.
 
-They get the survivors batch by batch and give candidates back; every one is judged here, on the defence itself. Passes are
-counted where the defence is called, or a member of an ensemble; what an attack asks in its place is not.
+They get the survivors batch by batch and give candidates back; every one is judged here, on the
+defence itself. Passes are counted where the defence is called, or a member of an ensemble; what an
+attack asks in its place is not.
 """
 
 import time
@@ -31,21 +32,29 @@ def entries(
     """Yields what a stage without a surface decides, batch by batch; raises `ModelError` where the attack fails."""
     step, known, threat = job.steps[position], worst(job, position, ledger), job.threat
     try:
-        adversary = make(job.oracle.model, norm=str(threat.norm), eps=threat.eps, seed=job.seed_of(step))
+        adversary = make(
+            job.oracle.model, norm=str(threat.norm), eps=threat.eps, seed=job.seed_of(step)
+        )
     except UsageError as error:  # not every attack knows every norm
         yield Entry(stage=step.name, findings=[_skipped(step.name, error)])
         adversary = _nothing
-    yield from in_batches(pending(job, position, ledger), size, lambda rows: _attack(job, step, adversary, rows, known))
+    yield from in_batches(
+        pending(job, position, ledger),
+        size,
+        lambda rows: _attack(job, step, adversary, rows, known),
+    )
 
 
-def _attack(job: Job, step: Step, adversary: Adversary, rows: list[int], known: dict[int, Decision]) -> Entry:
+def _attack(
+    job: Job, step: Step, adversary: Adversary, rows: list[int], known: dict[int, Decision]
+) -> Entry:
     start, forwards = time.perf_counter(), job.oracle.forwards
     batch = job.data.take(torch.tensor(rows))
     with _counted(job.oracle.model) as spent:
         candidates = _perturb(step.name, adversary, batch, job.oracle.device)
     judgement = judge(job.oracle, candidates, batch, job.threat)
     found = [
-        _worse(known.get(decision.index), decision, image if job.packs else None)
+        _worse(known.get(decision.index), decision, image if job.stores_images else None)
         for decision, image in zip(decisions(batch.ids, judgement), candidates, strict=True)
     ]
     return Entry(
@@ -62,14 +71,20 @@ def _nothing(images: Images, labels: Labels) -> Images:  # noqa: ARG001  # stand
 
 
 def _skipped(name: str, error: UsageError) -> Finding:
-    return Finding(check="attack-skipped", severity=Severity.INFO, message=f"{name} did not run: {error}")
+    return Finding(
+        check="attack-skipped", severity=Severity.INFO, message=f"{name} did not run: {error}"
+    )
 
 
 def _worse(before: Decision | None, found: Decision, image: Tensor | None) -> Decision:
     """Returns the decision that more answers get wrong, a new one with its image if there is one."""
     if before is not None and before.share >= found.share:
         return before
-    return found if image is None or not found.share else found.model_copy(update={"image": packed(image)})
+    return (
+        found
+        if image is None or not found.share
+        else found.model_copy(update={"image": packed(image)})
+    )
 
 
 def _perturb(name: str, adversary: Adversary, batch: Dataset, device: torch.device) -> Images:
@@ -82,8 +97,12 @@ def _perturb(name: str, adversary: Adversary, batch: Dataset, device: torch.devi
         first_line = str(error).partition("\n")[0] or type(error).__name__
         raise ModelError(f"attack '{name}' failed: {first_line}") from error
     if not isinstance(candidates, Tensor) or candidates.shape != images.shape:
-        came = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
-        raise ModelError(f"attack '{name}': expected images of shape {tuple(images.shape)}, got {came}")
+        came = (
+            tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
+        )
+        raise ModelError(
+            f"attack '{name}': expected images of shape {tuple(images.shape)}, got {came}"
+        )
     return candidates.detach()
 
 

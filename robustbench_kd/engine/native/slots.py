@@ -1,9 +1,10 @@
 """The slot batch: every row is a job at its own step; decided rows leave, waiting ones take their place.
 
-No pass of the model is spent on a decided example: a row leaves at the step that breaks it, on the CPU at once, on a GPU
-within `sync` steps, because asking the device for the answer stalls it. An example of a randomized defence is broken where
-every answer errs; until then the image with the largest share of wrong answers is kept, and a point is a candidate where
-the search sees a larger one.
+No pass of the model is spent on a decided example: a row leaves at the step that breaks it, on the
+CPU at once, on a GPU within `sync` steps, because asking the device for the answer stalls it. An
+example of a randomized defence is broken where every answer errs; until then the image with the
+largest share of wrong answers is kept, and a point is a candidate where the search sees a larger
+one.
 """
 
 import math
@@ -39,8 +40,9 @@ _SPARE = 0.015  # the share of dead rows that is cheaper to compute than to take
 class Stage:
     """One attack on what still stands: everything that stays the same while its slots turn over.
 
-    `worst` holds by example id what the stages before found out about examples of which some answers err already, and
-    `starts` the images to start from where the step goes on from an earlier one. `packs` says that decisions hold their images.
+    `worst` holds by example id what the stages before found out about examples of which some
+    answers err already, and `starts` the images to start from where the step goes on from an
+    earlier one. `stores_images` says that decisions hold their images.
     """
 
     step: Step
@@ -54,7 +56,7 @@ class Stage:
     search: Search
     worst: Mapping[int, Decision]
     starts: Mapping[int, Images]
-    packs: bool
+    stores_images: bool
 
     @property
     def attack(self) -> Any:
@@ -88,7 +90,7 @@ class _Slots:
     won: Images
 
 
-class Turnover:
+class SlotBatch:
     """Runs one stage over a queue and yields rows as they are decided."""
 
     def __init__(self, stage: Stage, queue: Queue) -> None:
@@ -122,7 +124,11 @@ class Turnover:
         if self._stage.sync == 1:
             slots.hit, slots.won = wrong, points
         else:
-            fresh = wrong & ~slots.hit & inside(points, slots.images, self._stage.threat.eps, self._stage.threat.norm)
+            fresh = (
+                wrong
+                & ~slots.hit
+                & inside(points, slots.images, self._stage.threat.eps, self._stage.threat.norm)
+            )
             slots.won = torch.where(fresh.view(-1, 1, 1, 1), points, slots.won)
             slots.hit = slots.hit | fresh
         slots.state = attack.tell(slots.state, reply.logits, reply.values, reply.gradient)
@@ -137,7 +143,9 @@ class Turnover:
         ids, draw = self._ids[slots.rows], slots.jobs * 2**20 + slots.age
         device = slots.labels.device
         # Without `non_blocking` a GPU would be waited for.
-        on_device = (torch.from_numpy(values).to(device, non_blocking=True) for values in (ids, draw))
+        on_device = (
+            torch.from_numpy(values).to(device, non_blocking=True) for values in (ids, draw)
+        )
         return Key(self._stage.seed, f"search/{self._stage.step.name}", *on_device)
 
     def _promising(self, answers: Tensor, slots: _Slots) -> Tensor:
@@ -168,7 +176,9 @@ class Turnover:
             return []
         found = np.flatnonzero(hit)
         picked = torch.from_numpy(found).to(slots.won.device)
-        near = inside(slots.won[picked], slots.images[picked], threat.eps, threat.norm).cpu().numpy()
+        near = (
+            inside(slots.won[picked], slots.images[picked], threat.eps, threat.norm).cpu().numpy()
+        )
         found, picked = found[near], picked[torch.from_numpy(near).to(picked.device)]
         if len(found) == 0:
             return []
@@ -178,33 +188,43 @@ class Turnover:
         judgement = judge(self._stage.oracle, won, true, threat)
         self._forwards[slots.rows[found]] += (self._stage.oracle.forwards - before) // len(rows)
         better = self._kept_if_better(true, judgement, won)
-        self.tally.disagreements += int((~better).sum()) if self._stage.step.surface.faithful else 0
+        self.tally.disagreements += (
+            int((~better).sum()) if self._stage.step.surface.same_outputs else 0
+        )
         self.tally.marginal += int((judgement.broken & (judgement.margin.abs() < _MARGINAL)).sum())
         slots.hit = slots.hit.index_fill(0, picked, value=False)
         slots.alive[found[judgement.broken.numpy()]] = False
         if self._stage.oracle.randomized:
             slots.floor = self._floor(slots.rows).to(slots.floor.device)
-        return [self._costed(self._worst[self._stage.data.ids[row]], row) for row in rows[judgement.broken].tolist()]
+        return [
+            self._costed(self._worst[self._stage.data.ids[row]], row)
+            for row in rows[judgement.broken].tolist()
+        ]
 
     def _kept_if_better(self, true: Dataset, judgement: Judgement, points: Images) -> Tensor:
         """Keeps the decisions that more answers get wrong than all before; returns which `(n,)` these are."""
-        better = judgement.wrong > torch.tensor([self._share(example) for example in true.ids]) + _ROUNDING
+        better = (
+            judgement.wrong
+            > torch.tensor([self._share(example) for example in true.ids]) + _ROUNDING
+        )
         found = decisions(true.ids, judgement)
         for row in torch.nonzero(better | self._closer(true, judgement)).flatten().tolist():
-            image = packed(points[row]) if self._stage.packs else ""
+            image = packed(points[row]) if self._stage.stores_images else ""
             self._worst[true.ids[row]] = found[row].model_copy(update={"image": image})
         return better
 
     def _closer(self, true: Dataset, judgement: Judgement) -> Tensor:
         """Returns which points `(n,)` are the nearest ones to an error so far, for a later stage to start from."""
-        if not self._stage.step.keeps:
+        if not self._stage.step.feeds_later_stage:
             return torch.zeros(len(true), dtype=torch.bool)
         known = [self._worst.get(example) for example in true.ids]
         return torch.tensor(
             [
                 wrong >= (before.share if before else 0)
                 and gap < (before.margin if before and before.image else math.inf)
-                for before, wrong, gap in zip(known, judgement.wrong.tolist(), judgement.margin.tolist(), strict=True)
+                for before, wrong, gap in zip(
+                    known, judgement.wrong.tolist(), judgement.margin.tolist(), strict=True
+                )
             ]
         )
 
@@ -214,7 +234,9 @@ class Turnover:
         return known.share if known else 0.0
 
     def _floor(self, rows: Ints) -> Tensor:
-        return torch.tensor([self._share(example) + _ROUNDING for example in self._ids[rows].tolist()])
+        return torch.tensor(
+            [self._share(example) + _ROUNDING for example in self._ids[rows].tolist()]
+        )
 
     def _costed(self, decision: Decision, row: int) -> Decision:
         """Returns a decision with the passes that its row of the data set has cost."""
@@ -223,15 +245,23 @@ class Turnover:
 
     def _standing(self, row: int) -> Decision:
         known = self._worst.get(self._stage.data.ids[row])
-        return self._costed(known or standing_decision(self._stage.data, self._stage.logits, row), row)
+        return self._costed(
+            known or standing_decision(self._stage.data, self._stage.logits, row), row
+        )
 
     def _turned(self, slots: _Slots) -> _Slots | None:
         """Returns the batch with dead rows replaced or taken out, None where nothing is left to do."""
         dead = int(np.count_nonzero(~slots.alive))
         if not dead and not self._queue:
             return slots
-        fresh = self._fresh(self._stage.size - len(slots.rows) + dead) if self._in_step(slots) else None
-        if fresh is None and dead <= _SPARE * len(slots.rows) and not (self._spent(slots) & ~slots.alive).any():
+        fresh = (
+            self._fresh(self._stage.size - len(slots.rows) + dead) if self._in_step(slots) else None
+        )
+        if (
+            fresh is None
+            and dead <= _SPARE * len(slots.rows)
+            and not (self._spent(slots) & ~slots.alive).any()
+        ):
             return slots
         kept = _kept(slots) if slots.alive.any() else None
         if kept is None or fresh is None:
@@ -251,7 +281,13 @@ class Turnover:
         data = self._stage.data
         images, labels = data.images[picked].to(device), data.labels[picked].to(device)
         ids = torch.from_numpy(self._ids[rows]).to(device)
-        start = Rows(images, labels, self._stage.logits[picked].to(device), ids, torch.from_numpy(jobs).to(device))
+        start = Rows(
+            images,
+            labels,
+            self._stage.logits[picked].to(device),
+            ids,
+            torch.from_numpy(jobs).to(device),
+        )
         return _Slots(
             state=self._begun(start),
             rows=rows,
@@ -271,7 +307,9 @@ class Turnover:
         if not stage.starts:
             return stage.attack.start(rows, stage.threat, stage.seed)
         points = stage.attack.start_points(rows, stage.threat, stage.seed)
-        for row, (example, job) in enumerate(zip(rows.ids.tolist(), rows.job.tolist(), strict=True)):
+        for row, (example, job) in enumerate(
+            zip(rows.ids.tolist(), rows.job.tolist(), strict=True)
+        ):
             if job == 0 and example in stage.starts:
                 points[row] = stage.starts[example].to(points.device)
         return stage.attack.begin(rows, stage.threat, points)

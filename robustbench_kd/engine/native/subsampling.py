@@ -1,7 +1,8 @@
 """Fast runs: an attack on a random sample of the survivors, and on all of them as soon as one of the sample falls.
 
-Where none falls, the survivors that nobody attacked count as robust, and the record says how many of them could have fallen
-with 95 % confidence. A guess from a sample is never ranked among exact numbers.
+Where none falls, the survivors that nobody attacked count as robust, and the record says how many
+of them could have fallen with 95 % confidence. A guess from a sample is never ranked among exact
+numbers.
 """
 
 import math
@@ -25,7 +26,9 @@ def sampled(job: Job, position: int, ledger: list[Entry]) -> list[int]:
     alive = standing(job, position, ledger)
     size = math.ceil(job.steps[position].share * len(alive))
     ids = torch.tensor(alive, dtype=torch.int64)
-    draws = uniform(job.seed, f"sample/{job.steps[position].name}", ids, torch.zeros_like(ids), 0, 1).flatten()
+    draws = uniform(
+        job.seed, f"sample/{job.steps[position].name}", ids, torch.zeros_like(ids), 0, 1
+    ).flatten()
     chosen = {alive[place] for place in draws.argsort(stable=True)[:size].tolist()}
     return [row for row, example in enumerate(job.data.ids) if example in chosen]
 
@@ -51,7 +54,9 @@ def spared(job: Job, position: int, ledger: list[Entry]) -> Entry:
     )
     return Entry(
         stage=name,
-        decisions=[standing_decision(job.data, job.logits, row).model_copy(update=_FREE) for row in rows],
+        decisions=[
+            standing_decision(job.data, job.logits, row).model_copy(update=_FREE) for row in rows
+        ],
         findings=[finding],
     )
 
@@ -70,14 +75,21 @@ def in_full(job: Job, position: int) -> Entry:
 def missed(n: int, sample: int, stages: int = 1) -> int:
     """Returns how many of n survivors an attack could break that broke none of a random sample of them.
 
-    With 95 % confidence for all `stages` together: the largest number for which a sample without a hit is not too unlikely
-    under the hypergeometric distribution.
+    With 95 % confidence for all `stages` together: the largest number for which a sample without a
+    hit is not too unlikely under the hypergeometric distribution.
 
     >>> missed(110, 17)
     16
     """
     doubt = _DOUBT / stages
-    return max((hits for hits in range(n - sample + 1) if float(hypergeom.pmf(0, n, hits, sample)) > doubt), default=0)
+    return max(
+        (
+            hits
+            for hits in range(n - sample + 1)
+            if float(hypergeom.pmf(0, n, hits, sample)) > doubt
+        ),
+        default=0,
+    )
 
 
 def _stages(job: Job) -> int:

@@ -14,10 +14,16 @@ from robustbench_kd.tensors.oracle import is_out_of_memory
 
 _FIRST = 16
 _GAIN = 0.95  # of the seconds per image: a larger batch that leaves more of them is no better
-_NEARLY = 0.9  # of a batch's seconds per image: it is nearly the fastest if the fastest leaves more of them
-_OWN = 60  # operations on images that an attack adds to its passes: 57 in a step of APGD, 68 in one of Square
-_PATIENCE = 4  # times the best size so far, after which no larger one is tried: one bad doubling may be a disturbance
-_TRIAL = 0.2  # seconds of steps of one size; their mean counts, since the least favours short steps on a busy machine
+# Of a batch's seconds per image: it is nearly the fastest if the fastest leaves more of them.
+_NEARLY = 0.9
+# Operations on images that an attack adds to its passes: 57 in a step of APGD, 68 in one of Square.
+_OWN = 60
+# Times the best size so far, after which no larger one is tried: one bad doubling may be a
+# disturbance.
+_PATIENCE = 4
+# Seconds of steps of one size; their mean counts, since the least favours short steps on a busy
+# machine.
+_TRIAL = 0.2
 _SLOW = 3.0  # seconds for one batch, after which no larger one is tried either
 _ROOM = 0.7  # of a GPU's memory; the slots hold several copies of their images besides
 
@@ -25,8 +31,9 @@ _ROOM = 0.7  # of a GPU's memory; the slots hold several copies of their images 
 def batch_size(ask: Classifier, images: Images, device: torch.device, *, most: int) -> int:
     """Returns a power of two of at most `most` rows: the largest of those with nearly the least time per image.
 
-    Timed are a forward pass, a backward pass and as many operations as an attack needs beside them. Of equals the largest
-    is taken, because forward passes alone and the projections of FAB gain from larger batches for longer.
+    Timed are a forward pass, a backward pass and as many operations as an attack needs beside them.
+    Of equals the largest is taken, because forward passes alone and the projections of FAB gain
+    from larger batches for longer.
 
     Args:
         ask: What the search asks, not compiled, since that would be compiled for each size.

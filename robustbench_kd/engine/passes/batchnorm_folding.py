@@ -1,7 +1,7 @@
 """Folds batch normalisation into the convolution or linear layer before it.
 
-In evaluation mode both are linear, so that one layer can say what two said (Jacob et al. 2018, arXiv 1712.05877,
-section 3.2).
+In evaluation mode both are linear, so that one layer can say what two said (Jacob et al. 2018,
+arXiv 1712.05877, section 3.2).
 """
 
 import copy
@@ -21,10 +21,11 @@ _FOLDABLE: dict[type, tuple[type, ...]] = {
 def fold(module: nn.Module) -> None:
     """Folds what it can, in place.
 
-    The module must be in evaluation mode. Its answers should be compared: code that uses the weights of a layer otherwise
-    than by calling it is not noticed.
+    The module must be in evaluation mode. Its answers should be compared: code that uses the
+    weights of a layer otherwise than by calling it is not noticed.
     """
-    for layer, norm in _pairs(copy.deepcopy(module)):  # tracing may leave its stand-ins in what it traces
+    # Tracing may leave its stand-ins in what it traces.
+    for layer, norm in _pairs(copy.deepcopy(module)):
         _merge(module.get_submodule(layer), module.get_submodule(norm))
         replace_part(module, norm, nn.Identity())
 
@@ -38,19 +39,28 @@ def replace_part(module: nn.Module, name: str, part: nn.Module) -> None:
 def _pairs(module: nn.Module, prefix: str = "") -> list[tuple[str, str]]:
     """Returns the names of each layer and the normalisation that it can take in.
 
-    What cannot be traced as a whole is taken apart; then only neighbours in a sequence are known to belong together.
+    What cannot be traced as a whole is taken apart; then only neighbours in a sequence are known to
+    belong together.
     """
     try:
         graph = fx.Tracer().trace(module)
     except Exception:  # noqa: BLE001  # tracing runs a person's own code on stand-ins: anything can be raised
-        inner = [pair for name, child in module.named_children() for pair in _pairs(child, f"{prefix}{name}.")]
+        inner = [
+            pair
+            for name, child in module.named_children()
+            for pair in _pairs(child, f"{prefix}{name}.")
+        ]
         return [*_neighbours(module, prefix), *inner]
     return _following(module, graph, prefix)
 
 
 def _neighbours(module: nn.Module, prefix: str) -> list[tuple[str, str]]:
     children = list(module.named_children()) if type(module) is nn.Sequential else []
-    return [(prefix + name, prefix + after) for (name, layer), (after, norm) in pairwise(children) if _fit(layer, norm)]
+    return [
+        (prefix + name, prefix + after)
+        for (name, layer), (after, norm) in pairwise(children)
+        if _fit(layer, norm)
+    ]
 
 
 def _following(module: nn.Module, graph: fx.Graph, prefix: str) -> list[tuple[str, str]]:
@@ -61,7 +71,9 @@ def _following(module: nn.Module, graph: fx.Graph, prefix: str) -> list[tuple[st
     found = []
     for node, norm in calls.items():
         source = node.args[0] if node.args else None
-        layer = calls.get(source) if isinstance(source, fx.Node) and len(source.users) == 1 else None
+        layer = (
+            calls.get(source) if isinstance(source, fx.Node) and len(source.users) == 1 else None
+        )
         if layer and often[layer] == often[norm] == 1 and _fit(parts[layer], parts[norm]):
             found.append((prefix + layer, prefix + norm))
     return found
@@ -74,12 +86,16 @@ def _fit(layer: nn.Module, norm: nn.Module) -> bool:
 
 def _merge(layer: Any, norm: Any) -> None:
     """Makes a normalisation part of a layer; computed in float64, so that only the last rounding is felt."""
-    weight, mean, variance = (_exact(value) for value in (layer.weight, norm.running_mean, norm.running_var))
+    weight, mean, variance = (
+        _exact(value) for value in (layer.weight, norm.running_mean, norm.running_var)
+    )
     scale = (variance + norm.eps).rsqrt() * (1 if norm.weight is None else _exact(norm.weight))
     shift = -mean if layer.bias is None else _exact(layer.bias) - mean
     bias = shift * scale + (0 if norm.bias is None else _exact(norm.bias))
     like = layer.weight
-    layer.weight = nn.Parameter((weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(like), requires_grad=False)
+    layer.weight = nn.Parameter(
+        (weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(like), requires_grad=False
+    )
     layer.bias = nn.Parameter(bias.to(like), requires_grad=False)
 
 

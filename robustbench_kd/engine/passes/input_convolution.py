@@ -1,9 +1,10 @@
 """Convolutions of few input channels whose gradient is computed as a forward convolution, for searches on a CPU.
 
-The library's own gradient of such a layer takes 3 to 10 times as long as its forward pass: it computes 16 channels of the
-result at once, of which only these few are wanted, or walks over the gaps of a stride. Here the pixels of a square block of
-the image become channels: one convolution gives the gradient of whole blocks, one and a half to five times as fast. The
-first layer of nearly every network is such a layer. `benchmarks/input_convolution.py` measures it.
+The library's own gradient of such a layer takes 3 to 10 times as long as its forward pass: it
+computes 16 channels of the result at once, of which only these few are wanted, or walks over the
+gaps of a stride. Here the pixels of a square block of the image become channels: one convolution
+gives the gradient of whole blocks, one and a half to five times as fast. The first layer of nearly
+every network is such a layer. `benchmarks/input_convolution.py` measures it.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ def rearrange(module: nn.Module) -> None:
     """Replaces the convolutions for which it pays, in place; the others stay as they are."""
     for name, part in list(module.named_modules()):
         if type(part) is nn.Conv2d and _pays(part) and not _watched(part):
-            replace_part(module, name, Narrow(part))
+            replace_part(module, name, InputConvolution(part))
 
 
 def _watched(layer: nn.Conv2d) -> bool:
@@ -34,12 +35,18 @@ def _watched(layer: nn.Conv2d) -> bool:
 def _pays(layer: nn.Conv2d) -> bool:
     (kernel, _), (stride, _) = layer.kernel_size, layer.stride
     sides = (layer.kernel_size, layer.stride, layer.padding)
-    square = all(isinstance(side, tuple) and len(set(side)) == 1 for side in sides)  # padding may have a name
+    # Padding may have a name.
+    square = all(isinstance(side, tuple) and len(set(side)) == 1 for side in sides)
     plain = layer.padding_mode == "zeros" and layer.groups == 1 and layer.dilation == (1, 1)
-    return square and plain and kernel > 1 and layer.in_channels <= (_FEW if stride == 1 else _FEW_STRIDED)
+    return (
+        square
+        and plain
+        and kernel > 1
+        and layer.in_channels <= (_FEW if stride == 1 else _FEW_STRIDED)
+    )
 
 
-class Narrow(nn.Module):
+class InputConvolution(nn.Module):
     """A convolution with the weights of another one, constant; it is differentiable once, by its input `(n, c, h, w)`.
 
     >>> layer = nn.Conv2d(1, 2, 3, padding=1).requires_grad_(False)
@@ -71,13 +78,15 @@ class Narrow(nn.Module):
         framed = output if even else functional.pad(output, [above, right, above, below])
         pixels = functional.conv2d(framed, self._taps, stride=step, padding=above if even else 0)
         pixels = pixels.view(len(output), -1, block, block, down, across)
-        whole = pixels.permute(0, 1, 4, 2, 5, 3).reshape(len(output), -1, down * block, across * block)
+        whole = pixels.permute(0, 1, 4, 2, 5, 3).reshape(
+            len(output), -1, down * block, across * block
+        )
         return whole[:, :, :height, :width]
 
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, narrow: Narrow) -> Tensor:
+    def forward(ctx: Any, images: Tensor, narrow: InputConvolution) -> Tensor:
         ctx.narrow, ctx.size = narrow, images.shape[2:]
         output: Tensor = narrow.layer(images)
         return output
@@ -91,12 +100,17 @@ class _Once(torch.autograd.Function):
 def _by_block(layer: nn.Conv2d, block: int) -> tuple[Tensor, int]:
     """Returns the weights `(channels x block x block, outputs, k, k)` that map gradients to blocks, and the first output.
 
-    Pixel a of block 0 is seen by output d through tap a + padding - stride d of the kernel, where there is such a tap.
+    Pixel a of block 0 is seen by output d through tap a + padding - stride d of the kernel, where
+    there is such a tap.
     """
     (kernel, _), (stride, _), padding = layer.kernel_size, layer.stride, int(layer.padding[0])
     first, last = -((kernel - 1 - padding) // stride), (block - 1 + padding) // stride
     taps = torch.arange(block)[:, None] + padding - stride * torch.arange(first, last + 1)
     there = ((taps >= 0) & (taps < kernel)).to(layer.weight)
     taps = taps.clamp(0, kernel - 1)
-    weight = layer.weight.detach()[:, :, taps[:, :, None, None], taps] * there[:, :, None, None] * there
-    return weight.permute(1, 2, 4, 0, 3, 5).reshape(-1, len(layer.weight), taps.shape[1], taps.shape[1]), first
+    weight = (
+        layer.weight.detach()[:, :, taps[:, :, None, None], taps] * there[:, :, None, None] * there
+    )
+    return weight.permute(1, 2, 4, 0, 3, 5).reshape(
+        -1, len(layer.weight), taps.shape[1], taps.shape[1]
+    ), first

@@ -1,6 +1,7 @@
 """The model as the search sees it: frozen, possibly folded or a stand-in; gradients by row; time and passes counted.
 
-Whatever happens here can only make an attack weaker, never a verdict wrong: success is judged by the unmodified model.
+Whatever happens here can only make an attack weaker, never a verdict wrong: success is judged by
+the unmodified model.
 """
 
 import time
@@ -20,16 +21,18 @@ from robustbench_kd.tensors.contracts import Images, Logits
 from robustbench_kd.tensors.defence import Answer, Key, spared
 from robustbench_kd.tensors.oracle import is_out_of_memory
 
-_MOST = 0.5  # where at least this share of rows wants a gradient, all rows are differentiated: splitting costs more
+# Where at least this share of rows wants a gradient, all rows are differentiated: splitting costs
+# more.
+_MOST = 0.5
 
 
 @dataclass(frozen=True)
 class Reply:
     """What came back for the asked points.
 
-    `answers` `(m, n, classes)` are the m answers to each point, one for a plain model; `logits` `(n, classes)` are their
-    mean and `values` `(k, n)` the mean of their objectives. `gradient` `(k, n, c, h, w)` is that of `values`: zero in rows
-    that wanted none, None where no row did.
+    `answers` `(m, n, classes)` are the m answers to each point, one for a plain model; `logits`
+    `(n, classes)` are their mean and `values` `(k, n)` the mean of their objectives. `gradient`
+    `(k, n, c, h, w)` is that of `values`: zero in rows that wanted none, None where no row did.
     """
 
     logits: Logits
@@ -51,8 +54,10 @@ class Search:
     """Evaluates points for a slot batch.
 
     Args:
-        answer: Maps images `(n, c, h, w)` and a key to logits `(n, classes)` or, for m answers, `(m, n, classes)`.
-        weights: What each of m answers counts, `(m,)`, with sum 1 and on the device of the answers; equal if None.
+        answer: Maps images `(n, c, h, w)` and a key to logits `(n, classes)` or, for m answers,
+            `(m, n, classes)`.
+        weights: What each of m answers counts, `(m,)`, with sum 1 and on the device of the answers;
+            equal if None.
         passes: Passes of a network that one image costs.
         spent: Is added to; a run has one for all its searches.
         abstains: Whether the last logit rejects the image, which counts as right.
@@ -79,7 +84,9 @@ class Search:
         self._within = within
         self._on_pass = on_pass
 
-    def evaluate(self, points: Images, key: Key, wanted: NDArray[np.bool_], state: Any, attack: Any) -> Reply:
+    def evaluate(
+        self, points: Images, key: Key, wanted: NDArray[np.bool_], state: Any, attack: Any
+    ) -> Reply:
         """Returns the answers to the points, and the gradients of the rows `(n,)` that want one."""
         some = np.count_nonzero(wanted)
         if some == 0:
@@ -99,7 +106,9 @@ class Search:
         self._count(start, len(points), 0)
         return answers
 
-    def _differentiate(self, points: Images, key: Key, state: Any, attack: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _differentiate(
+        self, points: Images, key: Key, state: Any, attack: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         start = time.perf_counter()
         points = points.detach().requires_grad_()
         with torch.enable_grad(), self._within():
@@ -109,9 +118,13 @@ class Search:
         self._count(start, len(points), gradient.shape[0] * gradient.shape[1])
         return answers.detach(), values.detach(), gradient
 
-    def _split(self, points: Images, key: Key, wanted: NDArray[np.bool_], state: Any, attack: Any) -> Reply:
+    def _split(
+        self, points: Images, key: Key, wanted: NDArray[np.bool_], state: Any, attack: Any
+    ) -> Reply:
         chosen, others = _indices(wanted, points), _indices(~wanted, points)
-        some, _, steep = self._differentiate(points[chosen], key.take(chosen), take(state, chosen), attack)
+        some, _, steep = self._differentiate(
+            points[chosen], key.take(chosen), take(state, chosen), attack
+        )
         answers = some.new_empty(len(some), len(points), some.shape[2])
         answers[:, chosen], answers[:, others] = (
             some,
@@ -139,7 +152,11 @@ class Search:
 
     def _mean(self, parts: Tensor) -> Tensor:
         """Returns the mean over the first dimension."""
-        return parts.mean(dim=0) if self.weights is None else (per_row(self.weights, parts) * parts).sum(dim=0)
+        return (
+            parts.mean(dim=0)
+            if self.weights is None
+            else (per_row(self.weights, parts) * parts).sum(dim=0)
+        )
 
     def _count(self, start: float, forwards: int, backwards: int) -> None:
         self.spent.forwards += self._passes * forwards
@@ -158,14 +175,18 @@ def _gradient(values: Tensor, points: Images) -> Tensor:
         return points.new_zeros(len(sums), *points.shape)
     try:
         found = [
-            torch.autograd.grad(total, points, retain_graph=place + 1 < len(sums), materialize_grads=True)[0]
+            torch.autograd.grad(
+                total, points, retain_graph=place + 1 < len(sums), materialize_grads=True
+            )[0]
             for place, total in enumerate(sums)
         ]
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         first_line = str(error).partition("\n")[0]
-        raise ModelError(f"the model cannot be differentiated: {first_line}; use --suite square") from error
+        raise ModelError(
+            f"the model cannot be differentiated: {first_line}; use --suite square"
+        ) from error
     return torch.stack(found)
 
 

@@ -1,10 +1,12 @@
 """Speed levers of the search: folding, layout, precision and compilation of a copy that attacks ask in the model's place.
 
-A lever can only make an attack weaker, never a verdict wrong: success is judged by the unmodified model in fp32 with TF32
-off. Each lever is a request. One that does not suit a model is left out, and a note says why.
+A lever can only make an attack weaker, never a verdict wrong: success is judged by the unmodified
+model in fp32 with TF32 off. Each lever is a request. One that does not suit a model is left out,
+and a note says why.
 
-bf16 needs no scaled loss: it has the exponents of fp32, so what underflows in fp16 does not underflow in it. But 8 bits are
-too few for logits, since an attack compares losses that differ by less: the layers that give them compute in fp32.
+bf16 needs no scaled loss: it has the exponents of fp32, so what underflows in fp16 does not
+underflow in it. But 8 bits are too few for logits, since an attack compares losses that differ by
+less: the layers that give them compute in fp32.
 """
 
 import copy
@@ -28,17 +30,20 @@ Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 Wrapper: TypeAlias = Callable[[Classifier], Classifier]
 
 _CLOSE = 1e-3  # of the largest logit: what rearranged fp32 arithmetic may change
-_ROUGH = 0.5  # of the largest logit: where rounding changes more, the answers say nothing about the model
+# Of the largest logit: where rounding changes more, the answers say nothing about the model.
+_ROUGH = 0.5
 
 
 @dataclass(frozen=True)
-class Levers:
+class Speedups:
     """What a search may do to be faster.
 
     Args:
-        precision: `tf32` lets GPUs round what they multiply to 10 bits of mantissa, `bf16` to 7 bits under autocast.
-        fold: Batch normalisation becomes part of the convolution or linear layer before it. On a CPU, in fp32 and with no
-            other lever, convolutions of few channels get a faster gradient too.
+        precision: `tf32` lets GPUs round what they multiply to 10 bits of mantissa, `bf16` to 7
+            bits under autocast.
+        fold: Batch normalisation becomes part of the convolution or linear layer before it. On a
+            CPU, in fp32 and with no other lever, convolutions of few channels get a faster gradient
+            too.
         channels_last: Weights and images lie in memory with the channels innermost.
         compile: The model is compiled for batches of one size; on a GPU into CUDA graphs.
 
@@ -65,7 +70,7 @@ class Levers:
         return "+".join([self.precision, *(name for name, wanted in chosen.items() if wanted)])
 
 
-class Searched:
+class SearchModel:
     """What a search asks in place of a model; `notes` say which levers were left out, some only after the first call."""
 
     def __init__(self, ask: Classifier, notes: list[str]) -> None:
@@ -77,37 +82,41 @@ class Searched:
         return self._ask(images)
 
 
-def searched(model: nn.Module, device: torch.device, levers: Levers, *, size: int, probe: Images) -> Searched:
+def searched(
+    model: nn.Module, device: torch.device, speedups: Speedups, *, size: int, probe: Images
+) -> SearchModel:
     """Returns what the search asks instead of a frozen model on the device; the model itself is never modified.
 
     Args:
         model: The true model, deterministic.
         device: Where it is.
-        levers: What to try. TF32 is no property of a model: see `reduced`.
-        size: Rows of a compiled batch; what is smaller is filled up from half of it on, what is larger divided.
-        probe: A few images `(n, c, h, w)`. A lever under which the model fails on them, or answers differently, is left out.
+        speedups: What to try. TF32 is no property of a model: see `reduced`.
+        size: Rows of a compiled batch; what is smaller is filled up from half of it on, what is
+            larger divided.
+        probe: A few images `(n, c, h, w)`. A lever under which the model fails on them, or answers
+            differently, is left out.
     """
     draft, notes = _Draft(model), []
-    if levers.precision == "tf32" and device.type != "cuda":
+    if speedups.precision == "tf32" and device.type != "cuda":
         notes.append("tf32 needs a CUDA device: the search runs in fp32")
     probe = probe.to(device)
-    for name, change, tolerance in _changes(levers, device, probe):
+    for name, change, tolerance in _changes(speedups, device, probe):
         draft, note = _tried(draft, name, change, probe, tolerance)
         notes += [note] if note else []
-    if not levers.compile:
-        return Searched(draft.ask, notes)
+    if not speedups.compile:
+        return SearchModel(draft.ask, notes)
     mode = "reduce-overhead" if device.type == "cuda" else "default"
-    tolerance = _ROUGH if levers.precision == "bf16" else _CLOSE
-    return Searched(_Compiled(draft, size, mode, tolerance, notes), notes)
+    tolerance = _ROUGH if speedups.precision == "bf16" else _CLOSE
+    return SearchModel(_Compiled(draft, size, mode, tolerance, notes), notes)
 
 
 @contextmanager
-def reduced(levers: Levers, device: torch.device) -> Iterator[None]:
+def reduced(speedups: Speedups, device: torch.device) -> Iterator[None]:
     """Allows TF32 where the levers ask for it and the device has it; the passes of a search belong inside.
 
     A forward pass alone is not enough: a backward pass reads the switch when it runs.
     """
-    if levers.precision != "tf32" or device.type != "cuda":
+    if speedups.precision != "tf32" or device.type != "cuda":
         yield
         return
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -136,18 +145,28 @@ class _Draft:
 Change: TypeAlias = Callable[[_Draft], _Draft]
 
 
-def _changes(levers: Levers, device: torch.device, probe: Images) -> list[tuple[str, Change, float]]:
+def _changes(
+    speedups: Speedups, device: torch.device, probe: Images
+) -> list[tuple[str, Change, float]]:
     """Returns the wanted changes in order: name, change, and by how much it may move the logits."""
     changes: dict[str, tuple[bool, Change, float]] = {
-        "fold": (levers.fold, _folded, _CLOSE),
-        "narrow": (levers == Levers(fold=True) and device.type == "cpu", _rearranged, _CLOSE),
-        "channels-last": (levers.channels_last, _laid_out, _CLOSE),
-        "bf16": (levers.precision == "bf16", partial(_rounded, kind=device.type, probe=probe), _ROUGH),
+        "fold": (speedups.fold, _folded, _CLOSE),
+        "narrow": (speedups == Speedups(fold=True) and device.type == "cpu", _rearranged, _CLOSE),
+        "channels-last": (speedups.channels_last, _laid_out, _CLOSE),
+        "bf16": (
+            speedups.precision == "bf16",
+            partial(_rounded, kind=device.type, probe=probe),
+            _ROUGH,
+        ),
     }
-    return [(name, change, tolerance) for name, (wanted, change, tolerance) in changes.items() if wanted]
+    return [
+        (name, change, tolerance) for name, (wanted, change, tolerance) in changes.items() if wanted
+    ]
 
 
-def _tried(draft: _Draft, name: str, change: Change, probe: Images, tolerance: float) -> tuple[_Draft, str]:
+def _tried(
+    draft: _Draft, name: str, change: Change, probe: Images, tolerance: float
+) -> tuple[_Draft, str]:
     """Returns the changed draft, or the same one and why nothing could be changed."""
     try:
         changed = change(draft)
@@ -217,7 +236,9 @@ def _rounded(draft: _Draft, kind: str, probe: Images) -> _Draft:
         classes = draft.ask(probe).shape[1]
     module = _copied(draft.module)
     heads = [
-        name for name, part in module.named_modules() if isinstance(part, nn.Linear) and part.out_features == classes
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and part.out_features == classes
     ]
     for name in heads:
         replace_part(module, name, _Full(module.get_submodule(name), kind))
@@ -249,12 +270,20 @@ class _Full(nn.Module):
 class _Compiled:
     """Asks the compiled module in batches of one size, so that one graph serves all, or the plain one where that fails.
 
-    A batch that would be less than half full is asked as it is. There are two graphs, with and without gradient; each is
-    compiled at the first call that needs it, and compared there.
+    A batch that would be less than half full is asked as it is. There are two graphs, with and
+    without gradient; each is compiled at the first call that needs it, and compared there.
     """
 
-    def __init__(self, draft: _Draft, size: int, mode: str, tolerance: float, notes: list[str]) -> None:
-        self._draft, self._size, self._mode, self._tolerance, self._notes = draft, size, mode, tolerance, notes
+    def __init__(
+        self, draft: _Draft, size: int, mode: str, tolerance: float, notes: list[str]
+    ) -> None:
+        self._draft, self._size, self._mode, self._tolerance, self._notes = (
+            draft,
+            size,
+            mode,
+            tolerance,
+            notes,
+        )
         self._asks: dict[bool, Classifier] = {}
 
     def __call__(self, images: Images) -> Logits:
@@ -271,7 +300,8 @@ class _Compiled:
     def _best(self, images: Images) -> Classifier:
         """Returns the compiled form if it works on these images, else the plain one."""
         try:
-            with warnings.catch_warnings(action="ignore"):  # a compiler's advice is not for those who evaluate
+            # A compiler's advice is not for those who evaluate.
+            with warnings.catch_warnings(action="ignore"):
                 return self._compiled(images)
         except Exception as error:  # noqa: BLE001  # a compiler and its backends raise errors of every kind
             self._notes.append(_left_out("compile", error))
@@ -287,7 +317,8 @@ class _Compiled:
 def _filled(ask: Classifier, size: int, images: Images) -> Logits:
     """Returns the logits of at most `size` images, asked with the last one repeated until there are as many.
 
-    CUDA graphs write to the same memory at every call, so logits and gradients are copied out of it.
+    CUDA graphs write to the same memory at every call, so logits and gradients are copied out of
+    it.
     """
     own = images.view_as(images)
     if own.requires_grad:

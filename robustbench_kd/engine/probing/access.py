@@ -60,7 +60,10 @@ def fixed(oracle: Oracle, ids: Tensor, labels: Labels, seed: int) -> Ask:
 def in_place(oracle: Oracle, ids: Tensor, labels: Labels, seed: int) -> dict[str, tuple[Ask, int]]:
     """Returns the four cheapest surfaces that a defence declares, each with its passes, by their names."""
     declared = oracle.model.surfaces() if isinstance(oracle.model, Surfaced) else []
-    asks = {surface.name: (_surface(surface, ids, seed), surface.passes) for surface in declared[:_PARTS]}
+    asks = {
+        surface.name: (_surface(surface, ids, seed), surface.passes)
+        for surface in declared[:_PARTS]
+    }
     if not oracle.abstains:
         return asks
     return {name: (_known(ask, labels), passes) for name, (ask, passes) in asks.items()}
@@ -73,7 +76,9 @@ def _asked(ask: Ask, points: Images, rows: Tensor) -> Logits:
         if is_out_of_memory(error):
             raise
         first_line = str(error).partition("\n")[0] or type(error).__name__
-        raise ModelError(f"the model failed on {len(points)} images in [0, 1]: {first_line}") from error
+        raise ModelError(
+            f"the model failed on {len(points)} images in [0, 1]: {first_line}"
+        ) from error
     return logits.float() if logits.dtype in {torch.bfloat16, torch.float16} else logits
 
 
@@ -100,7 +105,11 @@ def _surface(surface: Surface, ids: Tensor, seed: int) -> Ask:
         if answers.ndim == 2:
             return answers
         weights = surface.weights
-        return answers.mean(dim=0) if weights is None else (per_row(weights.to(answers), answers) * answers).sum(dim=0)
+        return (
+            answers.mean(dim=0)
+            if weights is None
+            else (per_row(weights.to(answers), answers) * answers).sum(dim=0)
+        )
 
     return answer
 

@@ -1,7 +1,7 @@
 """Runs the checks of `trust/` on a few images that a defence classifies rightly, and counts their passes apart.
 
-A check is found by its file, like every component. What needs a gradient is left out where there is none: that is a
-finding of its own.
+A check is found by its file, like every component. What needs a gradient is left out where there is
+none: that is a finding of its own.
 """
 
 import time
@@ -25,11 +25,12 @@ from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle, check_logits, full_precision, is_out_of_memory
 from robustbench_kd.tensors.probe import Facts, NoGradientError, Probe, StageFacts
-from robustbench_kd.tensors.short_attacks import Attacking, Trials
+from robustbench_kd.tensors.short_attacks import Attacking, ShortAttacks
 
 PROBES = "probes"
 _SAMPLE, _SCOUTED = 64, 12
-_BRIEF, _THOROUGH = 10, 50  # steps; a robust image costs about 700 passes, 7 % of the standard suite
+# Steps; a robust image costs about 700 passes, 7 % of the standard suite.
+_BRIEF, _THOROUGH = 10, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,14 @@ class Scope:
     Args:
         seed: Seed of all randomness.
         searches: Whether to run short attacks, too.
-        parts: Whether these include attacks on what the defence declares in its own place; a run that does so needs none.
-        right: Which images of one sample are classified rightly under usual normalisations, `(m,)` by name.
+        parts: Whether these include attacks on what the defence declares in its own place; a run
+            that does so needs none.
+        right: Which images of one sample are classified rightly under usual normalisations, `(m,)`
+            by name.
         normalisation: The name among them of the one in use.
         size: Most images to probe.
-        scout: Whether to leave it at a few images where a short attack breaks all of these: a number near zero misleads nobody.
+        scout: Whether to leave it at a few images where a short attack breaks all of these: a
+            number near zero misleads nobody.
         on_pass: Is told the number of passes so far after each of them, for progress only.
     """
 
@@ -57,25 +61,36 @@ class Scope:
     on_pass: Callable[[int], None] = lambda _passes: None
 
 
-def checkup(oracle: Oracle, data: Dataset, rows: Sequence[int], threat: Threat, scope: Scope | None = None) -> Entry:
+def checkup(
+    oracle: Oracle, data: Dataset, rows: Sequence[int], threat: Threat, scope: Scope | None = None
+) -> Entry:
     """Probes a defence on some of the given rows of a data set, which it classifies rightly; returns findings and costs.
 
-    Which images are taken, and all noise, depend on the seed and their ids alone. Where memory runs out, fewer are taken.
-    Raises `ModelError` where the defence fails on images, `IncompleteError` where even one does not fit in memory.
+    Which images are taken, and all noise, depend on the seed and their ids alone. Where memory runs
+    out, fewer are taken. Raises `ModelError` where the defence fails on images, `IncompleteError`
+    where even one does not fit in memory.
     """
     start, scope = time.perf_counter(), scope or Scope()
     meter, size = Meter(scope.on_pass), min(scope.size, len(rows))
     while True:
         try:
             with full_precision():
-                findings = _findings(oracle, _sampled(data, rows, size, scope.seed), threat, scope, meter)
+                findings = _findings(
+                    oracle, _sampled(data, rows, size, scope.seed), threat, scope, meter
+                )
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             size = halved(size)
     seconds = time.perf_counter() - start
-    return Entry(stage=PROBES, forwards=meter.forwards, backwards=meter.backwards, seconds=seconds, findings=findings)
+    return Entry(
+        stage=PROBES,
+        forwards=meter.forwards,
+        backwards=meter.backwards,
+        seconds=seconds,
+        findings=findings,
+    )
 
 
 def judge(facts: Facts) -> list[Finding]:
@@ -86,16 +101,26 @@ def judge(facts: Facts) -> list[Finding]:
 def stage_facts(step: Step, norm: Norm) -> StageFacts:
     """Returns what is known of a stage before it runs."""
     guided = step.attack is not None and any(step.attack.schedule(norm))
-    return StageFacts(step.name, frozenset(), guided=guided, surface=step.surface.name, adaptive=step.adaptive)
+    return StageFacts(
+        step.name, frozenset(), guided=guided, surface=step.surface.name, adaptive=step.adaptive
+    )
 
 
-def facts_of(stages: Iterable[StageFacts], ledger: list[Entry], *, examples: int, composite: bool) -> Facts:
+def facts_of(
+    stages: Iterable[StageFacts], ledger: list[Entry], *, examples: int, composite: bool
+) -> Facts:
     """Returns the facts of a run on so many examples: its stages, with what the ledger says of them."""
     known, margins = [], dict[int, float]()
     for stage in stages:
-        broken = {example: one.margin for example, one in decided(ledger, stage.name).items() if one.broken}
+        broken = {
+            example: one.margin
+            for example, one in decided(ledger, stage.name).items()
+            if one.broken
+        }
         margins |= broken
-        refused = sum(entry.work.disagreements for entry in ledger if entry.stage == stage.name and entry.work)
+        refused = sum(
+            entry.work.disagreements for entry in ledger if entry.stage == stage.name and entry.work
+        )
         known.append(replace(stage, broken=frozenset(broken), refused=refused))
     return Facts(examples, tuple(known), margins, composite)
 
@@ -112,7 +137,9 @@ def probe_of(oracle: Oracle, sample: Dataset, threat: Threat, scope: Scope, mete
     ids = torch.tensor(sample.ids, device=oracle.device)
     answer = meter.counted(fixed(oracle, ids, labels, scope.seed))
     with torch.no_grad():
-        logits = check_logits(answer(images, torch.arange(len(ids), device=oracle.device)), len(ids))
+        logits = check_logits(
+            answer(images, torch.arange(len(ids), device=oracle.device)), len(ids)
+        )
     kept = (logits.argmax(dim=1) == labels).nonzero()[:, 0]
     return Probe(
         answer=lambda points, rows: answer(points, kept[rows]),
@@ -129,12 +156,12 @@ def probe_of(oracle: Oracle, sample: Dataset, threat: Threat, scope: Scope, mete
     )
 
 
-def trials_of(sample: Probe, oracle: Oracle, *, parts: bool, meter: Meter) -> Trials:
+def trials_of(sample: Probe, oracle: Oracle, *, parts: bool, meter: Meter) -> ShortAttacks:
     """Returns the attacks on a sample, none of which has run yet."""
     l1 = sample.threat.norm is Norm.L1
     plain: Attacking[Any] = Apgd(loss="ce", steps=_BRIEF) if l1 else Pgd(steps=_BRIEF)
     surfaces = in_place(oracle, sample.ids, sample.labels, sample.seed) if parts else {}
-    return Trials(
+    return ShortAttacks(
         sample=sample,
         plain=plain,
         brief=Apgd(loss="margin", steps=_BRIEF),
@@ -144,7 +171,9 @@ def trials_of(sample: Probe, oracle: Oracle, *, parts: bool, meter: Meter) -> Tr
     )
 
 
-def _findings(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope, meter: Meter) -> list[Finding]:
+def _findings(
+    oracle: Oracle, data: Dataset, threat: Threat, scope: Scope, meter: Meter
+) -> list[Finding]:
     if scope.scout and (found := _scouted(oracle, data, threat, scope, meter)):
         return found
     sample = probe_of(oracle, data, threat, scope, meter) if len(data) else None
@@ -157,7 +186,9 @@ def _findings(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope, meter
     return found
 
 
-def _scouted(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope, meter: Meter) -> list[Finding]:
+def _scouted(
+    oracle: Oracle, data: Dataset, threat: Threat, scope: Scope, meter: Meter
+) -> list[Finding]:
     """Returns that a short attack breaks all of a few images, where it does; of one draw that would say little."""
     if oracle.randomized or len(data) < _SCOUTED:
         return []
@@ -169,10 +200,16 @@ def _scouted(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope, meter:
         return []
     message = f"all of {_SCOUTED} images fall within {_BRIEF} steps of PGD: there is no robustness to doubt"
     advice = "'rkd check' looks at the model itself"
-    return [Finding(check="falls-at-once", severity=Severity.INFO, message=message, advice=advice)] if fallen else []
+    return (
+        [Finding(check="falls-at-once", severity=Severity.INFO, message=message, advice=advice)]
+        if fallen
+        else []
+    )
 
 
-def _said(checks: Iterable[Callable[[Any], list[Finding]]], about: Probe | Trials) -> list[Finding]:
+def _said(
+    checks: Iterable[Callable[[Any], list[Finding]]], about: Probe | ShortAttacks
+) -> list[Finding]:
     found: list[Finding] = []
     for check in checks:
         try:

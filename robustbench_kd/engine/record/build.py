@@ -1,7 +1,8 @@
 """Turns a ledger into a record: accuracies after each stage, costs, findings, one row per example.
 
-Of a randomized defence an accuracy is the expected one, on the worst image found so far of each example. Only the AutoAttack
-package counts otherwise: for it an example is broken once a single draw was wrong.
+Of a randomized defence an accuracy is the expected one, on the worst image found so far of each
+example. Only the AutoAttack package counts otherwise: for it an example is broken once a single
+draw was wrong.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,11 +47,12 @@ from robustbench_kd.tensors.probe import Facts, StageFacts
 from robustbench_kd.tensors.stored_images import SHOWN, StoredImages
 
 
-class Summary(Frozen):
+class RunHeader(Frozen):
     """What a record says beside the ledger; as `job.json` it lies beside the ledgers of shards.
 
-    `labels` are by example id, in the order of the data set. A finite ensemble has so many `members`, whose answers are
-    exact; `composite` says whether the defence is more than a plain classifier.
+    `labels` are by example id, in the order of the data set. A finite ensemble has so many
+    `members`, whose answers are exact; `composite` says whether the defence is more than a plain
+    classifier.
     """
 
     identity: Identity
@@ -71,11 +73,15 @@ class Summary(Frozen):
 
 
 def summary_of(
-    identity: Identity, request: Request, oracle: Oracle, steps: Iterable[Step], findings: list[Finding]
-) -> Summary:
+    identity: Identity,
+    request: Request,
+    oracle: Oracle,
+    steps: Iterable[Step],
+    findings: list[Finding],
+) -> RunHeader:
     """Returns what is known of a run before it starts; `findings` are what its model and suite gave rise to."""
     data, norm = request.data, request.threat.norm
-    return Summary(
+    return RunHeader(
         identity=identity,
         labels=dict(zip(data.ids, data.labels.tolist(), strict=True)),
         stages=tuple(stage_facts(step, norm) for step in steps),
@@ -84,15 +90,17 @@ def summary_of(
         findings=findings,
         randomized=oracle.randomized,
         members=len(oracle.weights(1)) if oracle.randomized and oracle.exact else 0,
-        composite=identity.family != "classifier" or isinstance(oracle.model, Surfaced) or oracle.randomized,
+        composite=identity.family != "classifier"
+        or isinstance(oracle.model, Surfaced)
+        or oracle.randomized,
     )
 
 
-def read_summary(folder: Path) -> Summary:
+def read_summary(folder: Path) -> RunHeader:
     """Reads the `job.json` of a run; raises `RecordError` where there is none, or it is damaged."""
     path = folder / JOB
     try:
-        return Summary.model_validate_json(path.read_bytes())
+        return RunHeader.model_validate_json(path.read_bytes())
     except OSError as error:
         raise RecordError(f"cannot read '{path}': {error.strerror}") from error
     except ValidationError as error:
@@ -110,7 +118,7 @@ class _Fate:
     stage: str
 
 
-def summarise(about: Summary, ledger: list[Entry], *, complete: bool) -> RunRecord:
+def summarise(about: RunHeader, ledger: list[Entry], *, complete: bool) -> RunRecord:
     """Returns the record of a ledger; an interrupted one says what is known so far, and no robust accuracy."""
     stages = _stages(about, ledger)
     known = [*about.findings, *(finding for entry in ledger for finding in entry.findings)]
@@ -138,21 +146,26 @@ def summarise(about: Summary, ledger: list[Entry], *, complete: bool) -> RunReco
         return record
     fates = {example: (fate.clean, fate.worst) for example, fate in _fates(about, ledger).items()}
     detected = {"detection": detection.report(ledger, fates)}
-    return record.model_copy(update={"missed": _missed(about, known), **_drawn(about, ledger, stages), **detected})
+    return record.model_copy(
+        update={"missed": _missed(about, known), **_drawn(about, ledger, stages), **detected}
+    )
 
 
-def standing(about: Summary, ledger: list[Entry]) -> int:
+def standing(about: RunHeader, ledger: list[Entry]) -> int:
     """Returns how many examples nothing has broken."""
     return sum(not fate.worst.broken for fate in _fates(about, ledger).values())
 
 
-def example_rows(about: Summary, ledger: list[Entry]) -> list[ExampleRow]:
+def example_rows(about: RunHeader, ledger: list[Entry]) -> list[ExampleRow]:
     """Returns one row per example, in the order of the data set."""
     fates, costs = _fates(about, ledger), _costs(about, ledger)
-    return [_row(example, label, fates[example], costs.get(example)) for example, label in about.labels.items()]
+    return [
+        _row(example, label, fates[example], costs.get(example))
+        for example, label in about.labels.items()
+    ]
 
 
-def draw_rows(about: Summary, ledger: list[Entry]) -> list[DrawRow]:
+def draw_rows(about: RunHeader, ledger: list[Entry]) -> list[DrawRow]:
     """Returns one row per example of a randomized defence, none for others."""
     if not about.randomized:
         return []
@@ -162,10 +175,14 @@ def draw_rows(about: Summary, ledger: list[Entry]) -> list[DrawRow]:
     ]
 
 
-def adversarial(about: Summary, data: Dataset, ledger: list[Entry]) -> StoredImages:
+def adversarial(about: RunHeader, data: Dataset, ledger: list[Entry]) -> StoredImages:
     """Returns the image that decided each example that attacks made worse, in the order of the data set."""
     identity, fates = about.identity, _fates(about, ledger)
-    rows = [row for row, example in enumerate(data.ids) if example in fates and fates[example].worst.image]
+    rows = [
+        row
+        for row, example in enumerate(data.ids)
+        if example in fates and fates[example].worst.image
+    ]
     decided_by = [fates[data.ids[row]].worst for row in rows]
     images = unpacked([decision.image for decision in decided_by], tuple(data.images.shape[1:]))
     return StoredImages(
@@ -179,16 +196,21 @@ def adversarial(about: Summary, data: Dataset, ledger: list[Entry]) -> StoredIma
     )
 
 
-def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
+def _stages(about: RunHeader, ledger: list[Entry]) -> list[Stage]:
     carried = [SMALLER] if any(entry.stage == SMALLER for entry in ledger) else []
     lost: dict[int, float] = dict.fromkeys(about.labels, 0.0)
     stages: list[Stage] = []
     for name in (CLEAN, *carried, *about.identity.stages):
         found = decided(ledger, name)
-        if name != SMALLER and not {example for example, share in lost.items() if share < 1} <= found.keys():
+        if (
+            name != SMALLER
+            and not {example for example, share in lost.items() if share < 1} <= found.keys()
+        ):
             return stages  # its accuracy is not known yet, nor is any later one
         for example, decision in found.items():
-            lost[example] = max(lost[example], float(decision.broken) if about.one_draw else decision.share)
+            lost[example] = max(
+                lost[example], float(decision.broken) if about.one_draw else decision.share
+            )
         costs = [entry for entry in ledger if entry.stage == name]
         stages.append(
             Stage(
@@ -203,18 +225,18 @@ def _stages(about: Summary, ledger: list[Entry]) -> list[Stage]:
     return stages
 
 
-def _facts(about: Summary, ledger: list[Entry]) -> Facts:
+def _facts(about: RunHeader, ledger: list[Entry]) -> Facts:
     return facts_of(about.stages, ledger, examples=len(about.labels), composite=about.composite)
 
 
-def _missed(about: Summary, findings: Sequence[Finding]) -> float | None:
+def _missed(about: RunHeader, findings: Sequence[Finding]) -> float | None:
     """Returns what the samples of a fast run could have missed in all, as a fraction."""
     if about.identity.mode != "fast":
         return None
     return min(1.0, sum(finding.value or 0.0 for finding in findings if finding.check == SAMPLED))
 
 
-def _drawn(about: Summary, ledger: list[Entry], stages: list[Stage]) -> dict[str, object]:
+def _drawn(about: RunHeader, ledger: list[Entry], stages: list[Stage]) -> dict[str, object]:
     """Returns the fields of a record that adaptive attacks and chance add."""
     standard = _standard(about, ledger, stages)
     if not about.randomized:
@@ -223,10 +245,16 @@ def _drawn(about: Summary, ledger: list[Entry], stages: list[Stage]) -> dict[str
     clean = _draws(about, {example: fate.clean for example, fate in fates.items()})
     robust = _draws(about, {example: fate.worst for example, fate in fates.items()})
     headline = {} if about.one_draw else {"robust": robust.mean}
-    return {"standard": standard, "clean": clean.mean, "clean_draws": clean, "robust_draws": robust, **headline}
+    return {
+        "standard": standard,
+        "clean": clean.mean,
+        "clean_draws": clean,
+        "robust_draws": robust,
+        **headline,
+    }
 
 
-def _standard(about: Summary, ledger: list[Entry], stages: list[Stage]) -> Accuracy | None:
+def _standard(about: RunHeader, ledger: list[Entry], stages: list[Stage]) -> Accuracy | None:
     """Returns what the standard attacks left where adaptive ones followed, by the same draws as the final accuracy."""
     before = [stage.accuracy for stage in stages if stage.stage not in about.identity.adaptive]
     if not about.identity.adaptive or len(before) < 2:  # the clean stage alone is no attack
@@ -237,18 +265,20 @@ def _standard(about: Summary, ledger: list[Entry], stages: list[Stage]) -> Accur
     return mean_accuracy(1 - fate.worst.share for fate in fates.values())
 
 
-def _draws(about: Summary, found: Mapping[int, Decision]) -> Draws:
+def _draws(about: RunHeader, found: Mapping[int, Decision]) -> Draws:
     return Draws(
         exact=about.members > 0,
         draws=about.members or DRAWS,
         mean=mean_accuracy(1 - decision.share for decision in found.values()),
         all_correct=mean_accuracy(float(decision.share == 0) for decision in found.values()),
-        majority=mean_accuracy(float(one.prediction == about.labels[example]) for example, one in found.items()),
+        majority=mean_accuracy(
+            float(one.prediction == about.labels[example]) for example, one in found.items()
+        ),
     )
 
 
 def _fates(
-    about: Summary, ledger: list[Entry], attacks: Sequence[str] | None = None, score: str = SCORE
+    about: RunHeader, ledger: list[Entry], attacks: Sequence[str] | None = None, score: str = SCORE
 ) -> dict[int, _Fate]:
     """Returns the fate of each example under some attacks, or all, in the order of the data set."""
     clean, scored = decided(ledger, CLEAN), decided(ledger, score)
@@ -261,7 +291,10 @@ def _fates(
             before = fates[example]
             if (decision.broken, decision.share) > (before.worst.broken, before.worst.share):
                 fates[example] = _Fate(before.clean, decision, stage)
-    return {example: _Fate(fate.clean, scored.get(example, fate.worst), fate.stage) for example, fate in fates.items()}
+    return {
+        example: _Fate(fate.clean, scored.get(example, fate.worst), fate.stage)
+        for example, fate in fates.items()
+    }
 
 
 def _work(parts: list[Work]) -> Work | None:
@@ -276,7 +309,7 @@ def _work(parts: list[Work]) -> Work | None:
     )
 
 
-def _costs(about: Summary, ledger: list[Entry]) -> dict[int, tuple[int, int]]:
+def _costs(about: RunHeader, ledger: list[Entry]) -> dict[int, tuple[int, int]]:
     """Returns the forwards and backwards that attacks spent on each example, where the engine counted them."""
     costs: dict[int, tuple[int, int]] = {}
     for stage in about.identity.stages:

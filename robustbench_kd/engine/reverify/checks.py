@@ -40,8 +40,8 @@ class Check:
 class Answers:
     """What a defence says of images, all `(n,)`.
 
-    `wrong` is the share of its answers that err, `prediction` the most frequent one. `close` marks images on which two
-    classes are so near to each other that rounding could change an answer.
+    `wrong` is the share of its answers that err, `prediction` the most frequent one. `close` marks
+    images on which two classes are so near to each other that rounding could change an answer.
     """
 
     wrong: Tensor
@@ -53,9 +53,10 @@ class Answers:
 class Case:
     """A run with everything that is known of it.
 
-    `rows` and `drawn` are the lines of `examples.csv` and `draws.csv` in the order of the data, the latter of a randomized
-    defence only. `places` `(m,)` are the rows of the data set that the stored `images` belong to. `draws` is the number of
-    draws behind every share of a randomized defence without members, None where shares are exact.
+    `rows` and `drawn` are the lines of `examples.csv` and `draws.csv` in the order of the data, the
+    latter of a randomized defence only. `places` `(m,)` are the rows of the data set that the
+    stored `images` belong to. `draws` is the number of draws behind every share of a randomized
+    defence without members, None where shares are exact.
     """
 
     record: RunRecord
@@ -97,7 +98,8 @@ class Case:
     def slack(self, means: int, of: int = 1) -> float:
         """Returns what a share may differ by, where `means` shares are compared, each the mean `of` so many images.
 
-        Two independent means of draws differ by more with a chance below 0.001 (Hoeffding 1963, for all of them together).
+        Two independent means of draws differ by more with a chance below 0.001 (Hoeffding 1963, for
+        all of them together).
         """
         if self.draws is None:
             return _EXACT
@@ -115,19 +117,30 @@ def origins(record: RunRecord, threat: Threat, data: Dataset, subject: Subject) 
     }
     wrong = [name for name, (told, follows) in pairs.items() if told != follows]
     found = (
-        f"{', '.join(wrong)}: not what the rest of it says" if wrong else f"its {', '.join(pairs)} follow from the rest"
+        f"{', '.join(wrong)}: not what the rest of it says"
+        if wrong
+        else f"its {', '.join(pairs)} follow from the rest"
     )
     yield Check("record", not wrong, found)
-    yield _same("data", identity.data_fingerprint, data.fingerprint(), f"{len(data)} examples of {data.name}")
+    yield _same(
+        "data",
+        identity.data_fingerprint,
+        data.fingerprint(),
+        f"{len(data)} examples of {data.name}",
+    )
     yield _same("checkpoint", identity.checkpoint_sha256, subject.checkpoint_sha256, subject.name)
     if identity.code_sha256 or subject.code_sha256:
         yield _same("code", identity.code_sha256, subject.code_sha256, subject.architecture)
     recorded = f"{identity.family}, {identity.architecture}, normalisation {identity.normalisation}"
-    network = f"{subject.family}, {subject.architecture}, normalisation {subject.normalisation or 'none'}"
+    network = (
+        f"{subject.family}, {subject.architecture}, normalisation {subject.normalisation or 'none'}"
+    )
     if recorded == network:
         yield Check("defence", holds=True, found=network)
     else:
-        yield Check("defence", holds=False, found=printable(f"recorded is {recorded}; this is {network}"))
+        yield Check(
+            "defence", holds=False, found=printable(f"recorded is {recorded}; this is {network}")
+        )
 
 
 def checks(case: Case) -> Iterator[Check]:
@@ -156,7 +169,10 @@ def _images(case: Case) -> Check:
         of = printable(f"{case.stored.run} at {case.stored.threat}")
         return Check("images", holds=False, found=f"they are of run {of}")
     return _verdict(
-        "images", wrong, f"one for each of {len(worse)} examples that attacks made worse", "missing, or needless"
+        "images",
+        wrong,
+        f"one for each of {len(worse)} examples that attacks made worse",
+        "missing, or needless",
     )
 
 
@@ -168,12 +184,19 @@ def _labels(case: Case) -> Check:
     shown = places[:SHOWN]
     same = (torch.from_numpy(case.stored.originals) == data.images[shown]).flatten(1).all(dim=1)
     known[shown] &= same
-    return _verdict("labels", _examples(data.ids, ~known), "those of the data set", "not those of the data set")
+    return _verdict(
+        "labels", _examples(data.ids, ~known), "those of the data set", "not those of the data set"
+    )
 
 
 def _box(case: Case) -> Check:
     held = ((case.images >= 0) & (case.images <= 1)).flatten(1).all(dim=1)
-    return _verdict("box", _examples(case.ids, ~held), "all pixels in [0, 1]", "pixels outside [0, 1], or no numbers")
+    return _verdict(
+        "box",
+        _examples(case.ids, ~held),
+        "all pixels in [0, 1]",
+        "pixels outside [0, 1], or no numbers",
+    )
 
 
 def _ball(case: Case) -> Check:
@@ -181,7 +204,12 @@ def _ball(case: Case) -> Check:
     held = inside(case.images, true, case.threat.eps, norm)
     far = distance(case.images.double(), true.double(), norm)
     farthest = f"the farthest at {max(far.tolist(), default=0.0):.7g}"
-    return _verdict("ball", _examples(case.ids, ~held), f"all within {case.threat}, {farthest}", f"outside, {farthest}")
+    return _verdict(
+        "ball",
+        _examples(case.ids, ~held),
+        f"all within {case.threat}, {farthest}",
+        f"outside, {farthest}",
+    )
 
 
 def _clean(case: Case) -> Check:
@@ -210,7 +238,8 @@ def _predictions(case: Case) -> Check:
 def _distances(case: Case) -> Check:
     found = distance(case.images, case.data.images[case.places], case.threat.norm).double()
     recorded = _tensor(row.distance for row in case.attacked_rows)
-    untold = recorded.isnan() & (case.wrong[case.places] == 0)  # of an image that no draw got wrong in the end
+    # Of an image that no draw got wrong in the end.
+    untold = recorded.isnan() & (case.wrong[case.places] == 0)
     differ = ~((found - recorded).abs() <= _DISTANCE * found.clamp(min=1)) & ~untold
     return _compared("distances", differ, torch.zeros_like(differ), case.ids)
 
@@ -218,14 +247,24 @@ def _distances(case: Case) -> Check:
 def _lines(case: Case) -> Check:
     """Do the columns of `examples.csv` follow from each other?"""
     stages = {"", CLEAN, SMALLER, *case.record.identity.stages}
-    wrong = [row.index for row in case.rows if row.broken_by not in stages or not _follows(row, one=not case.drawn)]
-    return _verdict("examples.csv", wrong, "its columns follow from each other", "contradict themselves")
+    wrong = [
+        row.index
+        for row in case.rows
+        if row.broken_by not in stages or not _follows(row, one=not case.drawn)
+    ]
+    return _verdict(
+        "examples.csv", wrong, "its columns follow from each other", "contradict themselves"
+    )
 
 
 def _follows(row: ExampleRow, *, one: bool) -> bool:
     """Tells whether the columns of a line agree; of a randomized defence an attack need not change the prediction."""
-    last = row.clean_prediction if row.adversarial_prediction is None else row.adversarial_prediction
-    plain = row.clean_correct == (row.clean_prediction == row.label) and row.robust == (last == row.label)
+    last = (
+        row.clean_prediction if row.adversarial_prediction is None else row.adversarial_prediction
+    )
+    plain = row.clean_correct == (row.clean_prediction == row.label) and row.robust == (
+        last == row.label
+    )
     return plain and (not one or row.robust == (not row.broken_by))
 
 
@@ -238,12 +277,17 @@ def _stages(case: Case) -> Check:
         for stage, right in zip(record.stages, left.tolist(), strict=True)
         if not _tells(stage.accuracy, right, n)
     ]
-    before = [stage.accuracy for stage in record.stages if stage.stage not in record.identity.adaptive]
-    drawn = record.robust_draws is not None and not record.robust_draws.exact  # scored on draws of which no line tells
+    before = [
+        stage.accuracy for stage in record.stages if stage.stage not in record.identity.adaptive
+    ]
+    # Scored on draws of which no line tells.
+    drawn = record.robust_draws is not None and not record.robust_draws.exact
     if not drawn and record.standard not in {None, *before[-1:]}:
         wrong.append("standard")
     told = (
-        f"{', '.join(wrong)}: not what {n} lines say" if wrong else f"{len(left)} accuracies follow from examples.csv"
+        f"{', '.join(wrong)}: not what {n} lines say"
+        if wrong
+        else f"{len(left)} accuracies follow from examples.csv"
     )
     return Check("stages", not wrong, printable(told))
 
@@ -253,7 +297,9 @@ def _accuracies(case: Case) -> Iterator[Check]:
     record, n = case.record, len(case.rows)
     clean = torch.where(case.clean.close, case.clean_wrong, case.clean.wrong)
     worst = clean.clone()
-    worst[case.places] = torch.where(case.attacked.close, case.wrong[case.places], case.attacked.wrong)
+    worst[case.places] = torch.where(
+        case.attacked.close, case.wrong[case.places], case.attacked.wrong
+    )
     drawn = record.robust_draws.mean if record.robust_draws else None
     slack = case.slack(1, of=n)
     yield _accuracy("clean accuracy", record.clean, clean, case.clean_wrong, slack)
@@ -262,7 +308,9 @@ def _accuracies(case: Case) -> Iterator[Check]:
         yield Check("headline", drawn == record.robust, "the robust accuracy is the expected one")
 
 
-def _accuracy(name: str, told: Accuracy | None, found: Tensor, recorded: Tensor, slack: float) -> Check:
+def _accuracy(
+    name: str, told: Accuracy | None, found: Tensor, recorded: Tensor, slack: float
+) -> Check:
     """Compares an accuracy with shares `(n,)` of wrong answers that were found, and with those that were recorded."""
     n, right = len(found), float((1 - found).sum())
     if told is None:
@@ -273,7 +321,9 @@ def _accuracy(name: str, told: Accuracy | None, found: Tensor, recorded: Tensor,
 
 def _tells(told: Accuracy, right: float, n: int) -> bool:
     """Tells whether an accuracy and its interval are those of so many right ones."""
-    pairs = zip((told.value, told.ci_low, told.ci_high), (right / n, *interval(right, n)), strict=True)
+    pairs = zip(
+        (told.value, told.ci_low, told.ci_high), (right / n, *interval(right, n)), strict=True
+    )
     return told.n == n and all(abs(one - other) <= _EXACT for one, other in pairs)
 
 
@@ -283,12 +333,16 @@ def _compared(name: str, differ: Tensor, close: Tensor, ids: Sequence[int]) -> C
     rounding = f", {len(excused)} others by rounding ({_named(excused)})" if excused else ""
     agree = f"{len(ids) - int(differ.sum())} of {len(ids)} as recorded{rounding}"
     failing = _examples(ids, differ & ~close)
-    return Check(name, not failing, f"{agree}; not {_named(failing)}" if failing else agree, tuple(failing))
+    return Check(
+        name, not failing, f"{agree}; not {_named(failing)}" if failing else agree, tuple(failing)
+    )
 
 
 def _verdict(name: str, failing: Sequence[int], holds: str, fails: str) -> Check:
     """Returns a check that fails on some examples, or on none."""
-    return Check(name, not failing, f"{_named(failing)}: {fails}" if failing else holds, tuple(failing))
+    return Check(
+        name, not failing, f"{_named(failing)}: {fails}" if failing else holds, tuple(failing)
+    )
 
 
 def _same(name: str, recorded: str, found: str, what: str) -> Check:
@@ -309,4 +363,6 @@ def _named(examples: Sequence[int]) -> str:
 
 def _tensor(values: Iterable[float | None]) -> Tensor:
     """Returns numbers that equal none where there is none."""
-    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
+    return torch.tensor(
+        [math.nan if value is None else value for value in values], dtype=torch.float64
+    )

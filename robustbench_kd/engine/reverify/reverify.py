@@ -1,8 +1,8 @@
 """Checks a finished run against the images that it has stored, and trusts nothing else in it.
 
-The defence is asked again about all clean and all stored images: in other batches, perhaps in another precision or on another
-device, and where it draws, with draws that no run has used. What it answers is compared with what the run claims, by the
-checks of `claims.py`. No attack is involved.
+The defence is asked again about all clean and all stored images: in other batches, perhaps in
+another precision or on another device, and where it draws, with draws that no run has used. What it
+answers is compared with what the run claims, by the checks of `claims.py`. No attack is involved.
 """
 
 import csv
@@ -61,7 +61,9 @@ class _Witness:
             return Answers(wrong=rows.double(), prediction=rows, close=rows.bool())
         return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _answers(self, images: Images, true: Dataset, *, attacked: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _answers(
+        self, images: Images, true: Dataset, *, attacked: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the answers to a batch; one that rejects is right under attack and wrong on a clean image."""
         seen = images.nan_to_num().clamp(0, 1).to(self.means.dtype)
         answers = self.oracle.answers(seen, torch.tensor(true.ids), stream=_STREAM, draws=SCORED)
@@ -71,10 +73,13 @@ class _Witness:
         return judgement.wrong, judgement.prediction, close
 
 
-def verify(folder: Path, record: RunRecord, data: Dataset, subject: Subject, means: Means) -> list[Check]:
+def verify(
+    folder: Path, record: RunRecord, data: Dataset, subject: Subject, means: Means
+) -> list[Check]:
     """Returns all checks of a finished run; only the first ones where its files are damaged or about other examples.
 
-    Raises `ModelError` where the defence gives no finite logits for the images, `UsageError` for an impossible threat.
+    Raises `ModelError` where the defence gives no finite logits for the images, `UsageError` for an
+    impossible threat.
     """
     threat = Threat.parse(f"{record.identity.norm}:{record.identity.eps_text}")
     known = list(origins(record, threat, data, subject))
@@ -94,7 +99,9 @@ def _case(folder: Path, record: RunRecord, data: Dataset, witness: _Witness) -> 
     stored = stored_images.read(folder / ADVERSARIAL)
     rows = {row.index: row for row in read_examples(folder / EXAMPLES)}
     if record.claim:  # it was settled before all examples were needed
-        data = data.take(torch.tensor([row for row, example in enumerate(data.ids) if example in rows]))
+        data = data.take(
+            torch.tensor([row for row, example in enumerate(data.ids) if example in rows])
+        )
     drawn = _read_draws(folder / DRAWS) if witness.oracle.randomized else None
     _check_examples(folder, data, stored, rows, drawn)
     place = {example: row for row, example in enumerate(data.ids)}
@@ -125,7 +132,9 @@ def _check_examples(
     """Raises `RecordError` for a file that is about other examples than the data set."""
     shape, expected = tuple(stored.images.shape[1:]), tuple(data.images.shape[1:])
     if shape != expected:
-        raise RecordError(f"'{folder / ADVERSARIAL}': expected images of shape {expected}, got {shape}")
+        raise RecordError(
+            f"'{folder / ADVERSARIAL}': expected images of shape {expected}, got {shape}"
+        )
     ids = set(data.ids)
     strangers = {ADVERSARIAL: set(stored.ids.tolist()) - ids, EXAMPLES: ids ^ rows.keys()}
     if drawn is not None:
@@ -148,6 +157,7 @@ def _read_draws(path: Path) -> dict[int, DrawRow]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [DrawRow.model_validate(line) for line in csv.DictReader(file)]
-    except (OSError, ValueError, csv.Error) as error:  # what is no text or no number is a ValueError
+    # What is no text or no number is a ValueError.
+    except (OSError, ValueError, csv.Error) as error:
         raise RecordError(f"cannot read '{path}': {' '.join(str(error).split())[:200]}") from error
     return {row.index: row for row in rows}

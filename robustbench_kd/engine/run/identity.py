@@ -20,7 +20,10 @@ from robustbench_kd.engine.run.stages import Step
 def identify(request: Request, suite: Suite, steps: tuple[Step, ...]) -> Identity:
     """Returns the identity of the run that answers a request by these stages."""
     subject, data = request.subject, request.data
-    own = {"robustbench-kd": importlib.metadata.version("robustbench-kd"), "torch": torch.__version__}
+    own = {
+        "robustbench-kd": importlib.metadata.version("robustbench-kd"),
+        "torch": torch.__version__,
+    }
     return Identity(
         model=subject.name,
         family=subject.family,
@@ -38,11 +41,12 @@ def identify(request: Request, suite: Suite, steps: tuple[Step, ...]) -> Identit
         attacks=[step.name for step in steps if not step.adaptive],
         adaptive=[step.name for step in steps if step.adaptive],
         engine=request.engine,
-        precision=request.levers.label,
+        precision=request.speedups.label,
         mode=suite.mode if request.at_least is None else f"until {claim_text(request.at_least)}",
         carried=request.smaller.name if request.smaller else "",
         seed=request.seed,
-        batch_size=0 if request.engine == "native" else request.batch_size,  # native verdicts do not depend on it
+        # Native verdicts do not depend on it.
+        batch_size=0 if request.engine == "native" else request.batch_size,
         device=request.device.type,
         versions=own | autoattack.versions(),
     )
@@ -50,7 +54,11 @@ def identify(request: Request, suite: Suite, steps: tuple[Step, ...]) -> Identit
 
 def environment(device: torch.device) -> dict[str, str]:
     """Returns where and when a run happens, for the record; none of it is part of its identity."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -63,13 +71,15 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def _git_commit() -> str:
     """Returns the commit of the checkout this package runs from, empty for an installed one."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return ""
     try:
         command = ["git", "rev-parse", "HEAD"]
         environment = os.environ | {"GIT_DIR": str(root / ".git")}
-        told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603  # a constant command
+        told = subprocess.run(  # noqa: S603  # a constant command
+            command, env=environment, capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return told.stdout.strip()

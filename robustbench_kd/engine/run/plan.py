@@ -6,7 +6,7 @@ from pathlib import Path
 from robustbench_kd.core.records import Identity
 from robustbench_kd.core.rundir import run_folder
 from robustbench_kd.core.suites import Suite, for_classes
-from robustbench_kd.engine.passes.speedups import Levers
+from robustbench_kd.engine.passes.speedups import Speedups
 from robustbench_kd.engine.run.identity import identify
 from robustbench_kd.engine.run.request import Request
 from robustbench_kd.engine.run.stages import Step, plan
@@ -30,7 +30,7 @@ class Question:
 
 def question(request: Request, oracle: Oracle, classes: int) -> Question:
     """Returns what is asked of a defence that tells so many classes apart; one that answers by chance takes no levers."""
-    request = replace(request, levers=Levers()) if oracle.randomized else request
+    request = replace(request, speedups=Speedups()) if oracle.randomized else request
     suite, changes = for_classes(request.suite, classes)
     steps = plan(suite, oracle, request.threat, request.extra)
     return Question(request, suite, changes, steps, identify(request, suite, steps))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 class Progress:
     """A moment of a run: `decided` of `total` examples in this stage, `robust` of `examples` still standing.
 
-    `passes` counts example-forwards and -backwards since the start of the process; `passes_left` bounds what is to come.
+    `passes` counts example-forwards and -backwards since the start of the process; `passes_left`
+    bounds what is to come.
     """
 
     stage: str

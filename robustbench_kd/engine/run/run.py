@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from robustbench_kd.core.ledger import Decision, Entry, decided
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.engine.passes.speedups import Levers
+from robustbench_kd.engine.passes.speedups import Speedups
 from robustbench_kd.engine.run.progress import Progress, Tracker
 from robustbench_kd.engine.run.stages import Step
 from robustbench_kd.tensors.contracts import Dataset, Logits
@@ -29,14 +29,15 @@ class Job:
     seed: int
     batch_size: int
     tracker: Tracker
-    levers: Levers = field(default_factory=Levers)
+    speedups: Speedups = field(default_factory=Speedups)
     saves: bool = False
 
     @property
-    def packs(self) -> bool:
+    def stores_images(self) -> bool:
         """Returns whether decisions hold their images: where they are asked for, and where they are scored again.
 
-        What is drawn cannot be told exactly, so its image is scored on draws that no search has seen.
+        What is drawn cannot be told exactly, so its image is scored on draws that no search has
+        seen.
         """
         return self.saves or not self.oracle.exact
 
@@ -82,7 +83,9 @@ def pending(job: Job, position: int, ledger: list[Entry]) -> list[int]:
     return [row for row, example in enumerate(job.data.ids) if example in waiting]
 
 
-def progress(job: Job, position: int, costs: list[int], ledger: list[Entry], passes: int) -> Progress:
+def progress(
+    job: Job, position: int, costs: list[int], ledger: list[Entry], passes: int
+) -> Progress:
     """Returns where the attack at `position` stands; `costs` are the passes of one survivor, attack by attack."""
     done, alive = decided(ledger, job.steps[position].name), standing(job, position, ledger)
     known = [done[example].broken for example in alive if example in done]
@@ -94,5 +97,6 @@ def progress(job: Job, position: int, costs: list[int], ledger: list[Entry], pas
         robust=robust,
         examples=len(job.data),
         passes=passes,
-        passes_left=costs[position] * (len(alive) - len(known)) + sum(costs[position + 1 :]) * robust,
+        passes_left=costs[position] * (len(alive) - len(known))
+        + sum(costs[position + 1 :]) * robust,
     )

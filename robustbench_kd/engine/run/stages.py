@@ -28,9 +28,9 @@ class Extra:
 class Step:
     """One stage: an attack that searches on a surface, or one that calls the defence itself.
 
-    Its name is the attack's, after the surface's where that is not the defence itself. `adaptive` steps follow the standard
-    ones. `begins` names an earlier stage whose images it starts from; `keeps` says that a later one will. `share` is the
-    part of the survivors that it runs on first.
+    Its name is the attack's, after the surface's where that is not the defence itself. `adaptive`
+    steps follow the standard ones. `starts_from` names an earlier stage whose images it starts from;
+    `feeds_later_stage` says that a later one will. `share` is the part of the survivors that it runs on first.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Step:
     surface: Surface
     adaptive: bool = False
     adversary: Callable[..., Adversary] | None = None
-    begins: str = ""
-    keeps: bool = False
+    starts_from: str = ""
+    feeds_later_stage: bool = False
     share: float = 1.0
 
     def passes(self, norm: Norm, classes: int) -> int:
@@ -47,15 +47,25 @@ class Step:
         if self.adversary:
             return 0
         schedule = self.attack.schedule(norm)
-        return int(self.surface.passes * self.attack.jobs(norm, classes) * (len(schedule) + sum(schedule)))
+        return int(
+            self.surface.passes * self.attack.jobs(norm, classes) * (len(schedule) + sum(schedule))
+        )
 
 
 def plan(
-    suite: Suite, oracle: Oracle, threat: Threat, extra: Extra | None = None, *, ask: Classifier | None = None
+    suite: Suite,
+    oracle: Oracle,
+    threat: Threat,
+    extra: Extra | None = None,
+    *,
+    ask: Classifier | None = None,
 ) -> tuple[Step, ...]:
     """Returns the stages of a suite against a defence, which the standard ones `ask` in a faster form where there is one."""
     defence = surfaces.own(oracle, suite.draws if oracle.randomized else 1, ask)
-    standard = [Step(name, build(name, suite, threat.norm), defence, share=suite.share(name)) for name in suite.attacks]
+    standard = [
+        Step(name, build(name, suite, threat.norm), defence, share=suite.share(name))
+        for name in suite.attacks
+    ]
     if suite.adaptive is None:
         return tuple(standard)
     return (*standard, *_adaptive(suite.adaptive, oracle, threat, extra or Extra()))
@@ -64,7 +74,9 @@ def plan(
 def build(name: str, suite: Suite, norm: Norm) -> Any:
     """Returns an attack with the budget that the suite gives it."""
     component = find("attacks", name, "attack")
-    return module("attacks", component.stem).component(**component.arguments, **suite.budget(name, norm))
+    return module("attacks", component.stem).component(
+        **component.arguments, **suite.budget(name, norm)
+    )
 
 
 def _adaptive(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> list[Step]:
@@ -80,7 +92,8 @@ def _adaptive(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> lis
         ]
     own = oracle.model.attacks() if isinstance(oracle.model, Armed) else {}
     steps += [
-        Step(name, None, truest, adaptive=True, adversary=make) for name, make in {**own, **extra.attacks}.items()
+        Step(name, None, truest, adaptive=True, adversary=make)
+        for name, make in {**own, **extra.attacks}.items()
     ]
     blind = [
         Step(f"{truest.name}:{name}", attack, truest, adaptive=True)
@@ -95,14 +108,25 @@ def _transfers(suite: Suite, extra: Extra, truest: Surface, norm: Norm) -> list[
     steps = []
     for name, model in extra.surrogates.items():
         surface = Surface(name=f"{_SURROGATE}{name}", answer=_keyless(model))
-        stages = [(f"{surface.name}:{attack}", built) for attack, built in _attacks(suite.on(surface.name), norm)]
+        stages = [
+            (f"{surface.name}:{attack}", built)
+            for attack, built in _attacks(suite.on(surface.name), norm)
+        ]
         steps += [
-            Step(stage, built, surface, adaptive=True, keeps=True)
+            Step(stage, built, surface, adaptive=True, feeds_later_stage=True)
             for stage, built in stages
             if any(built.schedule(norm))
         ]
         onward = build(_FIRST, suite, norm)
-        steps.append(Step(f"from-{surface.name}:{_FIRST}", onward, truest, adaptive=True, begins=steps[-1].name))
+        steps.append(
+            Step(
+                f"from-{surface.name}:{_FIRST}",
+                onward,
+                truest,
+                adaptive=True,
+                starts_from=steps[-1].name,
+            )
+        )
     return steps
 
 

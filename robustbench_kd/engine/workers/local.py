@@ -31,9 +31,10 @@ class _Worker:
 def in_processes(work: Work, shards: Sequence[Shard], *, observer: Observer = nobody) -> None:
     """Calls `work` for every shard in a process of its own; returns when all have ended.
 
-    `work` must be picklable, and go on where it was when it is called again: a process that dies is started anew, three
-    times at most. The observer is told of all shards as of one. Raises what `work` raises of our own errors, and
-    `IncompleteError` where a process dies too often; no process is left behind, however this ends.
+    `work` must be picklable, and go on where it was when it is called again: a process that dies is
+    started anew, three times at most. The observer is told of all shards as of one. Raises what
+    `work` raises of our own errors, and `IncompleteError` where a process dies too often; no
+    process is left behind, however this ends.
     """
     workers: dict[Shard, _Worker] = {}
     moments: dict[Shard, Progress] = {}

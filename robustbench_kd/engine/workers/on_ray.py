@@ -13,12 +13,14 @@ from robustbench_kd.engine.workers.local import Work
 _RETRIES = 3
 
 
-def on_ray(work: Work, shards: Sequence[Shard], *, gpu: bool, finished: Callable[[int], None]) -> None:
+def on_ray(
+    work: Work, shards: Sequence[Shard], *, gpu: bool, finished: Callable[[int], None]
+) -> None:
     """Calls `work` for every shard as a task of the cluster at `RAY_ADDRESS`, or of this machine; returns when all ended.
 
-    `work` must be picklable, and go on where it was when it is called again. All nodes must see the same files under the
-    same names. `finished` is told how many shards are. Raises what `work` raises of our own errors, and `UsageError`
-    without Ray.
+    `work` must be picklable, and go on where it was when it is called again. All nodes must see the
+    same files under the same names. `finished` is told how many shards are. Raises what `work`
+    raises of our own errors, and `UsageError` without Ray.
     """
     ray = _ray()
     needs = {"num_cpus": 1, "num_gpus": 1 if gpu else 0, "max_retries": _RETRIES}
@@ -56,4 +58,6 @@ def _ray() -> ModuleType | Any:
     try:
         return import_module("ray")
     except ImportError as error:
-        raise UsageError("--executor ray needs Ray: pip install 'robustbench-kd[ray]', or use --workers") from error
+        raise UsageError(
+            "--executor ray needs Ray: pip install 'robustbench-kd[ray]', or use --workers"
+        ) from error

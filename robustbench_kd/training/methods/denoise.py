@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.tensors.contracts import Images
-from robustbench_kd.tensors.distillation import Lesson, Terms
+from robustbench_kd.tensors.distillation import BatchContext, Terms
 from robustbench_kd.training.recipe import Recipe
 
 
@@ -22,12 +22,12 @@ class Denoiser(Protocol):
         ...
 
 
-def loss(lesson: Lesson, recipe: Recipe) -> Terms:
+def loss(lesson: BatchContext, recipe: Recipe) -> Terms:
     """Returns the mean squared error between images and what the defence reconstructs from them with noise.
 
-    The standard deviation of the noise is the defence's, or each image's own from a Gamma distribution around it;
-    the published shape is 25 (You et al. 2023, arXiv 2302.01056). The classifier takes no part. Raises `UsageError`
-    for a network that removes no noise.
+    The standard deviation of the noise is the defence's, or each image's own from a Gamma
+    distribution around it; the published shape is 25 (You et al. 2023, arXiv 2302.01056). The
+    classifier takes no part. Raises `UsageError` for a network that removes no noise.
     """
     network, images, generator = lesson.student.network, lesson.images, lesson.generator
     if not isinstance(network, Denoiser):
@@ -35,7 +35,9 @@ def loss(lesson: Lesson, recipe: Recipe) -> Terms:
             f"method 'denoise' trains the family 'denoiser', got {type(network).__name__}: choose another method"
         )
     noise = torch.randn(images.shape, generator=generator)
-    noisy = images + (_deviations(len(images), network.sigma, recipe, generator) * noise).to(images.device)
+    noisy = images + (_deviations(len(images), network.sigma, recipe, generator) * noise).to(
+        images.device
+    )
     return {"reconstruction": (network.reconstruct(noisy) - images).square().mean()}
 
 
