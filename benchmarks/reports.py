@@ -19,7 +19,7 @@ from robustbench_kd.core.records import (
     Identity,
     RunRecord,
     Severity,
-    Stage,
+    StageResult,
     verdict,
 )
 from robustbench_kd.core.rundir import run_folder, write_record
@@ -94,7 +94,7 @@ def record(model: int, eps: int, eps_text: str, examples: list[ExampleRow]) -> R
         left = accuracy(sum(row.broken_by not in gone for row in examples))
         passes = EXAMPLES * (1, 120, 900, 1200, 5000)[number]
         stages.append(
-            Stage(
+            StageResult(
                 stage=name,
                 accuracy=left,
                 forwards=passes,

@@ -11,7 +11,7 @@ from robustbench_kd.core.records import (
     Identity,
     RunRecord,
     Severity,
-    Stage,
+    StageResult,
 )
 from robustbench_kd.core.statistics import interval
 
@@ -83,7 +83,7 @@ def run(model="net", robust=0.5, clean=0.9, **identity):
         clean=accuracy(clean),
         robust=accuracy(robust),
         stages=[
-            Stage(
+            StageResult(
                 stage=name,
                 accuracy=accuracy(left),
                 forwards=forwards,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from robustbench_kd.analysis.runs import Run
-from robustbench_kd.core.records import Accuracy, ExampleRow, Identity, RunRecord, Stage
+from robustbench_kd.core.records import Accuracy, ExampleRow, Identity, RunRecord, StageResult
 from robustbench_kd.core.rundir import run_folder, write_record
 from robustbench_kd.core.statistics import interval
 
@@ -81,7 +81,7 @@ def record(asked, examples, **fields):
         gone.add(name)
         left = accuracy(sum(row.broken_by not in gone for row in examples), len(examples))
         stages.append(
-            Stage(stage=name, accuracy=left, forwards=len(examples), backwards=0, seconds=1.5)
+            StageResult(stage=name, accuracy=left, forwards=len(examples), backwards=0, seconds=1.5)
         )
     known = {
         "run_id": asked.run_id(),

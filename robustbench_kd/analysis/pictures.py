@@ -9,7 +9,7 @@ from markupsafe import Markup
 from robustbench_kd.analysis import figures
 from robustbench_kd.analysis.figures import SERIES, Bar, Curve, Point
 from robustbench_kd.analysis.leaderboard import title
-from robustbench_kd.core.records import Identity, RunRecord, Stage
+from robustbench_kd.core.records import Identity, RunRecord, StageResult
 from robustbench_kd.core.text import printable
 
 MOST_ROWS = 12
@@ -123,7 +123,7 @@ def _summed(values: Mapping[str, float], names: Sequence[str]) -> tuple[float, .
     return tuple(others if name == OTHERS else values.get(name, 0.0) for name in names)
 
 
-def _label(stage: Stage) -> str:
+def _label(stage: StageResult) -> str:
     """Returns the name of a stage in a figure: all attacks on one surface together."""
     surface, on_surface, _ = stage.stage.partition(":")
     return printable(f"on {surface}" if on_surface else stage.stage)

@@ -85,7 +85,7 @@ class Teacher(Frozen):
         return card
 
 
-class Claim(Frozen):
+class ClaimedNumber(Frozen):
     """A number that somebody published, with where it stands."""
 
     metric: str
@@ -115,7 +115,7 @@ class Card(Frozen):
     weights: Weights | None = None
     teachers: tuple[Teacher, ...] = ()
     made: dict[str, Any] = Field(default_factory=dict)
-    claims: tuple[Claim, ...] = ()
+    claims: tuple[ClaimedNumber, ...] = ()
 
     @field_validator("parts")
     @classmethod
@@ -161,7 +161,7 @@ _SECTIONS: dict[str, type[Frozen]] = {
     "normalisation": Normalisation,
     "weights": Weights,
     "teachers": Teacher,
-    "claims": Claim,
+    "claims": ClaimedNumber,
 }
 
 

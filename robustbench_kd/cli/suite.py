@@ -31,7 +31,7 @@ Known = tuple[str, str, str]  # model, engine, device
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One `rkd eval`: a checkpoint under one threat, or one curve, with one suite and seed."""
 
     target: "Target"
@@ -113,7 +113,7 @@ def command(file: Path, **options: Any) -> None:
     _workers.raise_if_refuted(outcomes)
 
 
-def _cells(sheet: "Sheet", params: dict[str, Any], failures: Failures) -> Iterator[Cell]:
+def _cells(sheet: "Sheet", params: dict[str, Any], failures: Failures) -> Iterator[PlannedRun]:
     """Yields all cells; a checkpoint that cannot be described goes to the failures."""
     curves = [parse_curve(text) for text in sheet.threats]
     for target in _targets(sheet, params, failures):
@@ -125,7 +125,7 @@ def _cells(sheet: "Sheet", params: dict[str, Any], failures: Failures) -> Iterat
         usual = target.card.dataset if target.card else "digits"
         for dataset, curve, suite, seed in product(sheet.datasets, own, sheet.suites, sheet.seeds):
             options = params | {"dataset": dataset or usual, "suite": suite, "seed": seed}
-            yield Cell(target, curve, evaluation.chosen_suite(options), options)
+            yield PlannedRun(target, curve, evaluation.chosen_suite(options), options)
 
 
 def _targets(sheet: "Sheet", params: dict[str, Any], failures: Failures) -> Iterator["Target"]:
@@ -139,7 +139,9 @@ def _targets(sheet: "Sheet", params: dict[str, Any], failures: Failures) -> Iter
             failures[text] = error
 
 
-def _wanted(cells: list[Cell], patterns: Sequence[str], failures: Failures) -> list[Cell]:
+def _wanted(
+    cells: list[PlannedRun], patterns: Sequence[str], failures: Failures
+) -> list[PlannedRun]:
     """Returns the cells that are asked for; then only failures that are asked for count, too."""
     if not patterns:
         return cells
@@ -159,10 +161,10 @@ def _wanted(cells: list[Cell], patterns: Sequence[str], failures: Failures) -> l
 
 
 def _each(
-    cells: Iterable[Cell],
+    cells: Iterable[PlannedRun],
     opened: evaluation.Opened,
     failures: Failures,
-    work: Callable[[Cell, "Request"], Iterable[T]],
+    work: Callable[[PlannedRun, "Request"], Iterable[T]],
 ) -> Iterator[T]:
     """Yields what the work on each cell gives; one that fails goes to the failures."""
     from robustbench_kd.cli import _console
@@ -178,14 +180,14 @@ def _each(
             _console.say(f"{cell.name}: {error}", "bold red")
 
 
-def _outcomes(cell: Cell, request: "Request") -> Iterator["Outcome"]:
+def _outcomes(cell: PlannedRun, request: "Request") -> Iterator["Outcome"]:
     spread = evaluation.spread_of(cell.target, cell.curve[0], cell.suite, cell.options)
     return evaluation.outcomes_of(request, cell.curve, cell.options, spread)
 
 
 def _forecasts(
-    cell: Cell, request: "Request", speeds: Mapping[Known, float]
-) -> Iterator[tuple[Cell, "Forecast", float | None]]:
+    cell: PlannedRun, request: "Request", speeds: Mapping[Known, float]
+) -> Iterator[tuple[PlannedRun, "Forecast", float | None]]:
     """Yields what each radius costs at most, with seconds where the model was evaluated before."""
     from robustbench_kd.engine.forecast import forecast
 
@@ -220,7 +222,7 @@ def _known(identity: "Identity") -> Known:
     return identity.model, identity.engine, identity.device
 
 
-def _show(rows: Sequence[tuple[Cell, "Forecast", float | None]], *, as_json: bool) -> None:
+def _show(rows: Sequence[tuple[PlannedRun, "Forecast", float | None]], *, as_json: bool) -> None:
     from robustbench_kd.cli import _console
 
     if as_json:
@@ -250,7 +252,7 @@ def _threat(found: "Forecast") -> str:
     return f"{found.identity.norm}:{found.identity.eps_text}"
 
 
-def _row_json(cell: Cell, found: "Forecast", seconds: float | None) -> dict[str, Any]:
+def _row_json(cell: PlannedRun, found: "Forecast", seconds: float | None) -> dict[str, Any]:
     run = {
         "name": cell.name,
         "threat": _threat(found),

@@ -191,7 +191,7 @@ def unfinished(entries: Iterable[Entry]) -> tuple[Shard, ...]:
     return min((tuple(sorted(set(shards(count)) - done)) for count in divisions), key=len)
 
 
-def decided(entries: Iterable[Entry], stage: str) -> dict[int, Decision]:
+def decisions_of(entries: Iterable[Entry], stage: str) -> dict[int, Decision]:
     """Returns the decisions of one stage by example id."""
     return {
         decision.index: decision

@@ -200,7 +200,7 @@ class Work(Frozen):
     model_seconds: float = 0.0
 
 
-class Stage(Frozen):
+class StageResult(Frozen):
     """One attack of the suite: the accuracy left after it, and what it cost."""
 
     stage: str
@@ -233,7 +233,7 @@ class RunRecord(Frozen):
     detection: Detection | None = None
     missed: float | None = None
     claim: Claim | None = None
-    stages: list[Stage] = Field(default_factory=list)
+    stages: list[StageResult] = Field(default_factory=list)
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0
@@ -298,7 +298,7 @@ def attack_rows(record: RunRecord) -> list[AttackRow]:
     """Returns the stages of a run in tidy form, closed by a stage `final`."""
     if record.robust is None:
         return []
-    final = Stage(
+    final = StageResult(
         stage="final",
         accuracy=record.robust,
         forwards=record.forwards,
@@ -319,7 +319,7 @@ def verdict(findings: list[Finding]) -> Literal["consistent", "suspicious", "unr
     return "suspicious" if Severity.YELLOW in worst else "consistent"
 
 
-def _attack_row(run: str, shared: dict[str, str | float], stage: Stage) -> AttackRow:
+def _attack_row(run: str, shared: dict[str, str | float], stage: StageResult) -> AttackRow:
     cells = {
         **shared,
         **stage.model_dump(exclude={"accuracy", "work"}),

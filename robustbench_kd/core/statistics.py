@@ -100,7 +100,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def decided(
+def settled(
     successes: float,
     n: int,
     threshold: float,
@@ -120,7 +120,7 @@ def decided(
     ratio with a uniform prior: Waudby-Smith and Ramdas 2020, "Confidence sequences for sampling
     without replacement"); after the last one the answer is exact.
 
-    >>> decided(29, 100, 0.45), decided(40, 100, 0.45), decided(400, 950, 0.45, population=1000)
+    >>> settled(29, 100, 0.45), settled(40, 100, 0.45), settled(400, 950, 0.45, population=1000)
     (False, None, False)
     """
     if population is None:

@@ -9,7 +9,7 @@ import torch
 
 from robustbench_kd.core.errors import ModelError
 from robustbench_kd.core.examples import read_examples
-from robustbench_kd.core.ledger import Decision, Entry, decided
+from robustbench_kd.core.ledger import Decision, Entry, decisions_of
 from robustbench_kd.core.rundir import ADVERSARIAL, EXAMPLES
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine.autoattack import package as autoattack
@@ -22,7 +22,7 @@ from robustbench_kd.engine.run.run import CLEAN, SMALLER, Job
 from robustbench_kd.tensors import stored_images
 from robustbench_kd.tensors.attack import per_row
 from robustbench_kd.tensors.contracts import Dataset, Logits
-from robustbench_kd.tensors.defence import spared
+from robustbench_kd.tensors.defence import without_rejection
 from robustbench_kd.tensors.oracle import Oracle
 
 PACKAGE = "checks"
@@ -57,7 +57,7 @@ def clean_pass(
         weights = oracle.weights(len(answers))
         judgement = judged(answers, weights, batch.images, batch, threat)
         judgement = replace(judgement, rejected=rejecting(oracle, answers))
-        known = spared(answers, batch.labels) if oracle.abstains else answers
+        known = without_rejection(answers, batch.labels) if oracle.abstains else answers
         found.append((per_row(weights, known) * known).sum(dim=0).float())
         cost, seconds = oracle.forwards - forwards, time.perf_counter() - start
         return Entry(
@@ -80,7 +80,7 @@ def entries(
     Raises `RecordError` where the folder of the smaller radius cannot be read, or lacks images that
     are asked for.
     """
-    if not decided(ledger, CLEAN).keys() >= set(job.data.ids):
+    if not decisions_of(ledger, CLEAN).keys() >= set(job.data.ids):
         yield from clean
     if smaller and not any(entry.stage == SMALLER for entry in ledger):
         images = _images(smaller) if job.saves else {}

@@ -12,7 +12,7 @@ from robustbench_kd.core.suites import Suite
 from robustbench_kd.engine.autoattack import package as autoattack
 from robustbench_kd.engine.run.plan import question
 from robustbench_kd.engine.run.request import Request
-from robustbench_kd.engine.run.stages import Step
+from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.oracle import Oracle
 
 State = Literal["done", "unfinished", "to do"]
@@ -44,7 +44,7 @@ def forecast(request: Request, results: Path) -> Forecast:
     )
 
 
-def _passes(step: Step, suite: Suite, request: Request) -> float:
+def _passes(step: Stage, suite: Suite, request: Request) -> float:
     norm, classes = request.threat.norm, request.data.classes
     if request.engine == "autoattack" and not step.adaptive:
         return autoattack.passes(step.name, suite, norm, classes)

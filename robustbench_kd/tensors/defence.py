@@ -164,7 +164,7 @@ class Abstaining(Protocol):
     abstains: bool
 
 
-def spared(answers: Tensor, labels: Labels) -> Tensor:
+def without_rejection(answers: Tensor, labels: Labels) -> Tensor:
     """Returns the answers `(..., n, classes + 1)` of an abstaining defence without their last column.
 
     Its logit is credited to the label: an attacker gains nothing from an image that is rejected.

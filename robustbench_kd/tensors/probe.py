@@ -6,7 +6,7 @@ findings:
 - `probe(sample: Probe)` spends a few dozen passes on each image; `rkd check` runs no others.
 - `search(trials: Trials)` looks at short attacks (`tensors/short_attacks.py`), which run once for
   all checks.
-- `judge(facts: Facts)` reads what a finished run left behind, without a pass.
+- `review(facts: Facts)` reads what a finished run left behind, without a pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -189,7 +189,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class StageFacts:
+class FinishedStage:
     """One stage of a run: which examples it broke, and how.
 
     `guided` says whether it follows gradients, `surface` on what it searched, `adaptive` whether it
@@ -214,6 +214,6 @@ class Facts:
     """
 
     examples: int
-    stages: tuple[StageFacts, ...]
+    stages: tuple[FinishedStage, ...]
     margins: Mapping[int, float] = field(default_factory=dict)
     composite: bool = False

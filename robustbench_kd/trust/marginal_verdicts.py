@@ -8,7 +8,7 @@ _MARGIN = 1e-3
 _LIMITS = Limits(yellow=0.01)  # honest runs have 0.2 % at most
 
 
-def judge(facts: Facts) -> list[Finding]:
+def review(facts: Facts) -> list[Finding]:
     """Returns a yellow finding where many broken examples are wrong by a margin of less than 0.001."""
     marginal = sorted(example for example, margin in facts.margins.items() if abs(margin) < _MARGIN)
     return of_examples(

@@ -4,7 +4,7 @@ from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.tensors.probe import Facts
 
 
-def judge(facts: Facts) -> list[Finding]:
+def review(facts: Facts) -> list[Finding]:
     """Returns a yellow finding where a defence of parts met no adaptive attack.
 
     Source: Tramer et al. 2020 (arXiv 2002.08347): such defences fall to attacks that are made for

@@ -8,7 +8,7 @@ from robustbench_kd.trust._grade import Limits, of_examples
 _LIMITS = Limits(yellow=0.002, red=0.02)
 
 
-def judge(facts: Facts) -> list[Finding]:
+def review(facts: Facts) -> list[Finding]:
     """Returns a finding where queries alone broke examples after gradient attacks of the same kind had failed.
 
     Standard attacks are held against standard ones. A single example is no evidence, whatever its

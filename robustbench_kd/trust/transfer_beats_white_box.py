@@ -30,7 +30,7 @@ def search(trials: ShortAttacks) -> list[Finding]:
     )
 
 
-def judge(facts: Facts) -> list[Finding]:
+def review(facts: Facts) -> list[Finding]:
     """Returns a yellow finding where adaptive attacks on parts and stand-ins broke what the standard ones left."""
     stages = [stage for stage in facts.stages if stage.adaptive and stage.surface not in WHOLE]
     broken = sorted(example for stage in stages for example in stage.broken)

@@ -6,7 +6,7 @@ from robustbench_kd.tensors.probe import WHOLE, Facts
 _SHARE, _LEAST = 0.1, 5  # of the candidates; rounding alone refuses hardly any
 
 
-def judge(facts: Facts) -> list[Finding]:
+def review(facts: Facts) -> list[Finding]:
     """Returns a yellow finding where the defence refuses many points that broke what the standard attacks searched on.
 
     Both should be the same function, computed at another precision or in another batch. Source:

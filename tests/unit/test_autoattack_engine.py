@@ -267,7 +267,7 @@ def test_an_observer_is_told_of_every_stage_and_an_end(cheap, tmp_path):
         request(model, images_for(model), suite="apgd-ce,square"), tmp_path, observer=moments.append
     )
     assert list(dict.fromkeys(moment.stage for moment in moments)) == ["apgd-ce", "square"]
-    assert all(0 <= moment.decided <= moment.total <= moment.examples for moment in moments)
+    assert all(0 <= moment.decisions_of <= moment.total <= moment.examples for moment in moments)
 
 
 def test_labels_that_the_model_cannot_give_are_refused(tmp_path):

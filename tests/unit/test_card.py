@@ -17,7 +17,7 @@ from robustbench_kd.checkpoints.architecture import build_network
 from robustbench_kd.checkpoints.card import (
     Architecture,
     Card,
-    Claim,
+    ClaimedNumber,
     Normalisation,
     Weights,
     is_file_name,
@@ -98,9 +98,9 @@ CARDS = st.builds(
     normalisation=st.none() | STATISTICS,
     weights=st.builds(Weights, file=NAMES.filter(is_file_name), sha256=st.just(SHA256)),
     made=st.dictionaries(NAMES, VALUES, max_size=3),
-    claims=st.lists(st.builds(Claim, metric=NAMES, value=NUMBERS, source=NAMES), max_size=2).map(
-        tuple
-    ),
+    claims=st.lists(
+        st.builds(ClaimedNumber, metric=NAMES, value=NUMBERS, source=NAMES), max_size=2
+    ).map(tuple),
 )
 
 

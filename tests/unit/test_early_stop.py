@@ -11,7 +11,7 @@ from oracles import Failing, conv, images_for, request
 from robustbench_kd.analysis.runs import read_run
 from robustbench_kd.core.claim import claim_text, parse_claim
 from robustbench_kd.core.errors import UsageError
-from robustbench_kd.core.statistics import decided
+from robustbench_kd.core.statistics import settled
 from robustbench_kd.defences.smoothed import assemble
 from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.record.early_stop import chunks
@@ -67,7 +67,7 @@ def test_asked_after_every_chunk_it_is_wrong_in_at_most_one_of_twenty_orders(suc
         n = right = 0
         for rows in chunks(data, seed):
             n, right = n + len(rows), right + int((rows < successes).sum())
-            if (answer := decided(right, n, 0.45, population=1000)) is not None:
+            if (answer := settled(right, n, 0.45, population=1000)) is not None:
                 wrong += answer != (successes >= 450)
                 break
         else:

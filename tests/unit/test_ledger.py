@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from robustbench_kd.core import ledger as module
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.ledger import Decision, Entry, Ledger, decided
+from robustbench_kd.core.ledger import Decision, Entry, Ledger, decisions_of
 from robustbench_kd.core.records import Finding, Severity, Work
 
 numbers = st.floats(allow_nan=False)
@@ -179,5 +179,5 @@ def test_decided_takes_one_stage_and_the_latest_word_on_an_example():
         entry("apgd-ce", 2),
         Entry(stage="clean", decisions=[entry("x", 4).decisions[0]]),
     ]
-    assert sorted(decided(known, "clean")) == [1, 2, 4]
-    assert decided(known, "square") == {}
+    assert sorted(decisions_of(known, "clean")) == [1, 2, 4]
+    assert decisions_of(known, "square") == {}

@@ -20,7 +20,7 @@ from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.native.queue import Queue
 from robustbench_kd.engine.passes.speedups import Speedups
 from robustbench_kd.engine.run.request import Request
-from robustbench_kd.engine.run.stages import Step, build
+from robustbench_kd.engine.run.stages import Stage, build
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surface
 
@@ -51,7 +51,7 @@ def request(
 
 def passes(name, suite):
     """The passes that one survivor of ten classes costs."""
-    return Step(name, build(name, suite, Norm.LINF), Surface(name="", answer=None)).passes(
+    return Stage(name, build(name, suite, Norm.LINF), Surface(name="", answer=None)).passes(
         Norm.LINF, 10
     )
 

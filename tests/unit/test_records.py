@@ -19,7 +19,7 @@ from robustbench_kd.core.records import (
     Identity,
     RunRecord,
     Severity,
-    Stage,
+    StageResult,
     attack_rows,
     verdict,
 )
@@ -87,7 +87,7 @@ numbers = st.floats(allow_nan=False)
 
 
 def record(**changes):
-    stage = Stage(stage="clean", accuracy=HALF, forwards=100, backwards=0, seconds=0.25)
+    stage = StageResult(stage="clean", accuracy=HALF, forwards=100, backwards=0, seconds=0.25)
     known = {
         "run_id": IDENTITY.run_id(),
         "status": "complete",

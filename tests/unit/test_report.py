@@ -24,7 +24,7 @@ from robustbench_kd.analysis.repeat import CHECKPOINT, repetition
 from robustbench_kd.analysis.report import read_report, render
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import read_examples, to_text
-from robustbench_kd.core.records import Finding, Severity, Stage
+from robustbench_kd.core.records import Finding, Severity, StageResult
 from robustbench_kd.core.rundir import EXAMPLES, RECORD, run_folder, write_record
 from robustbench_kd.core.text import printable
 
@@ -195,7 +195,7 @@ def hostile_run(name, number, eps):
         "environment": {name: name},
         "run_id": f"{number}-{name}",
         "stages": [
-            Stage(stage=one, accuracy=accuracy(left), forwards=1, backwards=0, seconds=1)
+            StageResult(stage=one, accuracy=accuracy(left), forwards=1, backwards=0, seconds=1)
             for one, left in stages
         ],
     }
@@ -359,7 +359,7 @@ def test_a_cost_is_in_passes_per_image(monkeypatch):
 def staged(names):
     left = [1 - 0.05 * number for number in range(1, len(names) + 1)]
     stages = [
-        Stage(stage=name, accuracy=accuracy(one), forwards=200, backwards=0, seconds=1)
+        StageResult(stage=name, accuracy=accuracy(one), forwards=200, backwards=0, seconds=1)
         for name, one in zip(names, left, strict=True)
     ]
     return run().model_copy(update={"stages": stages, "robust": accuracy(left[-1])})

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from robustbench_kd.core.statistics import (
-    decided,
     holm,
     interval,
     mcnemar,
     mcnemar_drop,
     paired_interval,
+    settled,
 )
 
 Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
@@ -183,7 +183,7 @@ def chance_to_err(correct, threshold, alpha, population=None, horizon=400):
     for n in range((population or horizon) + 1):
         following: dict[int, float] = {}
         for successes, chance in alive.items():
-            answer = decided(successes, n, threshold, alpha, population=population)
+            answer = settled(successes, n, threshold, alpha, population=population)
             if answer is not None:
                 wrong, right = (
                     wrong + chance * (answer != truth),
@@ -215,16 +215,16 @@ def test_asked_after_every_example_of_a_population_it_errs_as_seldom_and_answers
 
 
 def test_what_is_far_from_the_threshold_is_decided_early():
-    assert decided(10, 60, 0.45) is False
-    assert decided(50, 60, 0.45) is True
-    assert decided(27, 60, 0.45) is None
-    assert decided(10, 60, 0.45, population=1000) is False
+    assert settled(10, 60, 0.45) is False
+    assert settled(50, 60, 0.45) is True
+    assert settled(27, 60, 0.45) is None
+    assert settled(10, 60, 0.45, population=1000) is False
 
 
 def test_a_known_population_decides_no_later_than_an_endless_one():
     for n, successes in product((40, 200, 600), range(0, 600, 7)):
-        if successes <= n and (endless := decided(successes, n, 0.45)) is not None:
-            assert decided(successes, n, 0.45, population=1000) is endless
+        if successes <= n and (endless := settled(successes, n, 0.45)) is not None:
+            assert settled(successes, n, 0.45, population=1000) is endless
 
 
 @given(
@@ -232,28 +232,28 @@ def test_a_known_population_decides_no_later_than_an_endless_one():
 )
 def test_after_the_last_example_of_a_population_the_answer_is_exact(counts, threshold):
     successes, n = counts
-    assert decided(successes, n, threshold, population=n) is (successes / n >= threshold)
+    assert settled(successes, n, threshold, population=n) is (successes / n >= threshold)
 
 
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_a_fraction_of_the_population_is_its_own_threshold(counts):
     successes, n = counts
-    assert decided(successes, n, successes / n, population=n) is True
+    assert settled(successes, n, successes / n, population=n) is True
 
 
 @pytest.mark.parametrize("population", [None, 50])
 def test_what_every_outcome_answers_needs_no_example(population):
-    assert decided(0, 0, 0.0, population=population) is True
-    assert decided(0, 0, 1.5, population=population) is False
-    assert decided(0, 0, 0.5, population=population) is None
+    assert settled(0, 0, 0.0, population=population) is True
+    assert settled(0, 0, 1.5, population=population) is False
+    assert settled(0, 0, 0.5, population=population) is None
 
 
 def test_one_miss_refutes_a_hundred_percent_and_no_number_of_hits_proves_it():
-    assert decided(9, 10, 1.0) is False
-    assert decided(10_000, 10_000, 1.0) is None
-    assert decided(9, 10, 1.0, population=20) is False
+    assert settled(9, 10, 1.0) is False
+    assert settled(10_000, 10_000, 1.0) is None
+    assert settled(9, 10, 1.0, population=20) is False
 
 
 def test_sums_of_probabilities_are_judged_like_counts():
-    assert decided(29.0, 100, 0.45) is decided(28.6, 100, 0.45) is False
-    assert decided(40.5, 100, 0.45) is None
+    assert settled(29.0, 100, 0.45) is settled(28.6, 100, 0.45) is False
+    assert settled(40.5, 100, 0.45) is None

@@ -49,7 +49,7 @@ def checks_of(entry):
 @pytest.mark.parametrize("name", components("trust"))
 def test_every_check_offers_a_function_and_says_what_it_finds(name):
     check = module("trust", name)
-    offered = [kind for kind in ("probe", "search", "judge") if hasattr(check, kind)]
+    offered = [kind for kind in ("probe", "search", "review") if hasattr(check, kind)]
     assert offered
     assert all(getattr(check, kind).__doc__.startswith("Returns") for kind in offered)
     assert components("trust")[name].summary

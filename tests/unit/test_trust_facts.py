@@ -8,10 +8,10 @@ from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.core.records import Severity, Work
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.engine.probing.checkup import facts_of, judge, stage_facts
+from robustbench_kd.engine.probing.checkup import facts_of, review, stage_facts
 from robustbench_kd.engine.run.stages import plan
 from robustbench_kd.tensors.oracle import Oracle
-from robustbench_kd.tensors.probe import Facts, StageFacts
+from robustbench_kd.tensors.probe import Facts, FinishedStage
 from robustbench_kd.trust import (
     marginal_verdicts,
     non_adaptive,
@@ -24,7 +24,7 @@ YELLOW, RED = Severity.YELLOW, Severity.RED
 
 
 def stage(name="apgd-ce", broken=0, start=0, **how):
-    return StageFacts(
+    return FinishedStage(
         name, frozenset(range(start, start + broken)), **{"guided": name != "square", **how}
     )
 
@@ -50,7 +50,7 @@ def severities(found):
 )
 def test_square_is_held_against_the_gradient_attacks_before_it(n, broken, expected):
     """A single example is no evidence, even where it is one in a hundred."""
-    found = square_beats_white_box.judge(
+    found = square_beats_white_box.review(
         facts(stage(broken=300), stage("square", broken, start=400), n=n)
     )
     assert severities(found) == expected
@@ -58,9 +58,9 @@ def test_square_is_held_against_the_gradient_attacks_before_it(n, broken, expect
 
 
 def test_square_without_a_gradient_attack_before_it_says_nothing():
-    assert square_beats_white_box.judge(facts(stage("square", 500))) == []
+    assert square_beats_white_box.review(facts(stage("square", 500))) == []
     adaptive = stage("defence:square", 500, start=300, guided=False, adaptive=True)
-    assert square_beats_white_box.judge(facts(stage(broken=1), adaptive)) == []
+    assert square_beats_white_box.review(facts(stage(broken=1), adaptive)) == []
 
 
 @pytest.mark.parametrize(
@@ -68,25 +68,25 @@ def test_square_without_a_gradient_attack_before_it_says_nothing():
 )
 def test_adaptive_attacks_on_parts_are_held_against_the_standard_ones(surface, expected):
     part = stage(f"{surface}:apgd-margin", 30, start=400, surface=surface, adaptive=True)
-    found = transfer_beats_white_box.judge(facts(stage(broken=300), part))
+    found = transfer_beats_white_box.review(facts(stage(broken=300), part))
     assert severities(found) == expected
     assert all(surface in finding.message and "3.0%" in finding.message for finding in found)
 
 
 @pytest.mark.parametrize(("refused", "expected"), [(0, []), (4, []), (5, [YELLOW])])
 def test_points_that_the_defence_refused_are_transfer_failures(refused, expected):
-    assert severities(transfer_failure.judge(facts(stage(broken=10, refused=refused)))) == expected
+    assert severities(transfer_failure.review(facts(stage(broken=10, refused=refused)))) == expected
 
 
 def test_few_refused_points_among_many_are_rounding():
-    assert transfer_failure.judge(facts(stage(broken=100, refused=9))) == []
-    assert transfer_failure.judge(facts(stage(surface="backbone", refused=90))) == []
+    assert transfer_failure.review(facts(stage(broken=100, refused=9))) == []
+    assert transfer_failure.review(facts(stage(surface="backbone", refused=90))) == []
 
 
 @pytest.mark.parametrize(("marginal", "expected"), [(0, []), (10, []), (11, [YELLOW])])
 def test_margins_that_rounding_could_turn_are_counted(marginal, expected):
     margins = dict.fromkeys(range(500), -0.5) | dict.fromkeys(range(marginal), -0.0009)
-    assert severities(marginal_verdicts.judge(facts(margins=margins))) == expected
+    assert severities(marginal_verdicts.review(facts(margins=margins))) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_margins_that_rounding_could_turn_are_counted(marginal, expected):
     [(False, False, []), (True, True, []), (True, False, [YELLOW])],
 )
 def test_a_composed_defence_needs_an_adaptive_attack(composite, adaptive, expected):
-    found = non_adaptive.judge(facts(stage(), stage(adaptive=adaptive), composite=composite))
+    found = non_adaptive.review(facts(stage(), stage(adaptive=adaptive), composite=composite))
     assert severities(found) == expected
 
 
@@ -105,7 +105,7 @@ def test_an_ordinary_run_has_no_finding():
         stage("square", 1, start=320),
         margins={1: -0.4},
     )
-    assert judge(run) == []
+    assert review(run) == []
 
 
 def test_findings_of_all_kinds_come_together():
@@ -115,7 +115,7 @@ def test_findings_of_all_kinds_come_together():
         margins=dict.fromkeys(range(50), 0.0),
         composite=True,
     )
-    assert {finding.check for finding in judge(run)} == {
+    assert {finding.check for finding in review(run)} == {
         "marginal-verdicts",
         "non-adaptive",
         "square-beats-white-box",
@@ -147,8 +147,8 @@ def test_facts_are_read_from_the_ledger():
     known = [stage_facts(step, Norm.LINF) for step in steps]
     found = facts_of(known, ledger, examples=4, composite=False)
     first, second, *others = found.stages
-    assert first == StageFacts("apgd-ce", frozenset({2}), guided=True, refused=5)
-    assert second == StageFacts("square", frozenset({3}), guided=False)
+    assert first == FinishedStage("apgd-ce", frozenset({2}), guided=True, refused=5)
+    assert second == FinishedStage("square", frozenset({3}), guided=False)
     assert all(other.adaptive and not other.broken for other in others)
     assert "noisy-copies" in {other.surface for other in others}
     assert found.margins == {2: -0.25, 3: -0.5}

@@ -14,7 +14,7 @@ from torch import Tensor
 from robustbench_kd.core.ledger import Decision
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
-from robustbench_kd.tensors.defence import spared
+from robustbench_kd.tensors.defence import without_rejection
 from robustbench_kd.tensors.geometry import distance, inside
 from robustbench_kd.tensors.losses import margin
 from robustbench_kd.tensors.oracle import Oracle
@@ -60,7 +60,7 @@ def judge(
     candidates = candidates.detach().float().cpu()
     seen = candidates.nan_to_num().clamp(0, 1)
     answers = oracle.answers(seen, torch.tensor(true.ids), stream=stream, draws=draws)
-    known = spared(answers, true.labels) if oracle.abstains else answers
+    known = without_rejection(answers, true.labels) if oracle.abstains else answers
     judgement = judged(known, oracle.weights(len(known)), candidates, true, threat)
     return replace(judgement, rejected=rejecting(oracle, answers))
 

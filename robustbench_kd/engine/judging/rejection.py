@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from robustbench_kd.attacks.apgd import Apgd
-from robustbench_kd.core.ledger import Decision, Entry, decided
+from robustbench_kd.core.ledger import Decision, Entry, decisions_of
 from robustbench_kd.core.records import Accuracy, Caught, Detection, Roc
 from robustbench_kd.core.statistics import mean_accuracy
 from robustbench_kd.engine.judging.rescore import DRAWS, SCORE_STREAM
@@ -35,7 +35,7 @@ from robustbench_kd.engine.passes.search import Reply, Search, Spent
 from robustbench_kd.engine.run.run import Job
 from robustbench_kd.tensors.attack import Rows, per_row
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
-from robustbench_kd.tensors.defence import EXPECTED, OWN, Key, Surface, spared
+from robustbench_kd.tensors.defence import EXPECTED, OWN, Key, Surface, without_rejection
 from robustbench_kd.tensors.geometry import inside
 
 CLEAN, OBLIVIOUS, JOINT = "detection-clean", "detection-oblivious", "detection-joint"
@@ -64,12 +64,12 @@ def report(ledger: list[Entry], fates: Mapping[int, tuple[Decision, Decision]]) 
     `fates` are the decisions on the clean and on the worst image of each example; they may be one
     and the same.
     """
-    known = decided(ledger, CLEAN)
+    known = decisions_of(ledger, CLEAN)
     if not known:
         return None
     # In one order, however the work was divided.
     scores = {example: known[example] for example in fates}
-    oblivious, joint = decided(ledger, OBLIVIOUS), decided(ledger, JOINT)
+    oblivious, joint = decisions_of(ledger, OBLIVIOUS), decisions_of(ledger, JOINT)
     met = {
         example: _outcomes(
             *fate, [found[example] for found in (oblivious, joint) if example in found]
@@ -126,7 +126,7 @@ def caught(clean: Tensor, attacked: Tensor, percent: int) -> Accuracy | None:
 
 def _waiting(job: Job, stage: str, ledger: list[Entry]) -> list[int]:
     """Returns the rows of the data set without a score; only what the classifier gets right is attacked."""
-    done, clean = decided(ledger, stage), decided(ledger, CLEAN)
+    done, clean = decisions_of(ledger, stage), decisions_of(ledger, CLEAN)
     left = [(row, example) for row, example in enumerate(job.data.ids) if example not in done]
     return [row for row, example in left if stage == CLEAN or not clean[example].broken]
 
@@ -184,7 +184,7 @@ class _Aim:
     def objective(self, state: Any, logits: Logits) -> Tensor:
         """Returns the loss `(1, n)` of logits `(n, classes + 1)`."""
         return _ATTACK.objective(
-            state, spared(logits, state.labels) if self.joint else logits[:, :-1]
+            state, without_rejection(logits, state.labels) if self.joint else logits[:, :-1]
         )
 
 

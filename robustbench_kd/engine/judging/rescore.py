@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from robustbench_kd.core.ledger import Entry, decided
+from robustbench_kd.core.ledger import Entry, decisions_of
 from robustbench_kd.engine.judging.judge import decisions, judge
 from robustbench_kd.engine.judging.packing import unpacked
 from robustbench_kd.engine.passes.batching import in_batches
@@ -33,7 +33,7 @@ def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
 
 def _scored(job: Job, ledger: list[Entry], stage: str, position: int) -> Iterator[Entry]:
     """Yields the scores of the worst images that the attacks before `position` found."""
-    done = decided(ledger, stage)
+    done = decisions_of(ledger, stage)
     images = {example: decision.image for example, decision in worst(job, position, ledger).items()}
     rows = [
         row

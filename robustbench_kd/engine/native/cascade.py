@@ -10,18 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from robustbench_kd.core.ledger import Decision, Entry, decided
+from robustbench_kd.core.ledger import Decision, Entry, decisions_of
 from robustbench_kd.core.records import Work
 from robustbench_kd.engine.judging.packing import unpacked
 from robustbench_kd.engine.native import custom_attacks as external
 from robustbench_kd.engine.native import subsampling as sample
 from robustbench_kd.engine.native.queue import Queue
-from robustbench_kd.engine.native.slots import SlotBatch, Stage
+from robustbench_kd.engine.native.slots import SlotBatch, StageContext
 from robustbench_kd.engine.passes.batching import halved, halving
 from robustbench_kd.engine.passes.search import Search, Spent
 from robustbench_kd.engine.passes.speedups import reduced
 from robustbench_kd.engine.run.run import Job, pending, progress, worst
-from robustbench_kd.engine.run.stages import Step
+from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.contracts import Images
 from robustbench_kd.tensors.oracle import is_out_of_memory
 
@@ -69,7 +69,7 @@ def _rounds(
             job, position, ledger, [row for row in pending(job, position, ledger) if row in chosen]
         )
         if not sample.fell(job, position, ledger):
-            yield sample.spared(job, position, ledger)
+            yield sample.left_out_of_sample(job, position, ledger)
             return
         yield sample.in_full(job, position)
     yield from attack(job, position, ledger, pending(job, position, ledger))
@@ -86,7 +86,7 @@ def _attack(  # the first four say what is attacked
     size: int,
 ) -> Iterator[Entry]:
     step = job.steps[position]
-    stage = Stage(
+    stage = StageContext(
         step=step,
         data=job.data,
         logits=job.logits,
@@ -109,7 +109,7 @@ def _attack(  # the first four say what is attacked
     yield clock.entry(step.name)
 
 
-def _search(job: Job, step: Step, spent: Spent) -> Search:
+def _search(job: Job, step: Stage, spent: Spent) -> Search:
     surface = step.surface
     return Search(
         surface.answer,
@@ -122,10 +122,10 @@ def _search(job: Job, step: Step, spent: Spent) -> Search:
     )
 
 
-def _starts(job: Job, step: Step, ledger: list[Entry]) -> dict[int, Images]:
+def _starts(job: Job, step: Stage, ledger: list[Entry]) -> dict[int, Images]:
     """Returns the images by example id that an earlier stage has left for this one to start from."""
     shape = tuple(job.data.images.shape[1:])
-    left = decided(ledger, step.starts_from) if step.starts_from else {}
+    left = decisions_of(ledger, step.starts_from) if step.starts_from else {}
     return {
         example: unpacked([decision.image], shape)[0]
         for example, decision in left.items()

@@ -20,7 +20,7 @@ from robustbench_kd.engine.judging.packing import packed
 from robustbench_kd.engine.passes.batching import in_batches
 from robustbench_kd.engine.passes.search import Spent
 from robustbench_kd.engine.run.run import Job, pending, worst
-from robustbench_kd.engine.run.stages import Step
+from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels
 from robustbench_kd.tensors.defence import Adversary, Mixture
 from robustbench_kd.tensors.oracle import is_out_of_memory
@@ -46,7 +46,7 @@ def entries(
 
 
 def _attack(
-    job: Job, step: Step, adversary: Adversary, rows: list[int], known: dict[int, Decision]
+    job: Job, step: Stage, adversary: Adversary, rows: list[int], known: dict[int, Decision]
 ) -> Entry:
     start, forwards = time.perf_counter(), job.oracle.forwards
     batch = job.data.take(torch.tensor(rows))

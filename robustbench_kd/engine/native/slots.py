@@ -23,7 +23,7 @@ from robustbench_kd.engine.judging.judge import Judgement, decisions, judge, sta
 from robustbench_kd.engine.judging.packing import packed
 from robustbench_kd.engine.native.queue import Ints, Queue
 from robustbench_kd.engine.passes.search import Search
-from robustbench_kd.engine.run.stages import Step
+from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.attack import Rows, join, take
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
 from robustbench_kd.tensors.defence import Key
@@ -37,7 +37,7 @@ _SPARE = 0.015  # the share of dead rows that is cheaper to compute than to take
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageContext:
     """One attack on what still stands: everything that stays the same while its slots turn over.
 
     `worst` holds by example id what the stages before found out about examples of which some
@@ -45,7 +45,7 @@ class Stage:
     earlier one. `stores_images` says that decisions hold their images.
     """
 
-    step: Step
+    step: Stage
     data: Dataset
     logits: Logits
     threat: Threat
@@ -93,7 +93,7 @@ class _Slots:
 class SlotBatch:
     """Runs one stage over a queue and yields rows as they are decided."""
 
-    def __init__(self, stage: Stage, queue: Queue) -> None:
+    def __init__(self, stage: StageContext, queue: Queue) -> None:
         self.tally = Tally()
         self._stage = stage
         self._queue = queue

@@ -10,7 +10,7 @@ import math
 import torch
 from scipy.stats import hypergeom
 
-from robustbench_kd.core.ledger import Entry, decided
+from robustbench_kd.core.ledger import Entry, decisions_of
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.engine.judging.judge import standing_decision
 from robustbench_kd.engine.run.run import Job, standing
@@ -35,13 +35,15 @@ def sampled(job: Job, position: int, ledger: list[Entry]) -> list[int]:
 
 def fell(job: Job, position: int, ledger: list[Entry]) -> bool:
     """Tells whether a stage has broken any example."""
-    return any(decision.broken for decision in decided(ledger, job.steps[position].name).values())
+    return any(
+        decision.broken for decision in decisions_of(ledger, job.steps[position].name).values()
+    )
 
 
-def spared(job: Job, position: int, ledger: list[Entry]) -> Entry:
+def left_out_of_sample(job: Job, position: int, ledger: list[Entry]) -> Entry:
     """Returns the entry that lets the survivors outside the sample stand, and says so."""
     name = job.steps[position].name
-    alive, done = standing(job, position, ledger), decided(ledger, name)
+    alive, done = standing(job, position, ledger), decisions_of(ledger, name)
     rows = [row for row, example in enumerate(job.data.ids) if example in set(alive) - done.keys()]
     most = missed(len(alive), len(done), _stages(job))
     finding = Finding(

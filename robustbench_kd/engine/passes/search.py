@@ -18,7 +18,7 @@ from torch import Tensor
 from robustbench_kd.core.errors import ModelError
 from robustbench_kd.tensors.attack import per_row, take
 from robustbench_kd.tensors.contracts import Images, Logits
-from robustbench_kd.tensors.defence import Answer, Key, spared
+from robustbench_kd.tensors.defence import Answer, Key, without_rejection
 from robustbench_kd.tensors.oracle import is_out_of_memory
 
 # Where at least this share of rows wants a gradient, all rows are differentiated: splitting costs
@@ -139,7 +139,7 @@ class Search:
         output = self._answer(points, key)
         answers = output if output.ndim == 3 else output[None]
         answers = answers.float() if answers.dtype in {torch.bfloat16, torch.float16} else answers
-        return spared(answers, state.labels) if self._abstains else answers
+        return without_rejection(answers, state.labels) if self._abstains else answers
 
     def _values(self, answers: Tensor, state: Any, attack: Any) -> Tensor:
         """Returns the mean objective `(k, n)` of the answers."""

@@ -9,7 +9,14 @@ from robustbench_kd.core.errors import ModelError
 from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.attack import per_row
 from robustbench_kd.tensors.contracts import Images, Labels, Logits
-from robustbench_kd.tensors.defence import Key, Mixture, Randomized, Surface, Surfaced, spared
+from robustbench_kd.tensors.defence import (
+    Key,
+    Mixture,
+    Randomized,
+    Surface,
+    Surfaced,
+    without_rejection,
+)
 from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 from robustbench_kd.tensors.probe import Ask
 
@@ -116,7 +123,7 @@ def _surface(surface: Surface, ids: Tensor, seed: int) -> Ask:
 
 def _known(ask: Ask, labels: Labels) -> Ask:
     """Returns the same without the column for "rejected"."""
-    return lambda points, rows: spared(ask(points, rows), labels[rows])
+    return lambda points, rows: without_rejection(ask(points, rows), labels[rows])
 
 
 def _key(ids: Tensor, seed: int) -> Key:

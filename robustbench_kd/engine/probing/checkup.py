@@ -14,17 +14,17 @@ from torch import Tensor
 
 from robustbench_kd.attacks.apgd import Apgd
 from robustbench_kd.attacks.pgd import Pgd
-from robustbench_kd.core.ledger import Entry, decided
+from robustbench_kd.core.ledger import Entry, decisions_of
 from robustbench_kd.core.plugins import components, module
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.engine.passes.batching import halved
 from robustbench_kd.engine.probing.access import Meter, fixed, in_place
-from robustbench_kd.engine.run.stages import Step
+from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle, check_logits, full_precision, is_out_of_memory
-from robustbench_kd.tensors.probe import Facts, NoGradientError, Probe, StageFacts
+from robustbench_kd.tensors.probe import Facts, FinishedStage, NoGradientError, Probe
 from robustbench_kd.tensors.short_attacks import Attacking, ShortAttacks
 
 PROBES = "probes"
@@ -93,28 +93,28 @@ def checkup(
     )
 
 
-def judge(facts: Facts) -> list[Finding]:
+def review(facts: Facts) -> list[Finding]:
     """Returns what the facts of a finished run say of its number."""
-    return [finding for check in offered("judge") for finding in check(facts)]
+    return [finding for check in offered("review") for finding in check(facts)]
 
 
-def stage_facts(step: Step, norm: Norm) -> StageFacts:
+def stage_facts(step: Stage, norm: Norm) -> FinishedStage:
     """Returns what is known of a stage before it runs."""
     guided = step.attack is not None and any(step.attack.schedule(norm))
-    return StageFacts(
+    return FinishedStage(
         step.name, frozenset(), guided=guided, surface=step.surface.name, adaptive=step.adaptive
     )
 
 
 def facts_of(
-    stages: Iterable[StageFacts], ledger: list[Entry], *, examples: int, composite: bool
+    stages: Iterable[FinishedStage], ledger: list[Entry], *, examples: int, composite: bool
 ) -> Facts:
     """Returns the facts of a run on so many examples: its stages, with what the ledger says of them."""
     known, margins = [], dict[int, float]()
     for stage in stages:
         broken = {
             example: one.margin
-            for example, one in decided(ledger, stage.name).items()
+            for example, one in decisions_of(ledger, stage.name).items()
             if one.broken
         }
         margins |= broken
@@ -126,7 +126,7 @@ def facts_of(
 
 
 def offered(name: str) -> list[Callable[[Any], list[Finding]]]:
-    """Returns the functions of a name, `probe`, `search` or `judge`, that the files of `trust/` offer."""
+    """Returns the functions of a name, `probe`, `search` or `review`, that the files of `trust/` offer."""
     checks = [module("trust", component.stem) for component in components("trust").values()]
     return [getattr(check, name) for check in checks if hasattr(check, name)]
 

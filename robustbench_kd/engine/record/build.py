@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.ledger import Decision, Entry, decided
+from robustbench_kd.core.ledger import Decision, Entry, decisions_of
 from robustbench_kd.core.records import (
     Accuracy,
     Claim,
@@ -24,7 +24,7 @@ from robustbench_kd.core.records import (
     Frozen,
     Identity,
     RunRecord,
-    Stage,
+    StageResult,
     Work,
     verdict,
 )
@@ -35,15 +35,15 @@ from robustbench_kd.engine.judging.packing import unpacked
 from robustbench_kd.engine.judging.rescore import DRAWS, SCORE
 from robustbench_kd.engine.judging.rescore import STANDARD as STANDARD_SCORE
 from robustbench_kd.engine.native.subsampling import SAMPLED
-from robustbench_kd.engine.probing.checkup import facts_of, judge, stage_facts
+from robustbench_kd.engine.probing.checkup import facts_of, review, stage_facts
 from robustbench_kd.engine.run.identity import environment
 from robustbench_kd.engine.run.request import Request
 from robustbench_kd.engine.run.run import CLEAN, SMALLER
-from robustbench_kd.engine.run.stages import Step
+from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surfaced
 from robustbench_kd.tensors.oracle import Oracle
-from robustbench_kd.tensors.probe import Facts, StageFacts
+from robustbench_kd.tensors.probe import Facts, FinishedStage
 from robustbench_kd.tensors.stored_images import SHOWN, StoredImages
 
 
@@ -57,7 +57,7 @@ class RunHeader(Frozen):
 
     identity: Identity
     labels: dict[int, int]
-    stages: tuple[StageFacts, ...]
+    stages: tuple[FinishedStage, ...]
     parameters: int
     environment: dict[str, str]
     findings: list[Finding]
@@ -76,7 +76,7 @@ def summary_of(
     identity: Identity,
     request: Request,
     oracle: Oracle,
-    steps: Iterable[Step],
+    steps: Iterable[Stage],
     findings: list[Finding],
 ) -> RunHeader:
     """Returns what is known of a run before it starts; `findings` are what its model and suite gave rise to."""
@@ -123,7 +123,7 @@ def summarise(about: RunHeader, ledger: list[Entry], *, complete: bool) -> RunRe
     stages = _stages(about, ledger)
     known = [*about.findings, *(finding for entry in ledger for finding in entry.findings)]
     if complete:
-        known += judge(_facts(about, ledger))
+        known += review(_facts(about, ledger))
     known = _merged(known)
     record = RunRecord(
         run_id=about.identity.run_id(),
@@ -196,12 +196,12 @@ def adversarial(about: RunHeader, data: Dataset, ledger: list[Entry]) -> StoredI
     )
 
 
-def _stages(about: RunHeader, ledger: list[Entry]) -> list[Stage]:
+def _stages(about: RunHeader, ledger: list[Entry]) -> list[StageResult]:
     carried = [SMALLER] if any(entry.stage == SMALLER for entry in ledger) else []
     lost: dict[int, float] = dict.fromkeys(about.labels, 0.0)
-    stages: list[Stage] = []
+    stages: list[StageResult] = []
     for name in (CLEAN, *carried, *about.identity.stages):
-        found = decided(ledger, name)
+        found = decisions_of(ledger, name)
         if (
             name != SMALLER
             and not {example for example, share in lost.items() if share < 1} <= found.keys()
@@ -213,7 +213,7 @@ def _stages(about: RunHeader, ledger: list[Entry]) -> list[Stage]:
             )
         costs = [entry for entry in ledger if entry.stage == name]
         stages.append(
-            Stage(
+            StageResult(
                 stage=name,
                 accuracy=mean_accuracy(1 - share for share in lost.values()),
                 forwards=sum(entry.forwards for entry in costs),
@@ -236,7 +236,7 @@ def _missed(about: RunHeader, findings: Sequence[Finding]) -> float | None:
     return min(1.0, sum(finding.value or 0.0 for finding in findings if finding.check == SAMPLED))
 
 
-def _drawn(about: RunHeader, ledger: list[Entry], stages: list[Stage]) -> dict[str, object]:
+def _drawn(about: RunHeader, ledger: list[Entry], stages: list[StageResult]) -> dict[str, object]:
     """Returns the fields of a record that adaptive attacks and chance add."""
     standard = _standard(about, ledger, stages)
     if not about.randomized:
@@ -254,12 +254,12 @@ def _drawn(about: RunHeader, ledger: list[Entry], stages: list[Stage]) -> dict[s
     }
 
 
-def _standard(about: RunHeader, ledger: list[Entry], stages: list[Stage]) -> Accuracy | None:
+def _standard(about: RunHeader, ledger: list[Entry], stages: list[StageResult]) -> Accuracy | None:
     """Returns what the standard attacks left where adaptive ones followed, by the same draws as the final accuracy."""
     before = [stage.accuracy for stage in stages if stage.stage not in about.identity.adaptive]
     if not about.identity.adaptive or len(before) < 2:  # the clean stage alone is no attack
         return None
-    if not decided(ledger, STANDARD_SCORE):
+    if not decisions_of(ledger, STANDARD_SCORE):
         return before[-1]
     fates = _fates(about, ledger, about.identity.attacks, STANDARD_SCORE)
     return mean_accuracy(1 - fate.worst.share for fate in fates.values())
@@ -281,13 +281,13 @@ def _fates(
     about: RunHeader, ledger: list[Entry], attacks: Sequence[str] | None = None, score: str = SCORE
 ) -> dict[int, _Fate]:
     """Returns the fate of each example under some attacks, or all, in the order of the data set."""
-    clean, scored = decided(ledger, CLEAN), decided(ledger, score)
+    clean, scored = decisions_of(ledger, CLEAN), decisions_of(ledger, score)
     fates = {
         example: _Fate(clean[example], clean[example], CLEAN if clean[example].broken else "")
         for example in about.labels
     }
     for stage in (SMALLER, *(about.identity.stages if attacks is None else attacks)):
-        for example, decision in decided(ledger, stage).items():
+        for example, decision in decisions_of(ledger, stage).items():
             before = fates[example]
             if (decision.broken, decision.share) > (before.worst.broken, before.worst.share):
                 fates[example] = _Fate(before.clean, decision, stage)
@@ -313,7 +313,7 @@ def _costs(about: RunHeader, ledger: list[Entry]) -> dict[int, tuple[int, int]]:
     """Returns the forwards and backwards that attacks spent on each example, where the engine counted them."""
     costs: dict[int, tuple[int, int]] = {}
     for stage in about.identity.stages:
-        for example, decision in decided(ledger, stage).items():
+        for example, decision in decisions_of(ledger, stage).items():
             if decision.forwards is not None and decision.backwards is not None:
                 forwards, backwards = costs.get(example, (0, 0))
                 costs[example] = forwards + decision.forwards, backwards + decision.backwards

@@ -1,6 +1,6 @@
 """Examples in random order, chunk by chunk, until it is known whether the robust accuracy of all of them reaches a number.
 
-The answer may be asked for after every chunk without erring more often: `core/statistics.decided`
+The answer may be asked for after every chunk without erring more often: `core/statistics.settled`
 is valid at any time.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from robustbench_kd.core.claim import MISTAKES, claim_text
 from robustbench_kd.core.ledger import Entry
 from robustbench_kd.core.records import Claim
-from robustbench_kd.core.statistics import decided
+from robustbench_kd.core.statistics import settled as settled_claim
 from robustbench_kd.engine.record.build import RunHeader, standing
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.keyed_random import uniform
@@ -36,7 +36,7 @@ def settled(
     labels = {example: label for example, label in about.labels.items() if example in seen}
     part = about.model_copy(update={"labels": labels})
     robust = standing(part, ledger)
-    holds = decided(robust, len(seen), at_least, MISTAKES, population=len(about.labels))
+    holds = settled_claim(robust, len(seen), at_least, MISTAKES, population=len(about.labels))
     if holds is None:
         return None
     text = claim_text(at_least)

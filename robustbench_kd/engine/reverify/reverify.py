@@ -24,7 +24,7 @@ from robustbench_kd.engine.judging.rescore import DRAWS as SCORED
 from robustbench_kd.engine.reverify.checks import Answers, Case, Check, checks, origins
 from robustbench_kd.tensors import stored_images
 from robustbench_kd.tensors.contracts import Dataset, Images
-from robustbench_kd.tensors.defence import spared
+from robustbench_kd.tensors.defence import without_rejection
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 from robustbench_kd.tensors.stored_images import StoredImages
 
@@ -67,7 +67,11 @@ class _Witness:
         """Returns the answers to a batch; one that rejects is right under attack and wrong on a clean image."""
         seen = images.nan_to_num().clamp(0, 1).to(self.means.dtype)
         answers = self.oracle.answers(seen, torch.tensor(true.ids), stream=_STREAM, draws=SCORED)
-        known = spared(answers, true.labels) if attacked and self.oracle.abstains else answers
+        known = (
+            without_rejection(answers, true.labels)
+            if attacked and self.oracle.abstains
+            else answers
+        )
         judgement = judged(known, self.oracle.weights(len(known)), images, true, self.threat)
         close = _close(known) if self.oracle.exact else torch.zeros(len(true), dtype=torch.bool)
         return judgement.wrong, judgement.prediction, close

@@ -14,10 +14,10 @@ from robustbench_kd.core.records import Identity
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.engine.autoattack import package as autoattack
 from robustbench_kd.engine.run.request import Request
-from robustbench_kd.engine.run.stages import Step
+from robustbench_kd.engine.run.stages import Stage
 
 
-def identify(request: Request, suite: Suite, steps: tuple[Step, ...]) -> Identity:
+def identify(request: Request, suite: Suite, steps: tuple[Stage, ...]) -> Identity:
     """Returns the identity of the run that answers a request by these stages."""
     subject, data = request.subject, request.data
     own = {

@@ -9,7 +9,7 @@ from robustbench_kd.core.suites import Suite, for_classes
 from robustbench_kd.engine.passes.speedups import Speedups
 from robustbench_kd.engine.run.identity import identify
 from robustbench_kd.engine.run.request import Request
-from robustbench_kd.engine.run.stages import Step, plan
+from robustbench_kd.engine.run.stages import Stage, plan
 from robustbench_kd.tensors.oracle import Oracle
 
 
@@ -20,7 +20,7 @@ class Question:
     request: Request
     suite: Suite
     changes: list[str]
-    steps: tuple[Step, ...]
+    steps: tuple[Stage, ...]
     identity: Identity
 
     def folder(self, results: Path) -> Path:

@@ -3,12 +3,12 @@
 import zlib
 from dataclasses import dataclass, field
 
-from robustbench_kd.core.ledger import Decision, Entry, decided
+from robustbench_kd.core.ledger import Decision, Entry, decisions_of
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine.passes.speedups import Speedups
 from robustbench_kd.engine.run.progress import Progress, Tracker
-from robustbench_kd.engine.run.stages import Step
+from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.contracts import Dataset, Logits
 from robustbench_kd.tensors.oracle import Oracle
 
@@ -24,7 +24,7 @@ class Job:
     data: Dataset
     threat: Threat
     suite: Suite
-    steps: tuple[Step, ...]
+    steps: tuple[Stage, ...]
     logits: Logits
     seed: int
     batch_size: int
@@ -46,7 +46,7 @@ class Job:
         """Returns how many classes the model tells apart."""
         return self.logits.shape[1]
 
-    def seed_of(self, step: Step) -> int:
+    def seed_of(self, step: Stage) -> int:
         """Returns the seed of a stage: an adaptive one must not repeat the random numbers of the standard attack."""
         return self.seed ^ (zlib.crc32(step.name.encode()) << 16) if step.adaptive else self.seed
 
@@ -56,7 +56,7 @@ def standing(job: Job, position: int, ledger: list[Entry]) -> list[int]:
     broken = {
         example
         for stage in _before(job, position)
-        for example, decision in decided(ledger, stage).items()
+        for example, decision in decisions_of(ledger, stage).items()
         if decision.broken
     }
     return [example for example in job.data.ids if example not in broken]
@@ -66,7 +66,7 @@ def worst(job: Job, position: int, ledger: list[Entry]) -> dict[int, Decision]:
     """Returns, of examples that some answers of a randomized defence get wrong, the decision with the most of them."""
     found: dict[int, Decision] = {}
     for stage in _before(job, position):
-        for example, decision in decided(ledger, stage).items():
+        for example, decision in decisions_of(ledger, stage).items():
             if decision.share > (found[example].share if example in found else 0):
                 found[example] = decision
     return found
@@ -78,7 +78,7 @@ def _before(job: Job, position: int) -> tuple[str, ...]:
 
 def pending(job: Job, position: int, ledger: list[Entry]) -> list[int]:
     """Returns the rows of the data set that the attack at `position` has still to decide."""
-    done = decided(ledger, job.steps[position].name)
+    done = decisions_of(ledger, job.steps[position].name)
     waiting = {example for example in standing(job, position, ledger) if example not in done}
     return [row for row, example in enumerate(job.data.ids) if example in waiting]
 
@@ -87,7 +87,7 @@ def progress(
     job: Job, position: int, costs: list[int], ledger: list[Entry], passes: int
 ) -> Progress:
     """Returns where the attack at `position` stands; `costs` are the passes of one survivor, attack by attack."""
-    done, alive = decided(ledger, job.steps[position].name), standing(job, position, ledger)
+    done, alive = decisions_of(ledger, job.steps[position].name), standing(job, position, ledger)
     known = [done[example].broken for example in alive if example in done]
     robust = len(alive) - sum(known)
     return Progress(

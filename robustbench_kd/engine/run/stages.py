@@ -25,7 +25,7 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class Step:
+class Stage:
     """One stage: an attack that searches on a surface, or one that calls the defence itself.
 
     Its name is the attack's, after the surface's where that is not the defence itself. `adaptive`
@@ -59,11 +59,11 @@ def plan(
     extra: Extra | None = None,
     *,
     ask: Classifier | None = None,
-) -> tuple[Step, ...]:
+) -> tuple[Stage, ...]:
     """Returns the stages of a suite against a defence, which the standard ones `ask` in a faster form where there is one."""
     defence = surfaces.own(oracle, suite.draws if oracle.randomized else 1, ask)
     standard = [
-        Step(name, build(name, suite, threat.norm), defence, share=suite.share(name))
+        Stage(name, build(name, suite, threat.norm), defence, share=suite.share(name))
         for name in suite.attacks
     ]
     if suite.adaptive is None:
@@ -79,31 +79,31 @@ def build(name: str, suite: Suite, norm: Norm) -> Any:
     )
 
 
-def _adaptive(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> list[Step]:
+def _adaptive(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> list[Stage]:
     """Returns each gradient attack on every surface, attacks that search for themselves, and those without gradients."""
     known, norm = surfaces.adaptive(oracle, threat.eps), threat.norm
     truest = next(surface for surface in known if surface.name in {OWN, EXPECTED})
     steps = _transfers(suite, extra, truest, norm)
     for surface in known:
         steps += [
-            Step(f"{surface.name}:{name}", attack, surface, adaptive=True)
+            Stage(f"{surface.name}:{name}", attack, surface, adaptive=True)
             for name, attack in _attacks(suite.on(surface.name), norm)
             if any(attack.schedule(norm))
         ]
     own = oracle.model.attacks() if isinstance(oracle.model, Armed) else {}
     steps += [
-        Step(name, None, truest, adaptive=True, adversary=make)
+        Stage(name, None, truest, adaptive=True, adversary=make)
         for name, make in {**own, **extra.attacks}.items()
     ]
     blind = [
-        Step(f"{truest.name}:{name}", attack, truest, adaptive=True)
+        Stage(f"{truest.name}:{name}", attack, truest, adaptive=True)
         for name, attack in _attacks(suite, norm)
         if not any(attack.schedule(norm))
     ]
     return [*steps, *blind]
 
 
-def _transfers(suite: Suite, extra: Extra, truest: Surface, norm: Norm) -> list[Step]:
+def _transfers(suite: Suite, extra: Extra, truest: Surface, norm: Norm) -> list[Stage]:
     """Returns attacks on each surrogate, and one on the defence that goes on from their best images."""
     steps = []
     for name, model in extra.surrogates.items():
@@ -113,13 +113,13 @@ def _transfers(suite: Suite, extra: Extra, truest: Surface, norm: Norm) -> list[
             for attack, built in _attacks(suite.on(surface.name), norm)
         ]
         steps += [
-            Step(stage, built, surface, adaptive=True, feeds_later_stage=True)
+            Stage(stage, built, surface, adaptive=True, feeds_later_stage=True)
             for stage, built in stages
             if any(built.schedule(norm))
         ]
         onward = build(_FIRST, suite, norm)
         steps.append(
-            Step(
+            Stage(
                 f"from-{surface.name}:{_FIRST}",
                 onward,
                 truest,
