@@ -21,9 +21,9 @@ from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine.probing.access import Meter
-from robustbench_kd.engine.probing.checkup import Scope, offered, probe_of, trials_of
-from robustbench_kd.engine.run.stages import plan
+from robustbench_kd.engine.probing.checkup import Scope, offered, probe_of, short_attacks
+from robustbench_kd.engine.run.request import Extra
+from robustbench_kd.engine.run.stages import plan_stages
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 from robustbench_kd.tensors.probe import NoGradientError, Probe
@@ -146,18 +146,20 @@ def real_cases() -> list[Case]:
 
 def examine(case: Case) -> Row:
     data, threat = case.data(), Threat.parse(case.threat)
-    oracle, meter = Oracle(case.model(), torch.device("cpu")), Meter()
+    oracle = Oracle(case.model(), torch.device("cpu"))
     right = (oracle.logits(data.images).argmax(dim=1) == data.labels).nonzero()[:SAMPLE, 0]
     scope = Scope(right=case.right, normalisation=case.normalisation)
+    before = oracle.meter.passes
     with full_precision():
-        sample = probe_of(oracle, data.take(right), threat, scope, meter)
-        trials = trials_of(sample, oracle, parts=True, meter=meter)
-        findings = [*said("probe", sample), *said("search", trials)]
-        passes = (meter.forwards + meter.backwards) / len(sample)
+        sample = probe_of(oracle, data.take(right), threat, scope)
+        attacks = short_attacks(sample, oracle, parts=True)
+        findings = [*said("probe", sample), *said("search", attacks)]
+        passes = (oracle.meter.passes - before) / len(sample)
         standard = sum(
-            step.passes(threat.norm, 10) for step in plan(parse_suite("standard"), oracle, threat)
+            stage.passes(threat.norm, 10)
+            for stage in plan_stages(parse_suite("standard"), oracle, threat, Extra())
         )
-        return Row(case, len(sample), findings, measure(sample, trials), passes, passes / standard)
+        return Row(case, len(sample), findings, measure(sample, attacks), passes, passes / standard)
 
 
 def said(kind: str, about: Any) -> list[Finding]:

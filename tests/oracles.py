@@ -239,14 +239,15 @@ def request(model, data, *, threat="linf:0.05", suite="apgd-ce", **options):
     )
 
 
-def told(attack, state, model, wanted=True):
-    """Returns what an attack is told of the points that it asks for: logits, values, and gradients, zero where not wanted.
+def told(state, model, wanted=True):
+    """Returns what a state is told of the points that it asks for: logits, values and gradients.
 
-    `wanted` is one bool for all rows or `(n,)`.
+    `wanted` is one bool for all rows or `(n,)`; the gradient is zero where none is wanted.
     """
-    points, wanted = attack.ask(state).detach().requires_grad_(), torch.as_tensor(wanted)
+    points = state.ask().detach().requires_grad_()
+    wanted = torch.as_tensor(wanted)
     logits = model(points)
-    values = attack.objective(state, logits)
+    values = state.objective(logits)
     if not wanted.any():
         return logits.detach(), values.detach(), None
     gradients = [torch.autograd.grad(value.sum(), points, retain_graph=True)[0] for value in values]
@@ -256,7 +257,7 @@ def told(attack, state, model, wanted=True):
 
 @dataclass(frozen=True)
 class Round:
-    """A round of a run in which all rows are in step: what was asked and what came back; `state` is the next one."""
+    """A round of a run in which all rows are in step: what was asked, the answers, the next state."""
 
     points: torch.Tensor
     logits: torch.Tensor
@@ -265,11 +266,12 @@ class Round:
 
 
 def drive(attack, state, model, norm):
-    """Runs jobs to the end of their schedule, however soon they succeed; returns all rounds."""
+    """Runs restarts to the end of their schedule, however soon they succeed; returns all rounds."""
     rounds = []
     for wanted in attack.schedule(norm):
-        points, answer = attack.ask(state), told(attack, state, model, wanted)
-        state = attack.tell(state, *answer)
+        points = state.ask()
+        answer = told(state, model, wanted)
+        state = state.tell(*answer)
         rounds.append(Round(points, answer[0], wanted, state))
     return rounds
 

@@ -1,16 +1,18 @@
-"""APGD's path in linf and l2: momentum, steps that halve at checkpoints, restarts from the best point.
+"""APGD in linf and l2: momentum, and steps that halve at checkpoints and go on at the best point.
 
 Source: Croce and Hein 2020, section 3, as `attack_single_run` in AutoAttack does it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from robustbench_kd.attacks._apgd_state import ApgdState, Loss
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Rows, per_row
+from robustbench_kd.tensors.attack import Rows, Shared, per_row
 from robustbench_kd.tensors.contracts import Images, Labels
 
 _MOMENTUM = 0.75
@@ -18,27 +20,17 @@ _RISES = 0.75
 _TINY = 1e-12
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The checkpoints: in `limits` `(steps + 2,)` how many rises before a step are too few; -1 where none is due."""
-
-    limits: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
-class LpPath:
-    """Where each row stands; tensors lead with the row, the other fields hold for all rows.
+class LpState(ApgdState):
+    """Where each row stands.
 
     `step` counts the evaluated points of a row, so the asked point is the start when it is 0.
     `previous` is where the last step began, `direction` the direction of ascent at `best`.
     `checked_loss` is the best loss at the last checkpoint, -inf where the step was halved there;
-    `rises` counts the steps since then that raised the loss.
+    `rises` counts the steps since then that raised the loss. `limits` `(steps + 2,)` says for each
+    step how many rises are too few; it is -1 where no checkpoint is due.
     """
 
-    centre: Images
-    labels: Labels
-    targets: Labels
-    point: Images
     previous: Images
     best: Images
     direction: Tensor
@@ -48,25 +40,27 @@ class LpPath:
     rises: Tensor
     step: Tensor
     step_size: Tensor
-    schedule: Schedule
-    steps: int
-    threat: Threat
+    limits: Shared[Tensor]
+    steps: Shared[int]
 
-    def advance(self, loss: Tensor, gradient: Tensor) -> "LpPath":
-        """Returns the path after one step, from the loss `(n,)` and its gradient at the asked point."""
+    def advance(self, loss: Tensor, gradient: Tensor) -> Self:
+        """Returns the state after one step, from the loss `(n,)` and its gradient at the point."""
         direction = _ascent(gradient, self.threat.norm)
         better = _weight(loss > self.best_loss, direction)
         best = torch.lerp(self.best, self.point, better)
         best_direction = torch.lerp(self.direction, direction, better)
         best_loss = torch.fmax(loss, self.best_loss)
+
         rises = self.rises + (loss > self.loss)
         due, halved = self._check(rises, best_loss)
-        restarted = _weight(halved, direction)
-        base = torch.lerp(self.point, best, restarted)
         step_size = torch.where(halved, self.step_size / 2, self.step_size)
+
+        returned = _weight(halved, direction)
+        base = torch.lerp(self.point, best, returned)
+
         return replace(
             self,
-            point=self._step(base, direction.lerp_(best_direction, restarted), step_size),
+            point=self._step(base, direction.lerp_(best_direction, returned), step_size),
             previous=base,
             best=best,
             direction=best_direction,
@@ -75,7 +69,7 @@ class LpPath:
                 due, best_loss.masked_fill(halved, -torch.inf), self.checked_loss
             ),
             # AutoAttack compares the loss after the first step with an empty entry of its table,
-            # not with the start.
+            # not with the loss of the start.
             loss=loss.masked_fill(self.step == 0, 0),
             rises=rises.masked_fill(due, 0),
             step=(self.step + 1).clamp(max=self.steps + 1),
@@ -83,35 +77,42 @@ class LpPath:
         )
 
     def _check(self, rises: Tensor, best_loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns which rows `(n,)` are at a checkpoint, and which of them halve the step and restart from the best.
+        """Returns which rows `(n,)` are at a checkpoint, and which of these halve the step.
 
-        Those do in which too few steps of the window raised the loss, or whose best loss has not
-        risen since the last checkpoint although the step was not halved there.
+        A row halves its step and returns to its best point in two cases: too few steps of the
+        window raised the loss, or the best loss has not risen since the last checkpoint although
+        the step was not halved there.
         """
-        limit = self.schedule.limits[self.step]
+        limit = self.limits[self.step]
         due = limit >= 0
-        return due, (rises <= limit) | (due & (self.checked_loss >= best_loss))
+        stalled = due & (self.checked_loss >= best_loss)
+        return due, (rises <= limit) | stalled
 
     def _step(self, base: Images, direction: Tensor, step_size: Tensor) -> Images:
-        """Returns the next points, in the memory of `direction`; operations and hence rounding are AutoAttack's."""
+        """Returns the next points; it reuses the memory of `direction` and rounds as AutoAttack."""
         clip = _clipper(self.centre, self.threat)
-        share = per_row(torch.where(self.step == 0, 1.0, _MOMENTUM), base)
+        momentum = per_row(torch.where(self.step == 0, 1.0, _MOMENTUM), base)
+
         moved = clip(direction.mul_(per_row(step_size, base)).add_(base))
-        moved.sub_(base).mul_(share).add_(base)
+        moved.sub_(base).mul_(momentum).add_(base)
         return clip(moved.add_(base - self.previous, alpha=1 - _MOMENTUM))
 
 
-def begin(rows: Rows, targets: Labels, threat: Threat, points: Images, steps: int) -> LpPath:
-    """Returns the path of jobs that start from the given points `(n, c, h, w)`."""
+def begin(
+    rows: Rows, targets: Labels, threat: Threat, points: Images, *, loss: Loss, steps: int
+) -> LpState:
+    """Returns the state of restarts that begin at the given points `(n, c, h, w)`."""
 
     def each(value: float) -> Tensor:
         return points.new_full((len(points),), value)
 
-    return LpPath(
+    return LpState(
         centre=rows.images,
         labels=rows.labels,
         targets=targets,
         point=points,
+        loss_name=loss,
+        threat=threat,
         previous=points,
         best=points,
         direction=torch.zeros_like(points),
@@ -119,47 +120,52 @@ def begin(rows: Rows, targets: Labels, threat: Threat, points: Images, steps: in
         checked_loss=each(-torch.inf),
         loss=each(torch.inf),
         rises=each(0),
-        step=torch.zeros_like(rows.job),
+        step=torch.zeros_like(rows.restart),
         step_size=each(2 * threat.eps),
-        schedule=Schedule(torch.tensor(_limits(steps), device=points.device)),
+        limits=torch.tensor(_limits(steps), device=points.device),
         steps=steps,
-        threat=threat,
     )
 
 
 def _limits(steps: int) -> list[float]:
-    """Returns the `limits` of a schedule: windows of 22 % of the steps, each 3 % shorter than the last, down to 6 %."""
+    """Returns the `limits` of a run.
+
+    The first window has 22 % of the steps; each window is 3 % shorter than the last, down to 6 %.
+    """
     limits = [-1.0] * (steps + 2)
-    window = checkpoint = max(int(0.22 * steps), 1)
+    window = max(int(0.22 * steps), 1)
+    checkpoint = window
+
     while checkpoint <= steps:
         limits[checkpoint] = _RISES * window
         window = max(window - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
         checkpoint += window
+
     return limits
 
 
 def _clipper(centre: Images, threat: Threat) -> Callable[[Tensor], Images]:
-    """Returns what moves points, in place, into the ball and then into the box.
+    """Returns the function that moves points, in place, into the ball and then into the box.
 
-    `geometry.project` goes through float64 for l2. This is the hot loop, twice a step, and rounds
-    as AutoAttack does.
+    `geometry.project` goes through float64 for l2. This is the hot loop, twice a step, and it
+    rounds as AutoAttack does.
     """
     if threat.norm is Norm.LINF:
-        low, high = (centre - threat.eps).clamp_(min=0), (centre + threat.eps).clamp_(max=1)
+        low = (centre - threat.eps).clamp_(min=0)
+        high = (centre + threat.eps).clamp_(max=1)
         return lambda points: points.clamp_(low, high)
 
     def scale(points: Tensor) -> Images:
         offset = points.sub_(centre)
         length = _length(offset)
-        return (
-            offset.div_(length + _TINY).mul_(length.clamp(max=threat.eps)).add_(centre).clamp_(0, 1)
-        )
+        onto_ball = offset.div_(length + _TINY).mul_(length.clamp(max=threat.eps))
+        return onto_ball.add_(centre).clamp_(0, 1)
 
     return scale
 
 
 def _ascent(gradient: Tensor, norm: Norm) -> Tensor:
-    """Returns the direction of steepest ascent, always finite: zero where an l2 gradient has overflown."""
+    """Returns the direction of steepest ascent: finite, and zero where an l2 gradient overflows."""
     if norm is Norm.LINF:
         return gradient.sign()
     return (gradient / (_length(gradient) + _TINY)).nan_to_num_(0)
@@ -170,9 +176,9 @@ def _length(values: Tensor) -> Tensor:
 
 
 def _weight(rows: Tensor, like: Tensor) -> Tensor:
-    """Returns 1 for the given rows, bool `(n,)`, and 0 for others: `lerp` then selects rows, exactly for finite values.
+    """Returns 1 for the chosen rows, bool `(n,)`, and 0 for others, so that `lerp` selects rows.
 
-    `torch.where` says the same, but with a condition per row it is not vectorised on a CPU and
-    takes 8 times as long.
+    For finite values the selection is exact. `torch.where` does the same, but with a condition per
+    row it is not vectorised on a CPU and takes 8 times as long.
     """
     return per_row(rows.to(like.dtype), like)

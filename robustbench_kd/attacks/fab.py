@@ -9,12 +9,13 @@ the batch.
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Rows, per_row
+from robustbench_kd.tensors.attack import Attack, Rows, Shared, per_row
 from robustbench_kd.tensors.contracts import Images, Labels, Logits
 from robustbench_kd.tensors.hyperplane import dual_length, length, step_to_hyperplane
 from robustbench_kd.tensors.keyed_random import normal, uniform
@@ -26,23 +27,8 @@ _SHORTEST = 1e-8
 _PUSH = 8
 
 
-@dataclass(frozen=True)
-class FabState:
-    """Where each row stands: its point, and whether that is to be checked or to be differentiated next.
-
-    `targets` `(n,)` are the classes that `fab-t` approaches.
-    """
-
-    norm: Norm
-    clean: Images
-    labels: Labels
-    targets: Labels
-    points: Images
-    checking: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
-class Fab:
+class Fab(Attack):
     """Fast adaptive boundary attack: looks for the nearest misclassified point, whatever the radius.
 
     An iteration takes two rounds. The first linearises the classifier at the current point. The
@@ -51,20 +37,20 @@ class Fab:
     gradient, and pulls it back where it is misclassified.
 
     Args:
-        targeted: Whether a job approaches the boundary between the label and one target. Otherwise
-            it takes the boundary that is nearest in the linear model, at one backward pass per
-            class.
+        targeted: Whether a restart approaches the boundary between the label and one target.
+            Otherwise it takes the boundary that is nearest in the linear model, at one backward
+            pass per class.
         targets: Targets of an example when targeted: the other classes in the order of their clean
             logits.
-        restarts: Jobs of each target, or of an untargeted example; the first starts at the clean
+        restarts: Restarts per target, or of an untargeted example; the first begins at the clean
             image, the others at a random point at half the radius.
-        steps: Iterations of a job: twice as many forward passes, and as many backward passes per
-            boundary.
+        steps: Iterations of a restart: twice as many forward passes, and as many backward passes
+            per boundary.
         alpha_max: Largest weight of the clean image's projection.
         eta: Length of a step in units of the projection's: above 1 it crosses the boundary.
-        beta: Share of its way from the clean image that a misclassified point keeps.
+        beta: Fraction of its way from the clean image that a misclassified point keeps.
 
-    >>> Fab(targeted=True).jobs(Norm.LINF, 10)
+    >>> Fab(targeted=True).restart_count(Norm.LINF, 10)
     9
     """
 
@@ -76,98 +62,131 @@ class Fab:
     eta: float = 1.05
     beta: float = 0.9
 
-    def jobs(self, norm: Norm, classes: int) -> int:  # noqa: ARG002  # the contract has it, the budget does not need it
-        """Returns the number of restarts, times that of targets if targeted; the restarts of a target are neighbours."""
-        return self.restarts * (min(self.targets, classes - 1) if self.targeted else 1)
+    def restart_count(self, norm: Norm, classes: int) -> int:  # noqa: ARG002
+        """Returns the restarts of all targets; those of one target follow each other."""
+        targets = min(self.targets, classes - 1) if self.targeted else 1
+        return self.restarts * targets
 
-    def schedule(self, norm: Norm) -> tuple[bool, ...]:  # noqa: ARG002  # the contract has it
-        """Returns that every other point is differentiated; the rest are checks."""
+    def schedule(self, norm: Norm) -> tuple[bool, ...]:  # noqa: ARG002
+        """Returns that every other point wants a gradient; the rest are checks."""
         return (True, False) * self.steps
 
-    def start(self, rows: Rows, threat: Threat, seed: int) -> FabState:
-        """Returns the state of fresh jobs, which begin with a gradient."""
-        others = rows.logits.scatter(1, rows.labels[:, None], -torch.inf).argsort(
-            dim=1, descending=True, stable=True
-        )
+    def stays_in_ball(self, norm: Norm) -> bool:  # noqa: ARG002
+        """Returns that points may lie outside the ball: the attack minimises the distance."""
+        return False
+
+    def start_points(self, rows: Rows, threat: Threat, seed: int) -> Images:
+        """Returns the clean images, and for later restarts random points at half the radius."""
+        if self.restarts == 1:
+            return rows.images
+
+        noise = self._noise(rows, threat.norm, seed)
+        later = rows.restart % self.restarts > 0
+        radius = torch.where(later, threat.eps / 2, 0.0).to(noise.dtype)
+        offset = noise * (radius / length(noise, threat.norm))[:, None]
+        return (rows.images + offset.view_as(rows.images)).clamp(0, 1)
+
+    def begin(self, rows: Rows, threat: Threat, points: Images, seed: int) -> "FabState":  # noqa: ARG002
+        """Returns the state of restarts that begin at the given points, with a gradient."""
+        others = rows.logits.scatter(1, rows.labels[:, None], -torch.inf)
+        ranked = others.argsort(dim=1, descending=True, stable=True)
+        target = (rows.restart // self.restarts)[:, None]
+
         return FabState(
+            settings=self,
             norm=threat.norm,
             clean=rows.images,
             labels=rows.labels,
-            targets=others.gather(1, (rows.job // self.restarts)[:, None]).squeeze(1),
-            points=self._start_points(rows, threat, seed),
-            checking=torch.zeros_like(rows.job, dtype=torch.bool),
+            targets=ranked.gather(1, target).squeeze(1),
+            points=points,
+            checking=torch.zeros_like(rows.restart, dtype=torch.bool),
         )
 
-    def ask(self, state: FabState) -> Images:
-        """Returns the current points."""
-        return state.points
+    def _noise(self, rows: Rows, norm: Norm, seed: int) -> Tensor:
+        """Returns random directions `(n, pixels)`."""
+        stream = "fab-t" if self.targeted else "fab"
+        pixels = rows.images[0].numel()
+        if norm is Norm.LINF:
+            noise = uniform(seed, stream, rows.ids, rows.restart, 0, pixels)
+            return 2 * noise.to(rows.images.dtype) - 1
+        return normal(seed, stream, rows.ids, rows.restart, 0, pixels).to(rows.images.dtype)
 
-    def objective(self, state: FabState, logits: Logits) -> Tensor:
-        """Returns z_target - z_label, `(1, n)`; untargeted z_j - z_label of every class j, `(classes, n)`."""
-        label = logits.gather(1, state.labels[:, None])
-        chosen = logits.gather(1, state.targets[:, None]) if self.targeted else logits
+
+@dataclass(frozen=True)
+class FabState:
+    """Where each row stands: its point, and whether that is to be checked or differentiated next.
+
+    `targets` `(n,)` are the classes that `fab-t` approaches.
+    """
+
+    settings: Shared[Fab]
+    norm: Shared[Norm]
+    clean: Images
+    labels: Labels
+    targets: Labels
+    points: Images
+    checking: Tensor
+
+    def ask(self) -> Images:
+        """Returns the current points."""
+        return self.points
+
+    def objective(self, logits: Logits) -> Tensor:
+        """Returns z_target - z_label, `(1, n)`; untargeted z_j - z_label of all j, `(classes, n)`."""
+        label = logits.gather(1, self.labels[:, None])
+        chosen = logits.gather(1, self.targets[:, None]) if self.settings.targeted else logits
         return (chosen - label).T
 
-    def tell(
-        self, state: FabState, logits: Logits, values: Tensor, gradient: Tensor | None
-    ) -> FabState:
-        """Moves rows along the boundary, or back towards the clean image if a check found them misclassified."""
-        misclassified = logits.argmax(dim=1) != state.labels
-        pull = torch.where(misclassified, 1 - self.beta, 0.0).to(state.points.dtype)
+    def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:
+        """Moves rows along the boundary, or back to the clean image if a check was misclassified."""
+        misclassified = logits.argmax(dim=1) != self.labels
+        pull = torch.where(misclassified, 1 - self.settings.beta, 0.0).to(self.points.dtype)
         if gradient is None:
-            return _moved(state, torch.lerp(state.points, state.clean, per_row(pull, state.points)))
-        pair = torch.stack([state.points, state.clean]).flatten(2)
-        steps = self._steps(state, pair, values.to(pair.dtype), gradient.flatten(2))
-        weight = torch.where(state.checking, pull, self._weight(steps, state.norm))
-        ends = steps.mul_(self.eta).add_(pair)
-        return _moved(state, torch.lerp(ends[0], ends[1], weight[:, None]).view_as(state.clean))
+            return self._moved(torch.lerp(self.points, self.clean, per_row(pull, self.points)))
 
-    def _steps(self, state: FabState, pair: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
-        """Returns the steps `(2, n, d)` of points and clean images to the linear boundary; without weights there is none."""
-        reach = dual_length(gradient, state.norm)
-        nearest, row = (
-            _nearest(values, reach),
-            torch.arange(len(state.labels), device=values.device),
-        )
+        pair = torch.stack([self.points, self.clean]).flatten(2)
+        steps = self._steps(pair, values.to(pair.dtype), gradient.flatten(2))
+        weight = torch.where(self.checking, pull, self._weight(steps))
+        ends = steps.mul_(self.settings.eta).add_(pair)
+        return self._moved(torch.lerp(ends[0], ends[1], weight[:, None]).view_as(self.clean))
+
+    def _steps(self, pair: Tensor, values: Tensor, gradient: Tensor) -> Tensor:
+        """Returns the steps `(2, n, d)` of points and clean images to the linear boundary.
+
+        The step is zero where the boundary has no weights.
+        """
+        reach = dual_length(gradient, self.norm)
+        nearest = _nearest(values, reach)
+        row = torch.arange(len(self.labels), device=values.device)
+
         weights = gradient[nearest, row]
         excess = _pushed(values[nearest, row], reach[nearest, row])
         way_back = ((pair[1] - pair[0]) * weights).sum(dim=1)
         return step_to_hyperplane(
-            pair, weights, torch.stack([excess, excess + way_back]), state.norm
+            pair, weights, torch.stack([excess, excess + way_back]), self.norm
         )
 
-    def _weight(self, steps: Tensor, norm: Norm) -> Tensor:
-        """Returns the weight `(n,)` of the clean image's projection: the nearer the boundary, the less."""
-        far = length(steps, norm).clamp(min=_SHORTEST)
-        return (far[0] / far.sum(dim=0)).clamp(max=self.alpha_max)
+    def _weight(self, steps: Tensor) -> Tensor:
+        """Returns the weight `(n,)` of the clean image's projection: less nearer to the boundary."""
+        distance = length(steps, self.norm).clamp(min=_SHORTEST)
+        return (distance[0] / distance.sum(dim=0)).clamp(max=self.settings.alpha_max)
 
-    def _start_points(self, rows: Rows, threat: Threat, seed: int) -> Images:
-        if self.restarts == 1:
-            return rows.images
-        draw = uniform if threat.norm is Norm.LINF else normal
-        stream = "fab-t" if self.targeted else "fab"
-        noise = draw(seed, stream, rows.ids, rows.job, 0, rows.images[0].numel()).to(
-            rows.images.dtype
-        )
-        noise = 2 * noise - 1 if threat.norm is Norm.LINF else noise
-        radius = torch.where(rows.job % self.restarts > 0, threat.eps / 2, 0.0).to(noise.dtype)
-        offset = noise * (radius / length(noise, threat.norm))[:, None]
-        return (rows.images + offset.view_as(rows.images)).clamp(0, 1)
-
-
-def _moved(state: FabState, points: Images) -> FabState:
-    """Returns the state at the next points; takes them over."""
-    return replace(state, points=points.clamp_(0, 1), checking=~state.checking)
+    def _moved(self, points: Images) -> Self:
+        """Returns the state at the next points, whose memory it reuses."""
+        return replace(self, points=points.clamp_(0, 1), checking=~self.checking)
 
 
 def _nearest(values: Tensor, reach: Tensor) -> Tensor:
-    """Returns whose linear boundary is nearest, `(n,)`: not the label's own, which has no gradient at all."""
+    """Returns the class with the nearest linear boundary `(n,)`.
+
+    The label itself has no gradient and is never chosen.
+    """
     distance = values.abs() / (reach + _TINY)
     return torch.where(reach > 0, distance, torch.inf).argmin(dim=0)
 
 
 def _pushed(value: Tensor, reach: Tensor) -> Tensor:
-    """Returns the values below zero at least so far below that the step back changes the pixels."""
+    """Returns the values, those below zero so far below that the step back changes the pixels."""
     least = _PUSH * torch.finfo(value.dtype).eps * reach
     return torch.where(value <= 0, torch.minimum(value, -least), value)
 

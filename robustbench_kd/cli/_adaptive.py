@@ -10,7 +10,7 @@ from robustbench_kd.checkpoints.subject import Choices, Target
 from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.cli import _console
 from robustbench_kd.core.errors import UsageError
-from robustbench_kd.engine.run.stages import Extra
+from robustbench_kd.engine.run.request import Extra
 from robustbench_kd.tensors.oracle import freeze
 
 

@@ -85,3 +85,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     close = get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f": did you mean '{close[0]}'?" if close else "."
     return UsageError(f"unknown {kind} '{name}'{hint} Known: {', '.join(choices)}")
+
+
+def reason(error: BaseException) -> str:
+    """Returns what foreign code says of its failure, in one line.
+
+    >>> reason(ValueError("too small\\nmore text"))
+    'too small'
+    """
+    return str(error).partition("\n")[0] or type(error).__name__

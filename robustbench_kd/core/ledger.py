@@ -26,12 +26,13 @@ _FINISHED = "finished"  # the mark of a shard that has nothing left to decide
 
 
 class Decision(Frozen):
-    """What one stage found out about one example; `distance` is None where every answer is right.
+    """What one stage found out about one example; `distance` is None where no answer is wrong.
 
     `margin` is the true class's logit less the largest other one, on the image that decided.
-    `wrong` is the share of a randomized defence's answers that err, None where it is plain from
-    `broken`, `rejected` the share of those that reject, None where the defence never does. `image`
-    holds what decided, as `engine/judging/packing.py` writes it, where it is asked for again later.
+    `wrong` is the fraction of a randomized defence's answers that are wrong, None where `broken`
+    says it; `rejected` is the fraction that reject, None where the defence never rejects. `image`
+    holds the image that decided, as `engine/judging/packing.py` writes it, where a later step
+    needs it.
     """
 
     index: int
@@ -46,9 +47,25 @@ class Decision(Frozen):
     image: str = ""
 
     @property
-    def share(self) -> float:
-        """Returns the share of answers that err: 0 or 1 for a deterministic defence."""
+    def error_rate(self) -> float:
+        """Returns the fraction of answers that are wrong: 0 or 1 for a deterministic defence."""
         return float(self.broken) if self.wrong is None else self.wrong
+
+
+class RejectionScore(Frozen):
+    """What a defence that may reject says of one image.
+
+    `fooled` says whether the classifier inside is wrong, `prediction` its class, `score` how far
+    the logit for "rejected" is above all others. `accepted_wrong` and `rejected` are the fractions
+    of answers that are accepted and wrong, and that reject.
+    """
+
+    index: int
+    fooled: bool
+    prediction: int
+    score: float
+    accepted_wrong: float
+    rejected: float
 
 
 class Entry(Frozen):
@@ -61,6 +78,7 @@ class Entry(Frozen):
     seconds: float = 0.0
     findings: list[Finding] = Field(default_factory=list)
     work: Work | None = None
+    scores: list[RejectionScore] = Field(default_factory=list)
 
 
 class Ledger:

@@ -1,4 +1,4 @@
-"""What an evaluation would cost at most, and how much of it is done; no model is asked anything."""
+"""What an evaluation would cost at most, and how much of it is done; no model is called."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,9 @@ import torch
 
 from robustbench_kd.core.records import Identity
 from robustbench_kd.core.rundir import LEDGER, stored_record
-from robustbench_kd.core.suites import Suite
-from robustbench_kd.engine.autoattack import package as autoattack
-from robustbench_kd.engine.run.plan import question
+from robustbench_kd.engine.engines import open_engine
+from robustbench_kd.engine.run.plan import make_plan
 from robustbench_kd.engine.run.request import Request
-from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.oracle import Oracle
 
 State = Literal["done", "unfinished", "to do"]
@@ -22,8 +20,8 @@ State = Literal["done", "unfinished", "to do"]
 class Forecast:
     """The run that would answer a request.
 
-    `passes` are forward and backward passes if no attack broke any example; what attacks of a
-    person's own cost is not known and not in it.
+    `passes` are forward and backward passes if no attack broke any example; attacks of a person's
+    own are not in it, because their cost is unknown.
     """
 
     identity: Identity
@@ -34,21 +32,24 @@ class Forecast:
 
 
 def forecast(request: Request, results: Path) -> Forecast:
-    """Returns what a request would cost; raises `RecordError` where its stored record is damaged."""
+    """Returns what a request would cost; raises `RecordError` where its record is damaged."""
     oracle = Oracle(request.subject.model, torch.device("cpu"), seed=request.seed)
-    asked = question(request, oracle, request.data.classes)
-    folder = asked.folder(results)
-    each = sum(_passes(step, asked.suite, request) for step in asked.steps)
+    classes = request.data.classes
+    plan = make_plan(request, oracle, classes)
+    engine = open_engine(request.engine)
+
+    passes = 0.0
+    for stage in plan.stages:
+        passes += stage.fraction * engine.passes(plan, stage, classes)
+
+    folder = plan.folder(results)
     return Forecast(
-        asked.identity, folder, _state(folder), round(each * len(request.data)), oracle.randomized
+        identity=plan.identity,
+        folder=folder,
+        state=_state(folder),
+        passes=round(passes * len(request.data)),
+        randomized=oracle.randomized,
     )
-
-
-def _passes(step: Stage, suite: Suite, request: Request) -> float:
-    norm, classes = request.threat.norm, request.data.classes
-    if request.engine == "autoattack" and not step.adaptive:
-        return autoattack.passes(step.name, suite, norm, classes)
-    return step.share * step.passes(norm, classes)
 
 
 def _state(folder: Path) -> State:

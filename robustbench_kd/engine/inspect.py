@@ -1,7 +1,7 @@
 """Looks at a loaded defence before any attack: what it answers, whether its input is right, what an evaluation would cost."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,13 @@ from robustbench_kd.core.errors import ModelError
 from robustbench_kd.core.plugins import files
 from robustbench_kd.core.records import Accuracy, Finding
 from robustbench_kd.core.statistics import accuracy
-from robustbench_kd.core.suites import ADAPTIVE, for_classes, parse_suite
+from robustbench_kd.core.suites import ADAPTIVE, parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine import clean_pass as preflight
 from robustbench_kd.engine.probing.checkup import Scope, checkup
-from robustbench_kd.engine.run.stages import plan
+from robustbench_kd.engine.run.few_classes import for_classes
+from robustbench_kd.engine.run.request import Extra
+from robustbench_kd.engine.run.stages import plan_stages
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
 from robustbench_kd.tensors.oracle import Oracle, full_precision, is_out_of_memory
 
@@ -87,7 +89,7 @@ def inspect(
     with full_precision():
         oracle = Oracle(subject.model, device, seed=seed)
         logits = _answers(oracle, data.images, batch_size)
-        classes = preflight.classes(oracle, logits, data)
+        classes = preflight.count_classes(oracle, logits, data)
         right = _usual(subject, data, device, batch_size) if subject.family == "classifier" else {}
         used = _name(subject)
         correct = logits.argmax(dim=1) == data.labels
@@ -225,16 +227,11 @@ def _costs(oracle: Oracle, threat: Threat, classes: int, speed: Speed) -> list[C
 
 
 def _cost(oracle: Oracle, name: str, threat: Threat, classes: int, speed: Speed) -> Cost:
-    suite, _ = for_classes(parse_suite(name), classes)
-    guided: Sequence[tuple[int, tuple[bool, ...]]] = [
-        (
-            step.surface.passes * step.attack.jobs(threat.norm, classes),
-            step.attack.schedule(threat.norm),
-        )
-        for step in plan(suite, oracle, threat)
-        if step.attack is not None
+    suite, _ = for_classes(parse_suite(name), classes, threat.norm)
+    costs = [
+        stage.costs(threat.norm, classes) for stage in plan_stages(suite, oracle, threat, Extra())
     ]
-    forwards = sum(jobs * len(schedule) for jobs, schedule in guided)
-    backwards = sum(jobs * sum(schedule) for jobs, schedule in guided)
+    forwards = sum(forward for forward, _ in costs)
+    backwards = sum(backward for _, backward in costs)
     seconds = forwards * speed.forward + backwards * speed.backward
     return Cost(suite=name, passes=forwards + backwards, seconds=seconds)

@@ -1,13 +1,25 @@
-"""The contract of an attack: it asks for points, somebody else calls the model, it is told what came back.
+"""The contract of an attack: it asks for points, the engine calls the model, it is told the answers.
 
-An attack is a frozen dataclass of hyper-parameters; it holds no model and no state. A *job* is one
-restart or one target of one example, and a *slot batch* holds many jobs, one per row, each at its
-own iteration. All state is per row, so rows can be retired and refilled at any moment and in any
-order without changing what happens to the others.
+An attack is a frozen dataclass of hyper-parameters; it holds no model. A *restart* is one search of
+one example, from one start point or towards one target. `begin` gives the state of a batch of
+restarts, one per row, each at its own iteration. A state never changes: `tell` returns the next one.
+Rows are independent, so the engine may remove, reorder and add rows at any moment without any
+change for the others.
+
+    state = begin_at_random(attack, rows, threat, seed)
+
+    for wants_gradient in attack.schedule(threat.norm):
+        points = state.ask()
+        logits = model(points)
+        values = state.objective(logits)
+        gradient = ...  # of `values` at the points, where `wants_gradient`
+        state = state.tell(logits, values, gradient)
 """
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, Self, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,75 +27,126 @@ from torch import Tensor
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.tensors.contracts import Images, Labels, Logits
 
-State = TypeVar("State")
+T = TypeVar("T")
+State = TypeVar("State", bound="AttackState")
+
+_SHARED = "shared by all rows"
+
+# Marks a field of a state that holds for all rows. Every other field is a tensor that leads with
+# the row. Where states are joined, the first one's value counts.
+Shared: TypeAlias = Annotated[T, _SHARED]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What jobs start from, one per row, all on one device.
+    """What restarts begin from, one per row, all on one device.
 
-    `logits` `(n, classes)` are those of the clean images; `ids` `(n,)` int64 are the example ids
-    that key the randomness; `job` `(n,)` int64 counts restarts or targets from 0.
+    `logits` `(n, classes)` are those of the clean images, `ids` `(n,)` int64 the example ids that
+    key the randomness. `restart` `(n,)` int64 counts the restarts or targets of an example from 0.
     """
 
     images: Images
     labels: Labels
     logits: Logits
     ids: Tensor
-    job: Tensor
+    restart: Tensor
 
 
-class Attack(Protocol[State]):
-    """What every file of `attacks/` offers; `State` is a dataclass whose tensors all lead with the row.
+class AttackState(Protocol):
+    """Where each row of a batch stands; a frozen dataclass whose fields are per row or `Shared`."""
 
-    The engine repeats: `ask`; call the model; evaluate `objective` and, where `schedule` says so,
-    differentiate it; judge the asked points on the true defence; `tell`. Rows that are broken or at
-    the end of their schedule leave. Where a defence answers by chance, what is told are means over
-    several answers.
-    """
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def jobs(self, norm: Norm, classes: int) -> int:
-        """Returns how many jobs an example has at most; they run in order and stop at the first success."""
+    @property
+    def labels(self) -> Labels:
+        """The true classes `(n,)`."""
         ...
 
-    def schedule(self, norm: Norm) -> tuple[bool, ...]:
-        """Returns, for each point that a job asks for, whether it wants a gradient; known without asking the device."""
-        ...
-
-    def start(self, rows: Rows, threat: Threat, seed: int) -> State:
-        """Returns the state of fresh jobs."""
-        ...
-
-    def ask(self, state: State) -> Images:
+    def ask(self) -> Images:
         """Returns the points `(n, c, h, w)` in [0, 1] to evaluate next."""
         ...
 
-    def objective(self, state: State, logits: Logits) -> Tensor:
-        """Returns the values `(k, n)` of one answer, whose gradients at the asked points are wanted; k is mostly 1."""
+    def objective(self, logits: Logits) -> Tensor:
+        """Returns the values `(k, n)` whose gradients at the asked points are wanted; often k = 1."""
         ...
 
-    def tell(self, state: State, logits: Logits, values: Tensor, gradient: Tensor | None) -> State:
-        """Returns the next state, from the logits `(n, classes)` and the `objective` `(k, n)` of the asked points.
+    def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:
+        """Returns the next state from the answers to the asked points.
 
-        `gradient` `(k, n, c, h, w)` is that of `values`: zero in rows that wanted none, None where
-        no row did.
+        `logits` `(n, classes)` and `values` `(k, n)`, the `objective`, are means over several
+        answers where a defence is randomized. `gradient` `(k, n, c, h, w)` is that of `values`:
+        zero in rows that wanted none, None where no row wanted one.
         """
         ...
 
 
+class Attack(Protocol):
+    """What the `component` of every file of `attacks/` makes; each derives from this class.
+
+    The engine removes a row when the true defence misclassifies one of its points inside the ball,
+    or at the end of the schedule. Then the next restart of the example may begin.
+    """
+
+    @abstractmethod
+    def restart_count(self, norm: Norm, classes: int) -> int:
+        """Returns the restarts of an example; they run in order and end at the first success."""
+
+    @abstractmethod
+    def schedule(self, norm: Norm) -> tuple[bool, ...]:
+        """Returns for each point of a restart whether it wants a gradient."""
+
+    @abstractmethod
+    def start_points(self, rows: Rows, threat: Threat, seed: int) -> Images:
+        """Returns where the restarts begin by themselves, keyed by seed, example and restart."""
+
+    @abstractmethod
+    def begin(self, rows: Rows, threat: Threat, points: Images, seed: int) -> AttackState:
+        """Returns the state of restarts that begin at the given points `(n, c, h, w)`.
+
+        Raises `UsageError` where the attack is not defined for the norm or the classes.
+        """
+
+    def stays_in_ball(self, norm: Norm) -> bool:  # noqa: ARG002
+        """Returns whether all asked points lie in the ball, not only in the box."""
+        return True
+
+    def least_classes(self) -> int:
+        """Returns the number of classes that the attack needs."""
+        return 2
+
+    def substitute(self) -> str:
+        """Returns the name of the attack that runs instead for fewer classes; empty for none."""
+        return ""
+
+
+def begin_at_random(attack: Attack, rows: Rows, threat: Threat, seed: int) -> AttackState:
+    """Returns the state of restarts that begin at the attack's own start points."""
+    points = attack.start_points(rows, threat, seed)
+    return attack.begin(rows, threat, points, seed)
+
+
 def take(state: State, rows: Tensor) -> State:
     """Returns the state of the given rows, int64 or bool."""
-    return _map(state, lambda value, _name: value[rows])
+    return _changed(state, lambda value, _: value[rows])
 
 
-def put(state: State, rows: Tensor, fresh: State) -> State:
-    """Returns the state with `fresh` in the given rows, int64 `(m,)`."""
-    return _map(state, lambda value, name: value.index_copy(0, rows, getattr(fresh, name)))
+def put(state: State, rows: Tensor, other: State) -> State:
+    """Returns the state with the rows of another one in the given rows, int64 `(m,)`."""
+    return _changed(state, lambda value, name: value.index_copy(0, rows, getattr(other, name)))
 
 
 def join(first: State, second: State) -> State:
-    """Returns the rows of both states, one after the other."""
-    return _map(first, lambda value, name: torch.cat([value, getattr(second, name)]))
+    """Returns the rows of both states, one after the other; shared values are the first one's."""
+    return _changed(first, lambda value, name: torch.cat([value, getattr(second, name)]))
+
+
+def row_fields(state: AttackState) -> list[str]:
+    """Returns the names of the fields that hold one entry per row."""
+    return [
+        field.name
+        for field in fields(state)
+        if _SHARED not in getattr(field.type, "__metadata__", ())
+    ]
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
@@ -91,9 +154,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def _map(state: State, change: Any) -> State:
-    held = {field.name: getattr(state, field.name) for field in fields(state)}  # type: ignore[arg-type]  # a dataclass
-    tensors = {
-        name: change(value, name) for name, value in held.items() if isinstance(value, Tensor)
-    }
-    return replace(state, **tensors)  # type: ignore[type-var]  # a dataclass
+def _changed(state: State, change: Callable[[Tensor, str], Tensor]) -> State:
+    changes = {name: change(getattr(state, name), name) for name in row_fields(state)}
+    changed = replace(cast("Any", state), **changes)
+    return cast("State", changed)

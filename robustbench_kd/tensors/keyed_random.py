@@ -1,4 +1,4 @@
-"""Random numbers that depend on names alone: the seed, stream, example id, job, step and coordinate.
+"""Random numbers that depend on names alone: the seed, stream, example id, restart, step and coordinate.
 
 No generator and no order of calls is involved, so batch size, row order, sharding and resuming
 cannot change a number. The generator is Philox-4x32-10, which encrypts a counter of four 32-bit
@@ -21,28 +21,28 @@ _MASK = 0xFFFFFFFF
 
 
 def uniform(  # noqa: PLR0917  # the names that key a number, in their order
-    seed: int, stream: str, ids: Tensor, job: Tensor, step: Tensor | int, size: int
+    seed: int, stream: str, ids: Tensor, restart: Tensor, step: Tensor | int, size: int
 ) -> Tensor:
     """Returns numbers in [0, 1), float32 `(n, size)` on the device of `ids`, the same bits on every device.
 
-    `ids` and `job` are int64 `(n,)`, `step` int64 `(n,)` or one for all rows. A number is a
+    `ids` and `restart` are int64 `(n,)`, `step` int64 `(n,)` or one for all rows. A number is a
     multiple of 2^-24. Fewer numbers are a prefix of more. All numbers are keyed apart for ids below
-    2^48, jobs below 2^16 and steps below 2^32.
+    2^48, restarts below 2^16 and steps below 2^32.
 
-    >>> uniform(0, "square", ids=torch.tensor([7]), job=torch.tensor([0]), step=3, size=2).shape
+    >>> uniform(0, "square", ids=torch.tensor([7]), restart=torch.tensor([0]), step=3, size=2).shape
     torch.Size([1, 2])
     """
     blocks = torch.arange(-(-size // 4), device=ids.device)
     row = ids[:, None]
     steps = step[:, None] if isinstance(step, Tensor) else torch.full_like(row, step)
-    # An id is one word; what lies above it goes to the upper half of the word that counts jobs.
-    jobs = (job[:, None] + (row >> 32 << 16)) & _MASK
-    words = torch.stack(philox((blocks, steps, jobs, row), _key(seed, stream)), dim=-1)
+    # An id is one word; what lies above it goes to the upper half of the word that counts restarts.
+    restarts = (restart[:, None] + (row >> 32 << 16)) & _MASK
+    words = torch.stack(philox((blocks, steps, restarts, row), _key(seed, stream)), dim=-1)
     return (words.flatten(1)[:, :size] >> 8).to(torch.float32) * 2**-24
 
 
 def normal(  # noqa: PLR0917  # as for `uniform`
-    seed: int, stream: str, ids: Tensor, job: Tensor, step: Tensor | int, size: int
+    seed: int, stream: str, ids: Tensor, restart: Tensor, step: Tensor | int, size: int
 ) -> Tensor:
     """Returns standard normal numbers, float32 `(n, size)`; the arguments are those of `uniform`.
 
@@ -50,7 +50,7 @@ def normal(  # noqa: PLR0917  # as for `uniform`
     and cosine may differ between a CPU and a GPU in the last bit.
     """
     half = -(-size // 2)
-    pairs = uniform(seed, stream, ids, job, step, 2 * half).reshape(len(ids), half, 2)
+    pairs = uniform(seed, stream, ids, restart, step, 2 * half).reshape(len(ids), half, 2)
     radius = (-2 * torch.log1p(-pairs[..., 0])).sqrt()
     angle = 2 * math.pi * pairs[..., 1]
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(1)[:, :size]

@@ -3,26 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Attack, Rows, State, take
+from robustbench_kd.tensors.attack import Attack, AttackState, Rows, take
 from robustbench_kd.tensors.contracts import Images, Logits
 from robustbench_kd.tensors.probe import Ask, Probe, differentiated
 
 _ROUNDS = 100  # of random points, one of each kind in each
 _WIDER = (2, 4)
-
-
-class Attacking(Attack[State], Protocol):
-    """An attack that can be told where to begin."""
-
-    def begin(self, rows: Rows, threat: Threat, points: Images) -> State:
-        """Returns the state of jobs that start from the given points."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +54,10 @@ class ShortAttacks:
     """
 
     sample: Probe
-    plain: Attacking[Any]
-    brief: Attacking[Any]
-    thorough: Attacking[Any]
-    longer: Attacking[Any]
+    plain: Attack
+    brief: Attack
+    thorough: Attack
+    longer: Attack
     parts: Mapping[str, Ask] = field(default_factory=dict)
 
     @cached_property
@@ -110,7 +101,7 @@ class ShortAttacks:
     @cached_property
     def repeated(self) -> Trace:
         """The thorough attack from another start, on the standing rows."""
-        return self._follow(self.thorough, self.standing, job=1)
+        return self._follow(self.thorough, self.standing, restart=1)
 
     @cached_property
     def widened(self) -> dict[float, Trace]:
@@ -150,70 +141,77 @@ class ShortAttacks:
 
     def _follow(
         self,
-        attack: Attacking[Any],
+        attack: Attack,
         rows: Tensor,
         *,
         threat: Threat | None = None,
-        job: int = 0,
+        restart: int = 0,
         centred: bool = False,
         stay: bool = False,
         part: Ask | None = None,
     ) -> Trace:
-        """Follows an attack on rows from a random start or from the clean images; rows leave once they are broken."""
-        sample, threat = self.sample, threat or self.sample.threat
+        """Follows an attack on rows, which leave once they are broken unless they `stay`.
+
+        It begins at a random start, or at the clean images if it is `centred`, and searches on the
+        `part` of that name in place of the defence.
+        """
+        sample = self.sample
+        threat = threat or sample.threat
         schedule = attack.schedule(threat.norm)
         losses = sample.logits.new_full((len(schedule), len(rows)), torch.nan)
         wrong = torch.zeros_like(losses, dtype=torch.bool)
         if not len(rows):
             return Trace(rows, losses, wrong)
+
+        ask = part or sample.answer
+        state = self._begun(attack, rows, threat, restart, centred=centred)
+        left = torch.arange(len(rows), device=rows.device)
+        for step, wants_gradient in enumerate(schedule):
+            points = state.ask()
+            logits, values, gradient = _evaluated(
+                state, points, ask, rows[left], wants_gradient=wants_gradient
+            )
+            judged = sample.ask(points, rows[left]) if part else logits
+            wrong[step, left] = judged.argmax(dim=1) != sample.labels[rows[left]]
+            losses[step, left] = values[0]
+
+            state = state.tell(logits, values, gradient)
+            if not stay and bool(wrong[step, left].any()):
+                keep = ~wrong[step, left]
+                state = take(state, keep)
+                left = left[keep]
+            if not len(left):
+                break
+
+        return Trace(rows, losses, wrong)
+
+    def _begun(
+        self, attack: Attack, rows: Tensor, threat: Threat, restart: int, *, centred: bool
+    ) -> AttackState:
+        sample = self.sample
+        images = sample.images[rows]
         fresh = Rows(
-            sample.images[rows],
+            images,
             sample.labels[rows],
             sample.logits[rows],
             sample.ids[rows],
-            rows * 0 + job,
+            torch.full_like(rows, restart),
         )
-        state = (
-            attack.begin(fresh, threat, fresh.images)
-            if centred
-            else attack.start(fresh, threat, sample.seed)
-        )
-        left = torch.arange(len(rows), device=rows.device)
-        for turn, wanted in enumerate(schedule):
-            points = attack.ask(state)
-            logits, values, gradient = self._told(
-                attack, state, points, rows[left], part, wanted=wanted
-            )
-            judged = sample.ask(points, rows[left]) if part else logits
-            wrong[turn, left] = judged.argmax(dim=1) != sample.labels[rows[left]]
-            losses[turn, left] = values[0]
-            state = attack.tell(state, logits, values, gradient)
-            if not stay and bool(wrong[turn, left].any()):
-                keep = ~wrong[turn, left]
-                state, left = take(state, keep), left[keep]
-            if not len(left):
-                break
-        return Trace(rows, losses, wrong)
+        points = images if centred else attack.start_points(fresh, threat, sample.seed)
+        return attack.begin(fresh, threat, points, sample.seed)
 
-    def _told(
-        self,
-        attack: Attacking[Any],
-        state: Any,
-        points: Images,
-        rows: Tensor,
-        part: Ask | None,
-        *,
-        wanted: bool,
-    ) -> tuple[Logits, Tensor, Tensor | None]:
-        """Returns what an attack is told of its points."""
-        answer = part or self.sample.answer
-        if not wanted:
-            with torch.no_grad():
-                logits = answer(points, rows)
-            return logits, attack.objective(state, logits), None
-        logits, values, gradient = differentiated(
-            lambda images: answer(images, rows),
-            points,
-            lambda found: attack.objective(state, found)[0],
-        )
-        return logits, values[None], gradient.nan_to_num(0, 0, 0)[None]  # points must stay numbers
+
+def _evaluated(
+    state: AttackState, points: Images, ask: Ask, rows: Tensor, *, wants_gradient: bool
+) -> tuple[Logits, Tensor, Tensor | None]:
+    """Returns the logits, the objective and its gradient at the points that a state asks for."""
+    if not wants_gradient:
+        with torch.no_grad():
+            logits = ask(points, rows)
+        return logits, state.objective(logits), None
+
+    logits, values, gradient = differentiated(
+        lambda images: ask(images, rows), points, lambda found: state.objective(found)[0]
+    )
+    finite = gradient.nan_to_num(0, 0, 0)  # points must stay numbers
+    return logits, values[None], finite[None]

@@ -15,7 +15,8 @@ from robustbench_kd.datasets import open_dataset
 from robustbench_kd.defences.ensemble import RandomizedEnsemble
 from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.native.subsampling import missed
-from robustbench_kd.engine.run.stages import Extra, plan
+from robustbench_kd.engine.run.request import Extra
+from robustbench_kd.engine.run.stages import plan_stages
 from robustbench_kd.tensors.defence import Surface
 from robustbench_kd.tensors.oracle import Oracle
 
@@ -51,16 +52,11 @@ def run(
 ):
     """Evaluates with short budgets; `attacks` are those of the adaptive part."""
     chosen = parse_suite(suite)
-    budgets = {
-        "budget": BUDGETS,
-        **{name: table for name, table in chosen.budgets.items() if name == "sample"},
-    }
-    adaptive = chosen.adaptive and replace(
-        chosen.adaptive, budgets={"budget": BUDGETS}, attacks=attacks
-    )
+    short = {"budgets": BUDGETS, "norms": {}, "surfaces": {}}
+    adaptive = chosen.adaptive and replace(chosen.adaptive, attacks=attacks, **short)
     asked = replace(
         request(model, data, threat=threat),
-        suite=replace(chosen, budgets=budgets, adaptive=adaptive),
+        suite=replace(chosen, adaptive=adaptive, **short),
     )
     return evaluate(replace(asked, **options), folder)
 
@@ -145,13 +141,13 @@ def test_one_class_only_falls_to_a_surrogate(net, digits, truth, tmp_path):
 def test_an_attack_goes_on_from_the_images_of_a_surrogate(net, digits, tmp_path):
     """The surrogate is another net, so that its images only come near; the stage that follows starts from them."""
     other = linear(classes=10)
-    steps = plan(
+    stages = plan_stages(
         parse_suite("adaptive"),
         Oracle(net, torch.device("cpu")),
         request(net, digits).threat,
         Extra({"other": other}),
     )
-    names = [step.name for step in steps]
+    names = [stage.name for stage in stages]
     assert (
         names.index("from-surrogate-other:apgd-margin") == names.index("surrogate-other:apgd-t") + 1
     )

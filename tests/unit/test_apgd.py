@@ -12,7 +12,7 @@ from torch import nn
 from robustbench_kd.attacks.apgd import Apgd
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Attack, Rows, put, take
+from robustbench_kd.tensors.attack import Attack, Rows, begin_at_random, put, take
 from robustbench_kd.tensors.geometry import distance, inside, project
 from robustbench_kd.tensors.losses import margin
 
@@ -65,7 +65,7 @@ def rows_of(model, points, job=0, first_id=0):
 
 def run(attack, model, rows, ball):
     """Returns the last state of a run, and all points that it asked for."""
-    rounds = drive(attack, attack.start(rows, ball, 0), model, ball.norm)
+    rounds = drive(attack, begin_at_random(attack, rows, ball, 0), model, ball.norm)
     return rounds[-1].state, asked(rounds)
 
 
@@ -111,9 +111,9 @@ def both(make, attack, ball, n=6):
     """Runs the package and then the attack from the package's start points; targets differ from row to row."""
     model = make().to(torch.get_default_dtype())
     rows = rows_of(model, images(n), job=torch.arange(n) if attack.loss == "targeted-dlr" else 0)
-    targets = attack.begin(rows, ball, rows.images).targets
+    targets = attack.begin(rows, ball, rows.images, 0).targets
     theirs = autoattack(model, rows, ball, attack, targets)
-    rounds = drive(attack, attack.begin(rows, ball, theirs[2][0]), model, ball.norm)
+    rounds = drive(attack, attack.begin(rows, ball, theirs[2][0], 0), model, ball.norm)
     state = rounds[-1].state
     return theirs, (state.best, state.best_loss, asked(rounds))
 
@@ -187,20 +187,18 @@ def test_rows_at_different_iterations_go_the_same_way_as_alone(norm, large_radiu
         3,
     )
     rows = rows_of(model, images(n))
-    fresh = attack.start(rows, ball, 0)
+    fresh = begin_at_random(attack, rows, ball, 0)
     expected, points = run(attack, model, rows, ball)
     schedule, age = torch.tensor(attack.schedule(norm)), torch.zeros(n, dtype=torch.int64)
 
-    state = attack.start(rows_of(model, images(n, seed=4), first_id=n), ball, 0)
+    state = begin_at_random(attack, rows_of(model, images(n, seed=4), first_id=n), ball, 0)
     seen = []
     for tick in range(delay * (n - 1) + len(points)):
         if tick % delay == 0 and tick // delay < n:
             row = torch.tensor([tick // delay])
             state, age = put(state, row, take(fresh, row)), age.index_fill(0, row, 0)
-        seen.append(attack.ask(state))
-        state = attack.tell(
-            state, *told(attack, state, model, schedule[age.clamp(max=len(schedule) - 1)])
-        )
+        seen.append(state.ask())
+        state = state.tell(*told(state, model, schedule[age.clamp(max=len(schedule) - 1)]))
         age = age + 1
         for row in range(n):
             if tick == delay * row + len(points) - 1:
@@ -228,12 +226,10 @@ def test_a_linear_model_loses_the_exact_margin(norm, dual):
 def test_steps_halve_at_the_published_checkpoints_where_nothing_improves():
     attack, n = Apgd(loss="ce"), 2
     rows = rows_of(linear(), images(n))
-    state = attack.start(rows, threat(Norm.LINF), 0)
+    state = begin_at_random(attack, rows, threat(Norm.LINF), 0)
     halved, size = [], state.step_size
     for step in range(101):
-        state = attack.tell(
-            state, torch.zeros(n, 10), torch.full((1, n), -2.3), torch.zeros(1, n, 3, 8, 8)
-        )
+        state = state.tell(torch.zeros(n, 10), torch.full((1, n), -2.3), torch.zeros(1, n, 3, 8, 8))
         if not torch.equal(state.step_size, size):
             torch.testing.assert_close(state.step_size, size / 2)
             halved.append(step)
@@ -244,10 +240,10 @@ def test_steps_halve_at_the_published_checkpoints_where_nothing_improves():
 def test_steps_stay_long_where_every_step_improves():
     attack, n = Apgd(loss="ce"), 2
     rows = rows_of(linear(), images(n))
-    state = attack.start(rows, threat(Norm.LINF), 0)
+    state = begin_at_random(attack, rows, threat(Norm.LINF), 0)
     for step in range(101):
         values = torch.full((1, n), 0.1 * step)
-        state = attack.tell(state, torch.zeros(n, 10), values, torch.ones(1, n, 3, 8, 8))
+        state = state.tell(torch.zeros(n, 10), values, torch.ones(1, n, 3, 8, 8))
     assert torch.equal(state.step_size, torch.full((n,), 2 * EPS[Norm.LINF]))
 
 
@@ -255,18 +251,18 @@ def test_a_halved_row_restarts_from_its_best_point_with_the_gradient_there():
     """Only the sixth point is good, so the step after the first checkpoint begins there; momentum goes on."""
     attack, ball = Apgd(loss="ce"), threat(Norm.LINF, 0.3)
     rows = rows_of(linear(), 0.45 + 0.1 * images(1))
-    state = attack.start(rows, ball, 0)
+    state = begin_at_random(attack, rows, ball, 0)
     generator, gradients, points = torch.Generator().manual_seed(0), [], []
     for step in range(23):
-        points.append(attack.ask(state))
+        points.append(state.ask())
         gradients.append(torch.randn(1, 1, 3, 8, 8, generator=generator))
-        state = attack.tell(
-            state, torch.zeros(1, 10), torch.tensor([[3.0 if step == 5 else 0.0]]), gradients[-1]
+        state = state.tell(
+            torch.zeros(1, 10), torch.tensor([[3.0 if step == 5 else 0.0]]), gradients[-1]
         )
     base, direction = points[5], gradients[5][0].sign()
     moved = project(base + 0.3 * direction, rows.images, 0.3, Norm.LINF)
     expected = base + 0.75 * (moved - base) + 0.25 * (base - points[21])
-    torch.testing.assert_close(attack.ask(state), project(expected, rows.images, 0.3, Norm.LINF))
+    torch.testing.assert_close(state.ask(), project(expected, rows.images, 0.3, Norm.LINF))
 
 
 @pytest.mark.parametrize(
@@ -284,10 +280,10 @@ def test_the_last_point_of_a_stage_needs_no_gradient():
     """A stage begins at the best point so far, so the gradient at the end of the one before is never used."""
     attack, model, ball = Apgd(loss="ce", steps=10, large_radius=True), conv_net(), threat(Norm.L1)
     rows = rows_of(model, images(3))
-    state, points = attack.start(rows, ball, 0), []
+    state, points = begin_at_random(attack, rows, ball, 0), []
     for _ in attack.schedule(Norm.L1):
-        points.append(attack.ask(state))
-        state = attack.tell(state, *told(attack, state, model))
+        points.append(state.ask())
+        state = state.tell(*told(state, model))
     assert torch.equal(torch.stack(points), run(attack, model, rows, ball)[1])
 
 
@@ -321,7 +317,8 @@ def test_large_radius_shrinks_the_ball_in_three_stages():
 def test_other_norms_take_no_notice_of_large_radius():
     rows = rows_of(linear(), images(4))
     plain, large = (
-        Apgd(loss="ce", large_radius=flag).start(rows, threat(Norm.L2), 0) for flag in (False, True)
+        begin_at_random(Apgd(loss="ce", large_radius=flag), rows, threat(Norm.L2), 0)
+        for flag in (False, True)
     )
     assert torch.equal(plain.point, large.point)
 
@@ -360,7 +357,9 @@ def test_start_points_differ_between(other):
 def test_a_targeted_job_aims_at_the_next_most_likely_class():
     logits = torch.tensor([[0.1, 5.0, 3.0, 4.0, -1.0]] * 4)
     rows = Rows(images(4), logits.argmax(1), logits, torch.arange(4), torch.arange(4))
-    assert Apgd(loss="targeted-dlr").start(rows, threat(Norm.LINF), 0).targets.tolist() == [
+    assert begin_at_random(
+        Apgd(loss="targeted-dlr"), rows, threat(Norm.LINF), 0
+    ).targets.tolist() == [
         3,
         2,
         0,
@@ -379,14 +378,14 @@ def test_a_targeted_job_aims_at_the_next_most_likely_class():
     ],
 )
 def test_an_example_has_as_many_jobs_as_restarts_or_possible_targets(attack, classes, jobs):
-    assert attack.jobs(Norm.LINF, classes) == jobs
+    assert attack.restart_count(Norm.LINF, classes) == jobs
 
 
 @pytest.mark.parametrize(("loss", "classes"), [("margin", 1), ("dlr", 2), ("targeted-dlr", 3)])
 def test_too_few_classes_are_refused_at_the_start(loss, classes):
     rows = rows_of(linear(classes), images(2))
     with pytest.raises(UsageError, match=f"at least {classes + 1} classes"):
-        Apgd(loss=loss).start(rows, threat(Norm.LINF), 0)
+        begin_at_random(Apgd(loss=loss), rows, threat(Norm.LINF), 0)
 
 
 @pytest.mark.parametrize("norm", list(Norm))
@@ -394,30 +393,30 @@ def test_too_few_classes_are_refused_at_the_start(loss, classes):
 def test_a_row_survives_one_evaluation_that_overflows(norm, bad):
     attack, model = Apgd(loss="ce", steps=10), conv_net()
     rows = rows_of(model, images(3))
-    state = attack.start(rows, threat(norm), 0)
+    state = begin_at_random(attack, rows, threat(norm), 0)
     for step in range(11):
-        logits, values, gradient = told(attack, state, model)
+        logits, values, gradient = told(state, model)
         if step == 3:
             logits[0] = values[:, 0] = math.nan
             gradient[0, 0, 0, 0, 0] = bad
-        state = attack.tell(state, logits, values, gradient)
-        assert inside(attack.ask(state), rows.images, EPS[norm], norm).all()
+        state = state.tell(logits, values, gradient)
+        assert inside(state.ask(), rows.images, EPS[norm], norm).all()
     assert state.best_loss.isfinite().all()
 
 
 @pytest.mark.parametrize("norm", list(Norm))
 def test_telling_changes_no_earlier_state(norm):
     attack, model = Apgd(loss="ce", steps=10), conv_net()
-    start = attack.start(rows_of(model, images(3)), threat(norm), 0)
-    state = attack.tell(start, *told(attack, start, model))
+    start = begin_at_random(attack, rows_of(model, images(3)), threat(norm), 0)
+    state = start.tell(*told(start, model))
     before = {
         name: value.clone()
         for name, value in vars(state).items()
         if isinstance(value, torch.Tensor)
     }
-    answer = told(attack, state, model)
+    answer = told(state, model)
     given = [part.clone() for part in answer]
-    attack.tell(state, *answer)
+    state.tell(*answer)
     assert all(torch.equal(one, other) for one, other in zip(answer, given, strict=True))
     assert all(torch.equal(getattr(state, name), value) for name, value in before.items())
 
@@ -434,11 +433,11 @@ def test_nothing_waits_for_the_values_of_a_tensor(loss, norm):
             torch.zeros(n, dtype=torch.int64),
             torch.empty(n, 3, 8, 8),
         )
-        state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points)
-        values = attack.objective(state, logits)
+        state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points, 0)
+        values = state.objective(logits)
         assert values.shape == (1, n)
-        state = attack.tell(state, logits, values, torch.empty(1, n, 3, 8, 8))
-        assert attack.ask(state).shape == points.shape
+        state = state.tell(logits, values, torch.empty(1, n, 3, 8, 8))
+        assert state.ask().shape == points.shape
 
 
 def test_a_finished_row_may_be_told_again():
@@ -446,5 +445,5 @@ def test_a_finished_row_may_be_told_again():
     rows, ball = rows_of(model, images(2)), threat(Norm.LINF)
     state, _ = run(attack, model, rows, ball)
     for _ in range(5):
-        state = attack.tell(state, *told(attack, state, model))
-        assert inside(attack.ask(state), rows.images, ball.eps, ball.norm).all()
+        state = state.tell(*told(state, model))
+        assert inside(state.ask(), rows.images, ball.eps, ball.norm).all()

@@ -26,8 +26,9 @@ from oracles import request as any_request
 
 from robustbench_kd.core.errors import ModelError, UsageError
 from robustbench_kd.core.rundir import EXAMPLES
-from robustbench_kd.engine.autoattack.package import check, package, passes, versions
+from robustbench_kd.engine.autoattack.package import check, passes
 from robustbench_kd.engine.evaluate import evaluate
+from robustbench_kd.engine.run.versions import autoattack_package, autoattack_version
 from robustbench_kd.tensors.oracle import Oracle
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -267,7 +268,7 @@ def test_an_observer_is_told_of_every_stage_and_an_end(cheap, tmp_path):
         request(model, images_for(model), suite="apgd-ce,square"), tmp_path, observer=moments.append
     )
     assert list(dict.fromkeys(moment.stage for moment in moments)) == ["apgd-ce", "square"]
-    assert all(0 <= moment.decisions_of <= moment.total <= moment.examples for moment in moments)
+    assert all(0 <= moment.decided <= moment.total <= moment.examples for moment in moments)
 
 
 def test_labels_that_the_model_cannot_give_are_refused(tmp_path):
@@ -356,15 +357,15 @@ def test_upstream_autoattack_is_used_where_it_is_installed(upstream, tmp_path, m
 
 
 def test_a_copy_of_upstream_without_metadata_has_no_version(upstream):
-    assert versions() == {"autoattack": "unknown"}
+    assert autoattack_version() == {"autoattack": "unknown"}
 
 
 def test_the_fork_under_upstreams_name_is_not_taken_for_upstream(monkeypatch):
     monkeypatch.setitem(sys.modules, "autoattack", pyautoattack)
-    assert package() == "pyautoattack"
+    assert autoattack_package() == "pyautoattack"
 
 
 def test_a_folder_that_is_called_autoattack_is_no_package(tmp_path, monkeypatch):
     (tmp_path / "autoattack").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    assert package() == "pyautoattack"
+    assert autoattack_package() == "pyautoattack"

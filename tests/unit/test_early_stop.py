@@ -117,5 +117,5 @@ def test_of_chance_and_samples_nothing_is_settled(tmp_path):
     with pytest.raises(UsageError, match="one radius"):
         evaluate(asked(0.5, smaller=tmp_path), tmp_path)
     model = assemble([conv()])
-    with pytest.raises(UsageError, match="answers by chance: evaluate all of them"):
+    with pytest.raises(UsageError, match="the defence is randomized: evaluate all of them"):
         evaluate(request(model, images_for(conv()), at_least=0.5), tmp_path)

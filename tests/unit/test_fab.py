@@ -11,7 +11,7 @@ from torch import nn
 
 from robustbench_kd.attacks.fab import VARIANTS, component
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Rows, join, take
+from robustbench_kd.tensors.attack import Rows, begin_at_random, join, take
 from robustbench_kd.tensors.geometry import distance
 
 NORMS = list(Norm)
@@ -35,15 +35,15 @@ def rows_of(model, images, labels=None, job=0):
     return Rows(images, labels, logits, torch.arange(n), torch.full((n,), job))
 
 
-def told_state(attack, state, model):
+def told_state(state, model):
     """Returns the state after a round in which each row is where it says to be."""
-    return attack.tell(state, *told(attack, state, model, ~state.checking))
+    return state.tell(*told(state, model, ~state.checking))
 
 
 def run(attack, model, rows, norm):
     """Returns the distance of the nearest misclassified point that was checked, infinite if there was none."""
     best = torch.full((len(rows.ids),), math.inf, dtype=rows.images.dtype)
-    for each in drive(attack, attack.start(rows, threat(norm), seed=0), model, norm):
+    for each in drive(attack, begin_at_random(attack, rows, threat(norm), seed=0), model, norm):
         assert ((each.points >= 0) & (each.points <= 1)).all()
         found = ~torch.tensor(each.wanted) & (each.logits.argmax(1) != rows.labels)
         best = torch.minimum(
@@ -121,7 +121,7 @@ def fitted_net(channels):
     ],
 )
 def test_the_number_of_jobs(name, settings, classes, expected):
-    assert fab(name, **settings).jobs(Norm.LINF, classes) == expected
+    assert fab(name, **settings).restart_count(Norm.LINF, classes) == expected
 
 
 def test_a_job_is_the_rank_of_its_target_among_the_other_classes():
@@ -133,7 +133,7 @@ def test_a_job_is_the_rank_of_its_target_among_the_other_classes():
         torch.arange(3),
         torch.tensor([0, 1, 2]),
     )
-    assert fab().start(rows, threat(Norm.LINF), 0).targets.tolist() == [3, 2, 0]
+    assert begin_at_random(fab(), rows, threat(Norm.LINF), 0).targets.tolist() == [3, 2, 0]
 
 
 def test_the_label_is_no_target_even_where_it_is_not_the_best_class():
@@ -141,7 +141,7 @@ def test_the_label_is_no_target_even_where_it_is_not_the_best_class():
     rows = Rows(
         torch.zeros(2, 1, 1, 2), torch.tensor([0, 1]), logits, torch.arange(2), torch.tensor([0, 0])
     )
-    assert fab().start(rows, threat(Norm.LINF), 0).targets.tolist() == [1, 0]
+    assert begin_at_random(fab(), rows, threat(Norm.LINF), 0).targets.tolist() == [1, 0]
 
 
 def test_the_restarts_of_a_target_are_neighbours():
@@ -154,7 +154,7 @@ def test_the_restarts_of_a_target_are_neighbours():
         torch.zeros(4, dtype=torch.int64),
         torch.arange(4),
     )
-    state = fab(restarts=2).start(rows, threat(Norm.LINF), 0)
+    state = begin_at_random(fab(restarts=2), rows, threat(Norm.LINF), 0)
     assert state.targets.tolist() == [1, 1, 2, 2]
     assert torch.equal(state.points[[0, 2]], images[[0, 2]])
     assert (state.points[[1, 3]] != images[[1, 3]]).any(dim=3).all()
@@ -164,7 +164,8 @@ def test_the_restarts_of_a_target_are_neighbours():
 def test_later_restarts_begin_at_half_the_radius_and_follow_from_the_names(norm):
     images, model, attack = grey_images(), Linear(), fab("fab", restarts=3)
     first, second, third = (
-        attack.start(rows_of(model, images, job=job), threat(norm), 7).points for job in range(3)
+        begin_at_random(attack, rows_of(model, images, job=job), threat(norm), 7).points
+        for job in range(3)
     )
     assert torch.equal(first, images)
     for points in (second, third):
@@ -174,8 +175,8 @@ def test_later_restarts_begin_at_half_the_radius_and_follow_from_the_names(norm)
         assert 0.3 < (points > images).double().mean() < 0.7
     assert not torch.equal(second, third)
     alone = take_rows(rows_of(model, images, job=1), torch.tensor([4]))
-    assert torch.equal(attack.start(alone, threat(norm), 7).points, second[4:5])
-    assert not torch.equal(attack.start(alone, threat(norm), 8).points, second[4:5])
+    assert torch.equal(begin_at_random(attack, alone, threat(norm), 7).points, second[4:5])
+    assert not torch.equal(begin_at_random(attack, alone, threat(norm), 8).points, second[4:5])
 
 
 def take_rows(rows, chosen):
@@ -185,7 +186,9 @@ def take_rows(rows, chosen):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_random_start_stays_in_the_box(norm):
     images = torch.cat([torch.zeros(3, 3, 2, 2), torch.ones(3, 3, 2, 2)]).double()
-    points = fab("fab", restarts=2).start(rows_of(Linear(), images, job=1), threat(norm), 0).points
+    points = begin_at_random(
+        fab("fab", restarts=2), rows_of(Linear(), images, job=1), threat(norm), 0
+    ).points
     assert ((points >= 0) & (points <= 1)).all()
 
 
@@ -193,7 +196,10 @@ def test_a_random_start_stays_in_the_box(norm):
 def test_gradients_and_checks_take_turns_and_a_check_ends_the_iteration(name):
     model, attack = Curved(), fab(name, steps=3)
     rounds = drive(
-        attack, attack.start(rows_of(model, grey_images(2)), threat(Norm.LINF), 0), model, Norm.LINF
+        attack,
+        begin_at_random(attack, rows_of(model, grey_images(2)), threat(Norm.LINF), 0),
+        model,
+        Norm.LINF,
     )
     assert [each.wanted for each in rounds] == [True, False] * 3
     assert [each.state.checking.tolist() for each in rounds] == [[True, True], [False, False]] * 3
@@ -248,21 +254,19 @@ def test_untargeted_the_nearest_of_all_linear_boundaries_is_found(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_misclassified_point_keeps_beta_of_its_way_and_another_one_stays(norm):
     model, attack = Linear(), fab()
-    state = attack.start(rows_of(model, grey_images(2)), threat(norm), 0)
-    state = told_state(attack, state, model)
+    state = begin_at_random(attack, rows_of(model, grey_images(2)), threat(norm), 0)
+    state = told_state(state, model)
     right, wrong = torch.eye(4, dtype=torch.float64)[
         [int(state.labels[0]), (int(state.labels[1]) + 1) % 4]
     ]
     logits = torch.stack([right, wrong])
-    values = attack.objective(state, logits)
-    after = attack.tell(state, logits, values, None)
+    values = state.objective(logits)
+    after = state.tell(logits, values, None)
     assert torch.equal(after.points[0], state.points[0])
     torch.testing.assert_close(
         after.points[1], state.clean[1] + 0.9 * (state.points[1] - state.clean[1])
     )
-    beside_gradients = attack.tell(
-        state, logits, values, torch.zeros(1, 2, 3, 2, 2, dtype=torch.float64)
-    )
+    beside_gradients = state.tell(logits, values, torch.zeros(1, 2, 3, 2, 2, dtype=torch.float64))
     assert torch.equal(beside_gradients.points, after.points)
 
 
@@ -270,14 +274,15 @@ def test_a_misclassified_point_keeps_beta_of_its_way_and_another_one_stays(norm)
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_row_fares_the_same_beside_rows_at_other_rounds(name, norm):
     model, attack = Curved(), fab(name, restarts=2, steps=20)
-    rows = replace(rows_of(model, grey_images(3, spread=0.8)), job=torch.tensor([0, 1, 0]))
+    rows = replace(rows_of(model, grey_images(3, spread=0.8)), restart=torch.tensor([0, 1, 0]))
     starts = [
-        attack.start(take_rows(rows, torch.tensor([row])), threat(norm), 3) for row in range(3)
+        begin_at_random(attack, take_rows(rows, torch.tensor([row])), threat(norm), 3)
+        for row in range(3)
     ]
 
     def after(state, rounds):
         for _ in range(rounds):
-            state = told_state(attack, state, model)
+            state = told_state(state, model)
         return state
 
     together = join(after(join(after(starts[0], 5), starts[1]), 5), starts[2])
@@ -294,8 +299,8 @@ def test_a_point_within_rounding_of_the_boundary_is_pushed_over_it(norm):
     logits = torch.tensor([[1.0, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))]])
     rows = Rows(images, torch.tensor([0]), logits, torch.tensor([0]), torch.tensor([0]))
     gradient = torch.randn(1, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    state = attack.start(rows, threat(norm), 0)
-    after = attack.tell(state, logits, attack.objective(state, logits), gradient)
+    state = begin_at_random(attack, rows, threat(norm), 0)
+    after = state.tell(logits, state.objective(logits), gradient)
     assert ((after.points - images) * gradient[0]).sum() > 0
     assert distance(after.points, images, norm) < 1e-4
 
@@ -303,11 +308,11 @@ def test_a_point_within_rounding_of_the_boundary_is_pushed_over_it(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_point_beyond_the_boundary_returns_to_it(norm):
     model, attack = Linear(classes=2), fab()
-    state = attack.start(rows_of(model, grey_images(3)), threat(norm), 0)
-    beyond = told_state(fab(eta=1.5), state, model)
+    state = begin_at_random(attack, rows_of(model, grey_images(3)), threat(norm), 0)
+    beyond = told_state(state, model)
     beyond = replace(beyond, checking=torch.zeros(3, dtype=torch.bool))
-    after = told_state(attack, beyond, model)
-    far = [attack.objective(state, model(points))[0] for points in (beyond.points, after.points)]
+    after = told_state(beyond, model)
+    far = [state.objective(model(points))[0] for points in (beyond.points, after.points)]
     assert (far[0] > 0).all()
     assert (far[1].abs() < 0.2 * far[0]).all()
 
@@ -316,10 +321,10 @@ def test_a_point_beyond_the_boundary_returns_to_it(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_without_any_gradient_a_row_stays(name, norm):
     attack, rows = fab(name), rows_of(Linear(), grey_images(3))
-    state = attack.start(rows, threat(norm), 0)
-    values = attack.objective(state, rows.logits)
-    after = attack.tell(
-        state, rows.logits, values, torch.zeros(len(values), 3, 3, 2, 2, dtype=torch.float64)
+    state = begin_at_random(attack, rows, threat(norm), 0)
+    values = state.objective(rows.logits)
+    after = state.tell(
+        rows.logits, values, torch.zeros(len(values), 3, 3, 2, 2, dtype=torch.float64)
     )
     assert torch.equal(after.points, rows.images)
 
@@ -327,12 +332,12 @@ def test_without_any_gradient_a_row_stays(name, norm):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_tell_leaves_the_state_alone(name):
     model, attack = Curved(), fab(name)
-    state = attack.start(rows_of(model, grey_images(3)), threat(Norm.LINF), 0)
+    state = begin_at_random(attack, rows_of(model, grey_images(3)), threat(Norm.LINF), 0)
     before = {field.name: getattr(state, field.name) for field in fields(state)}
     copies = {
         key: value.clone() for key, value in before.items() if isinstance(value, torch.Tensor)
     }
-    assert not torch.equal(told_state(attack, state, model).points, state.points)
+    assert not torch.equal(told_state(state, model).points, state.points)
     assert all(torch.equal(before[key], copy) for key, copy in copies.items())
 
 
@@ -342,20 +347,20 @@ def test_shapes_alone_decide_what_is_computed(name, norm):
     """A tensor without numbers cannot be looked at, as a GPU must not be."""
     attack, rows = fab(name, restarts=2), rows_of(Linear(), grey_images(3))
     rows = Rows(**{field.name: getattr(rows, field.name).to("meta") for field in fields(rows)})
-    state = attack.start(rows, threat(norm), 0)
-    values = attack.objective(state, rows.logits)
+    state = begin_at_random(attack, rows, threat(norm), 0)
+    values = state.objective(rows.logits)
     gradient = torch.empty(len(values), 3, 3, 2, 2, dtype=torch.float64, device="meta")
-    assert attack.ask(attack.tell(state, rows.logits, values, gradient)).shape == rows.images.shape
+    assert state.tell(rows.logits, values, gradient).ask().shape == rows.images.shape
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_told_values_place_the_boundary(name):
     """They may be means over several answers, which the mean logits need not reproduce."""
     model, attack = Linear(), fab(name)
-    state = attack.start(rows_of(model, grey_images(2)), threat(Norm.LINF), 0)
-    logits, values, gradient = told(attack, state, model)
-    near = attack.tell(state, logits, 0.1 * values, gradient)
-    far = attack.tell(state, logits, values, gradient)
+    state = begin_at_random(attack, rows_of(model, grey_images(2)), threat(Norm.LINF), 0)
+    logits, values, gradient = told(state, model)
+    near = state.tell(logits, 0.1 * values, gradient)
+    far = state.tell(logits, values, gradient)
     assert (
         distance(near.points, state.clean, Norm.LINF) < distance(far.points, state.clean, Norm.LINF)
     ).all()

@@ -5,7 +5,7 @@ import torch
 from oracles import Linear
 
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.engine.judging.judge import decisions, judge, judged
+from robustbench_kd.engine.judging.judge import decisions, judge, judge_answers
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.oracle import Oracle
 
@@ -95,11 +95,11 @@ def test_logits_that_are_known_are_not_asked_for_again():
     oracle = bright_or_dark()
     images = torch.cat([CLEAN, point(0.75, 0.0, 0.0, 0.0)])
     labels, threat = torch.tensor([0, 1]), Threat.parse("l2:1")
-    known = judged(
+    known = judge_answers(
         oracle.logits(images)[None], torch.ones(1).double(), images, data(images, labels), threat
     )
     assert known.margin.tolist() == [0.25, 0.5]
-    assert oracle.forwards == 2
+    assert oracle.meter.forwards == 2
 
 
 def test_the_ledger_keeps_a_distance_only_of_what_is_broken():

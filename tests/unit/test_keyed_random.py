@@ -115,17 +115,17 @@ def test_one_step_for_all_rows_is_the_same_as_one_each(draw):
         {"stream": "t"},
         {"ids": torch.tensor([8])},
         {"ids": torch.tensor([7 + 2**32])},
-        {"job": torch.tensor([1])},
+        {"restart": torch.tensor([1])},
         {"step": 1},
     ],
-    ids=["seed", "stream", "id", "high id", "job", "step"],
+    ids=["seed", "stream", "id", "high id", "restart", "step"],
 )
 def test_every_part_of_the_name_matters(other):
     name = {
         "seed": 0,
         "stream": "s",
         "ids": torch.tensor([7]),
-        "job": torch.tensor([0]),
+        "restart": torch.tensor([0]),
         "step": 0,
         "size": 8,
     }

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from robustbench_kd.tensors import malloc as heap
+from robustbench_kd.tensors import malloc
 
 FAULTS = """
 import resource, torch
-from robustbench_kd.tensors.malloc import keep_heap
+from robustbench_kd.tensors.malloc import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -18,7 +18,7 @@ def faults():
         [torch.ones(2**18) for _ in range(64)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-keep_heap()
+keep_freed_memory()
 faults()
 print(faults())
 """
@@ -34,5 +34,5 @@ def test_memory_that_is_freed_and_taken_again_costs_no_page_faults():
 
 def test_elsewhere_nothing_happens(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _name: pytest.fail("there is no mallopt"))
-    heap.keep_freed_memory()
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda _name: pytest.fail("there is no mallopt"))
+    malloc.keep_freed_memory()

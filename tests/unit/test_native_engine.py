@@ -20,7 +20,7 @@ from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.native.queue import Queue
 from robustbench_kd.engine.passes.speedups import Speedups
 from robustbench_kd.engine.run.request import Request
-from robustbench_kd.engine.run.stages import Stage, build
+from robustbench_kd.engine.run.stages import Stage, build_attack
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surface
 
@@ -32,7 +32,7 @@ SHORT = {
     "square": {"queries": 40},
 }
 STANDARD = parse_suite("standard")
-SUITE = replace(STANDARD, name="short", budgets={"budget": SHORT})
+SUITE = replace(STANDARD, name="short", budgets=SHORT, norms={}, surfaces={})
 
 
 def request(
@@ -51,14 +51,14 @@ def request(
 
 def passes(name, suite):
     """The passes that one survivor of ten classes costs."""
-    return Stage(name, build(name, suite, Norm.LINF), Surface(name="", answer=None)).passes(
+    return Stage(name, Surface(name="", answer=None), build_attack(name, suite, Norm.LINF)).passes(
         Norm.LINF, 10
     )
 
 
 def asking(model):
     """Lets the search ask something else in place of the model."""
-    return lambda request, oracle: (request.batch_size, model(oracle))
+    return lambda plan, _data: evaluation._SearchModel(model(plan.oracle), plan.request.batch_size)
 
 
 def verdicts(outcome):
@@ -158,9 +158,9 @@ def test_nearly_all_rows_that_are_computed_are_live(digits, tmp_path):
 def test_what_the_search_alone_believes_is_no_success(digits, tmp_path, monkeypatch):
     """A search that sees every image as broken is refused each time, and the run ends with the clean accuracy."""
     monkeypatch.setattr(
-        evaluation, "_faster", asking(lambda oracle: lambda images: -oracle.model(images))
+        evaluation, "_search_model", asking(lambda oracle: lambda images: -oracle.model(images))
     )
-    square = replace(parse_suite("square"), budgets={"budget": {"square": {"queries": 3}}})
+    square = replace(parse_suite("square"), budgets={"square": {"queries": 3}})
     record = evaluate(request(digits, threat="linf:1/2550", suite=square), tmp_path).record
     assert record.robust == record.clean
     assert record.stages[-1].work.disagreements > 0
@@ -177,7 +177,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_changes_no_verdict(
 
         return model
 
-    monkeypatch.setattr(evaluation, "_faster", asking(crowded))
+    monkeypatch.setattr(evaluation, "_search_model", asking(crowded))
     outcome = evaluate(request(digits), tmp_path)
     assert verdicts(outcome) == expected
     assert "halved to 9" in " ".join(finding.message for finding in outcome.record.findings)
@@ -190,19 +190,19 @@ def test_where_not_even_one_image_fits_the_run_stops_and_can_be_resumed(
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_faster", asking(lambda _oracle: full))
+        patch.setattr(evaluation, "_search_model", asking(lambda _oracle: full))
         with pytest.raises(IncompleteError, match="one image"):
             evaluate(request(digits), tmp_path)
     assert verdicts(evaluate(request(digits), tmp_path)) == expected
 
 
-def test_a_row_whose_job_failed_goes_on_with_its_next_one():
-    queue = Queue([5, 6], jobs=2)
-    rows, jobs = queue.next(1)
-    assert (rows.tolist(), jobs.tolist()) == ([5], [0])
+def test_a_row_whose_restart_failed_goes_on_with_its_next_one():
+    queue = Queue([5, 6], restarts=2)
+    rows, restarts = queue.next(1)
+    assert (rows.tolist(), restarts.tolist()) == ([5], [0])
     assert queue.failed(5, 0)
-    rows, jobs = queue.next(9)
-    assert (rows.tolist(), jobs.tolist()) == ([5, 6], [1, 0])
+    rows, restarts = queue.next(9)
+    assert (rows.tolist(), restarts.tolist()) == ([5, 6], [1, 0])
     assert not queue.failed(5, 1)
 
 

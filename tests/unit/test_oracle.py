@@ -19,6 +19,7 @@ from torch import nn
 
 from robustbench_kd.core.errors import ModelError
 from robustbench_kd.tensors.defence import Key
+from robustbench_kd.tensors.meter import Meter
 from robustbench_kd.tensors.oracle import (
     Oracle,
     check_logits,
@@ -38,7 +39,7 @@ def test_forwards_are_counted_in_examples():
     asked = oracle(linear())
     asked(torch.rand(3, 1, 8, 8))
     asked.logits(torch.rand(4, 1, 8, 8))
-    assert (asked.forwards, asked.backwards) == (7, 0)
+    assert (asked.meter.forwards, asked.meter.backwards) == (7, 0)
 
 
 def test_every_backward_pass_is_counted_in_examples_also_a_second_one_through_the_same_logits():
@@ -47,14 +48,14 @@ def test_every_backward_pass_is_counted_in_examples_also_a_second_one_through_th
     logits = asked(images)
     for column in (0, 1):
         torch.autograd.grad(logits[:, column].sum(), images, retain_graph=True)
-    assert (asked.forwards, asked.backwards) == (5, 10)
+    assert (asked.meter.forwards, asked.meter.backwards) == (5, 10)
 
 
 def test_a_pass_that_fails_is_not_counted():
     asked = oracle(Failing(linear(), RuntimeError("no"), after=0))
     with pytest.raises(ModelError):
         asked.logits(torch.rand(3, 1, 8, 8))
-    assert asked.forwards == 0
+    assert asked.meter.forwards == 0
 
 
 def test_an_oracle_gives_the_models_own_logits_and_gradients():
@@ -92,7 +93,7 @@ def test_a_part_left_in_training_within_a_model_in_evaluation_is_noticed():
 
 def test_progress_is_told_after_every_pass():
     told = []
-    asked = oracle(linear(), on_pass=lambda: told.append(asked.forwards))
+    asked = oracle(linear(), meter=Meter(told.append))
     asked(torch.rand(2, 1, 8, 8))
     asked.logits(torch.rand(3, 1, 8, 8))
     assert told == [2, 5]
@@ -158,7 +159,7 @@ def test_running_out_of_memory_and_an_interruption_are_not_the_models_fault(erro
 def test_a_model_without_a_gradient_can_still_be_asked():
     asked = oracle(detached())
     assert not asked(torch.rand(2, 1, 8, 8, requires_grad=True)).requires_grad
-    assert asked.forwards == 2
+    assert asked.meter.forwards == 2
 
 
 @pytest.mark.parametrize(
@@ -217,5 +218,5 @@ def test_draws_of_few_images_are_asked_together_where_memory_allows(room, asked)
     answers = oracle.answers(images, ids, stream="judge", draws=40 if room == 1000 else 20)
     expected = Key(0, "judge", ids=ids, draw=torch.full((7,), 9)).uniform("dice", 3)
     assert dice.asked == asked
-    assert oracle.forwards == 7 * len(answers)
+    assert oracle.meter.forwards == 7 * len(answers)
     assert torch.equal(answers[9], expected)

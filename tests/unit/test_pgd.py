@@ -8,7 +8,7 @@ from torch import nn
 from robustbench_kd.attacks.pgd import Pgd
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Attack, Rows, put, take
+from robustbench_kd.tensors.attack import Attack, Rows, begin_at_random, put, take
 from robustbench_kd.tensors.geometry import distance, inside
 
 EPS = {Norm.LINF: 0.1, Norm.L2: 0.5}
@@ -44,7 +44,7 @@ def rows_of(model, points, job=0, first_id=0):
 
 def run(attack, model, rows, norm):
     """Returns all points that a run asks for."""
-    return asked(drive(attack, attack.start(rows, threat(norm), 0), model, norm))
+    return asked(drive(attack, begin_at_random(attack, rows, threat(norm), 0), model, norm))
 
 
 def test_linf_steps_follow_the_sign_of_the_gradient():
@@ -93,7 +93,7 @@ def test_a_linear_model_loses_the_exact_margin(norm, dual):
 def test_a_run_evaluates_the_start_and_40_steps_inside_the_ball(norm):
     model, attack = conv_net(), Pgd()
     rows = rows_of(model, images(4))
-    rounds = drive(attack, attack.start(rows, threat(norm), 0), model, norm)
+    rounds = drive(attack, begin_at_random(attack, rows, threat(norm), 0), model, norm)
     assert [each.wanted for each in rounds] == [True] * 40 + [False]
     assert all(inside(each.points, rows.images, EPS[norm], norm).all() for each in rounds)
 
@@ -143,25 +143,25 @@ def test_start_points_belong_to_the_example_and_the_job_alone(norm):
 
 def test_rows_at_different_iterations_go_the_same_way_as_alone():
     model, attack, ball = conv_net(), Pgd(steps=8), threat(Norm.LINF)
-    fresh = attack.start(rows_of(model, images(2)), ball, 0)
+    fresh = begin_at_random(attack, rows_of(model, images(2)), ball, 0)
     expected, schedule = asked(drive(attack, fresh, model, Norm.LINF)), attack.schedule(Norm.LINF)
     state, late = fresh, []
     for tick in range(3 + len(expected)):
         if tick == 3:
             state = put(state, torch.tensor([1]), take(fresh, torch.tensor([1])))
-        late.append(attack.ask(state)[1])
+        late.append(state.ask()[1])
         wanted = [tick < len(schedule) and schedule[tick], tick < 3 or schedule[tick - 3]]
-        state = attack.tell(state, *told(attack, state, model, wanted))
+        state = state.tell(*told(state, model, wanted))
     assert torch.equal(torch.stack(late[3:]), expected[:, 1])
 
 
 def test_an_example_has_as_many_jobs_as_restarts():
-    assert Pgd(restarts=4).jobs(Norm.L2, 10) == 4
+    assert Pgd(restarts=4).restart_count(Norm.L2, 10) == 4
 
 
 def test_l1_is_refused():
     with pytest.raises(UsageError, match="apgd-ce"):
-        Pgd().start(rows_of(linear(), images(1)), Threat(Norm.L1, 3, "3"), 0)
+        begin_at_random(Pgd(), rows_of(linear(), images(1)), Threat(Norm.L1, 3, "3"), 0)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -175,8 +175,8 @@ def test_nothing_waits_for_the_values_of_a_tensor(norm):
             torch.zeros(n, dtype=torch.int64),
             torch.empty(n, 3, 8, 8),
         )
-        state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points)
-        values = attack.objective(state, logits)
+        state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points, 0)
+        values = state.objective(logits)
         assert values.shape == (1, n)
-        state = attack.tell(state, logits, values, torch.empty(1, n, 3, 8, 8))
-        assert attack.ask(state).shape == points.shape
+        state = state.tell(logits, values, torch.empty(1, n, 3, 8, 8))
+        assert state.ask().shape == points.shape

@@ -19,9 +19,7 @@ from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import Surface
 
 EPS = 0.1
-SHORT = {
-    "budget": {"apgd-ce": {"steps": 20}, "apgd-margin": {"steps": 20}, "square": {"queries": 50}}
-}
+SHORT = {"apgd-ce": {"steps": 20}, "apgd-margin": {"steps": 20}, "square": {"queries": 50}}
 
 
 def half(first):
@@ -80,9 +78,11 @@ def asked(model, data, suite="apgd-ce", **options):
     found = request(model, data, threat=f"linf:{EPS}", **options)
     suite = parse_suite(suite)
     adaptive = suite.adaptive and replace(
-        suite.adaptive, budgets=SHORT, attacks=("apgd-margin", "square")
+        suite.adaptive, budgets=SHORT, norms={}, surfaces={}, attacks=("apgd-margin", "square")
     )
-    return replace(found, suite=replace(suite, budgets=SHORT, adaptive=adaptive))
+    return replace(
+        found, suite=replace(suite, budgets=SHORT, norms={}, surfaces={}, adaptive=adaptive)
+    )
 
 
 # A half falls where its mean is less than the radius above one half; the third image is wrong by

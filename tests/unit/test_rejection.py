@@ -139,7 +139,7 @@ def pixels(first, second=0.5):
 
 def run(model, data, folder, threat="linf:0.1", **options):
     asked = request(model, data, threat=threat, **options)
-    short = replace(asked.suite, budgets={"budget": {"apgd-ce": {"steps": 10}}})
+    short = replace(asked.suite, budgets={"apgd-ce": {"steps": 10}}, norms={}, surfaces={})
     return evaluate(replace(asked, suite=short), folder).record
 
 

@@ -16,9 +16,7 @@ from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.reverify.reverify import Means, verify
 from robustbench_kd.tensors.stored_images import read, write
 
-SHORT = {
-    "budget": {"apgd-ce": {"steps": 8}, "apgd-margin": {"steps": 8}, "square": {"queries": 20}}
-}
+SHORT = {"apgd-ce": {"steps": 8}, "apgd-margin": {"steps": 8}, "square": {"queries": 20}}
 CPU = torch.device("cpu")
 
 
@@ -63,7 +61,7 @@ def defence(kind):
 def evaluated(kind, results, *, engine="native", suite="apgd-ce", n=10, threat="linf:0.1"):
     model = defence(kind)
     data = images_for(conv(), n=n, wrong=1)
-    short = replace(parse_suite(suite), budgets=SHORT)
+    short = replace(parse_suite(suite), budgets=SHORT, norms={}, surfaces={})
     asked = replace(
         request(model, data, threat=threat, engine=engine, saves=True, batch_size=4), suite=short
     )

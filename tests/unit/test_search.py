@@ -9,9 +9,10 @@ from torch import nn
 from robustbench_kd.attacks.apgd import Apgd
 from robustbench_kd.attacks.fab import Fab
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.engine.passes.search import Search, Spent
-from robustbench_kd.tensors.attack import Rows
+from robustbench_kd.engine.passes.search import Search
+from robustbench_kd.tensors.attack import Rows, begin_at_random
 from robustbench_kd.tensors.defence import Key
+from robustbench_kd.tensors.meter import Meter
 
 N = 6
 IMAGES = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -37,11 +38,11 @@ def several(images, key):
 
 def state_of(attack):
     rows = Rows(IMAGES, LABELS, plain(IMAGES, KEY).detach(), IDS, torch.zeros_like(IDS))
-    return attack.start(rows, Threat.parse("linf:0.1"), 0)
+    return begin_at_random(attack, rows, Threat.parse("linf:0.1"), 0)
 
 
 def evaluate(search, wanted, attack=CE):
-    return search.evaluate(IMAGES, KEY, wanted, state_of(attack), attack)
+    return search.evaluate(IMAGES, KEY, wanted, state_of(attack))
 
 
 def losses(answers):
@@ -117,18 +118,18 @@ def test_every_value_of_an_attack_has_its_own_gradient(wanted):
 @pytest.mark.parametrize("passes", [1, 5])
 def test_it_counts_the_passes_that_a_network_makes(wanted, backwards, passes):
     seen = []
-    spent = Spent(forwards=10, backwards=20)
-    search = Search(plain, passes=passes, spent=spent, on_pass=lambda: seen.append(spent.forwards))
-    evaluate(search, wanted)
-    assert (spent.forwards, spent.backwards) == (10 + passes * N, 20 + passes * backwards)
-    assert seen[-1] == spent.forwards
-    assert spent.seconds > 0
+    meter = Meter(seen.append)
+    meter.add(forwards=10, backwards=20)
+    evaluate(Search(plain, passes=passes, meter=meter), wanted)
+    assert (meter.forwards, meter.backwards) == (10 + passes * N, 20 + passes * backwards)
+    assert seen[-1] == meter.passes
+    assert meter.model_seconds > 0
 
 
 def test_a_backward_pass_counts_for_every_value():
     search = Search(plain)
     evaluate(search, EVERY, Fab(targeted=False))
-    assert (search.spent.forwards, search.spent.backwards) == (N, 4 * N)
+    assert (search.meter.forwards, search.meter.backwards) == (N, 4 * N)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -154,9 +155,9 @@ def test_a_check_beside_gradients_moves_a_point_by_nothing_but_its_own_pull(norm
         IDS,
         torch.zeros_like(IDS),
     )
-    state = attack.start(rows, Threat.parse(f"{norm.value}:0.1"), 0)
+    state = begin_at_random(attack, rows, Threat.parse(f"{norm.value}:0.1"), 0)
     state.checking[4:] = True
-    reply = Search(plain).evaluate(IMAGES, KEY, MOST, state, attack)
-    after = attack.tell(state, reply.logits, reply.values, reply.gradient)
+    reply = Search(plain).evaluate(IMAGES, KEY, MOST, state)
+    after = state.tell(reply.logits, reply.values, reply.gradient)
     assert torch.equal(after.points[4:], IMAGES[4:])
     assert (after.points[:4] != IMAGES[:4]).flatten(1).any(dim=1).all()

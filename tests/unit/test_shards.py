@@ -198,9 +198,9 @@ def test_a_merged_run_is_merged_once_and_left_alone_afterwards(tmp_path):
         ({"engine": "autoattack"}, "which images share a batch: use --engine native"),
         (
             {"suite": "fast"},
-            "samples among all survivors, which no part of them knows: use --mode exact",
+            "samples among all survivors, which no shard knows: use --mode exact",
         ),
-        ({"at_least": 0.5}, "taken one after the other say so: use one worker"),
+        ({"at_least": 0.5}, "examples in their order settle the claim: use one worker"),
         ({"saves": True}, "shards keep no images by themselves"),
     ],
 )

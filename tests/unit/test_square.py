@@ -12,11 +12,12 @@ from oracles import drive, told
 from pyautoattack.square import SquareAttack
 from torch import nn
 
-from robustbench_kd.attacks import square
+from robustbench_kd.attacks import _square_windows
 from robustbench_kd.attacks.square import Square
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Rows, join, put, take
+from robustbench_kd.tensors.attack import Rows, begin_at_random, join, put, take
 from robustbench_kd.tensors.geometry import inside
+from robustbench_kd.tensors.keyed_random import uniform
 from robustbench_kd.tensors.losses import margin
 
 EXAMPLES = settings(max_examples=25, deadline=None)
@@ -45,18 +46,22 @@ def small_net(channels=3, classes=4, seed=0, dtype=torch.float32):
     return net.requires_grad_(requires_grad=False)
 
 
-def rows_of(model, images, job=None):
+def rows_of(model, images, restart=None):
     """Rows whose labels are the model's own predictions."""
     logits = model(images)
     zeros = torch.zeros(len(images), dtype=torch.int64)
     return Rows(
-        images, logits.argmax(1), logits, torch.arange(len(images)), zeros if job is None else job
+        images,
+        logits.argmax(1),
+        logits,
+        torch.arange(len(images)),
+        zeros if restart is None else restart,
     )
 
 
 def run(attack, model, rows, threat, *, seed=0):
     """Runs all rows side by side; returns every asked point, every state, and which rows were ever misclassified."""
-    start = attack.start(rows, threat, seed)
+    start = begin_at_random(attack, rows, threat, seed)
     rounds = drive(attack, start, model, threat.norm)
     broken = torch.stack([each.logits.argmax(1) != rows.labels for each in rounds]).any(dim=0)
     return [each.points for each in rounds], [start, *(each.state for each in rounds)], broken
@@ -87,8 +92,8 @@ def numbers_for(state, norm, queries):
     first = channels * width if norm is Norm.LINF else 25 * (1 + channels)
     each = (2 if norm is Norm.LINF else 5) + channels
     for step, size in enumerate([first] + [each] * queries):
-        at = replace(state, step=torch.full_like(state.step, step))
-        yield from square._draw(at, size)[0].tolist()
+        numbers = uniform(state.seed, "square", state.ids, state.restart, step, size)
+        yield from numbers[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_bumps_are_the_reference_s(norm, side):
     upstream = reference(None, threat_of(norm), 1)
     upstream.init_hyperparam(torch.zeros(1, 1, 1, 1))
     theirs = upstream.eta(side).double()
-    upright, transposed = square._bumps(side, norm)
+    upright, transposed = _square_windows.bumps(side, norm)
     assert torch.allclose(upright, theirs, atol=1e-6) or torch.allclose(
         transposed, theirs, atol=1e-6
     )
@@ -142,7 +147,7 @@ def test_bumps_are_the_reference_s(norm, side):
 @pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 20, 33), (3, 33, 20)])
 def test_window_sides_follow_the_published_schedule(norm, size):
     upstream = reference(None, threat_of(norm), 10000)
-    windows = square._windows(torch.zeros(1, *size), norm, 0.8)
+    windows = _square_windows.windows(torch.zeros(1, *size), norm, 0.8)
     expected = []
     for iteration in range(10000):
         side = round(math.sqrt(upstream.p_selection(iteration) * size[1] * size[2]))
@@ -188,16 +193,16 @@ def test_points_use_the_whole_radius_where_the_box_leaves_room(norm):
     )
     for points in asked:
         lengths = torch.linalg.vector_norm(
-            (points - images).flatten(1), ord=square._ORDER[norm], dim=1
+            (points - images).flatten(1), ord=_square_windows._ORDER[norm], dim=1
         )
         assert torch.allclose(lengths, torch.tensor(0.4), atol=1e-5)
 
 
 def test_linf_begins_with_stripes_at_the_ends_of_the_ball():
     images = torch.full((4, 3, 6, 9), 0.5)
-    points = Square().ask(
-        Square().start(rows_of(small_net(), images), Threat(Norm.LINF, 0.25, "0.25"), 0)
-    )
+    points = begin_at_random(
+        Square(), rows_of(small_net(), images), Threat(Norm.LINF, 0.25, "0.25"), 0
+    ).ask()
     assert torch.equal(points, points[:, :, :1].expand_as(points))
     assert sorted(points.unique().tolist()) == [0.25, 0.75]
     assert len(points[:, :, 0].flatten(1).unique(dim=0)) == 4
@@ -207,7 +212,7 @@ def test_linf_begins_with_stripes_at_the_ends_of_the_ball():
 @pytest.mark.parametrize("shape", [(3, 9, 21), (3, 21, 9)])
 def test_the_first_grid_covers_images_that_are_not_square(norm, shape):
     images = torch.full((2, *shape), 0.5)
-    state = Square().start(rows_of(small_net(), images), Threat(norm, 50, "50"), 0)
+    state = begin_at_random(Square(), rows_of(small_net(), images), Threat(norm, 50, "50"), 0)
     assert (state.point != images).all()
 
 
@@ -224,7 +229,7 @@ def test_a_linf_change_is_one_square_of_one_colour_per_channel():
 
 def test_windows_reach_every_position_but_the_last():
     draws = torch.linspace(0, 1, 1000)[:-1]
-    offsets = square._offsets(draws, torch.full((999,), 3), 8)
+    offsets = _square_windows.offsets(draws, torch.full((999,), 3), 8)
     assert sorted({row.index(0) for row in offsets.tolist()}) == [0, 1, 2, 3, 4]
 
 
@@ -232,7 +237,9 @@ def test_the_largest_uniform_number_keeps_every_window_in_the_image():
     most = torch.full((1,), 1 - 2**-24)
     for size in range(1, 513):
         for side in {1, (size + 1) // 2, size}:
-            assert int((square._offsets(most, torch.tensor([side]), size) >= 0).sum()) >= side
+            assert (
+                int((_square_windows.offsets(most, torch.tensor([side]), size) >= 0).sum()) >= side
+            )
 
 
 # What the search does
@@ -267,10 +274,8 @@ def test_a_linear_model_falls_where_the_margin_is_well_inside_reach(norm, eps, r
 
 def test_the_objective_is_minus_the_margin():
     rows = rows_of(small_net(), random_images(3, 3, 8, 8))
-    state = Square().start(rows, threat_of(Norm.LINF), 0)
-    assert torch.equal(
-        Square().objective(state, rows.logits), -margin(rows.logits, rows.labels)[None]
-    )
+    state = begin_at_random(Square(), rows, threat_of(Norm.LINF), 0)
+    assert torch.equal(state.objective(rows.logits), -margin(rows.logits, rows.labels)[None])
 
 
 @NORMS
@@ -286,9 +291,9 @@ def test_an_equal_margin_changes_nothing(norm):
 
 def test_logits_that_are_not_numbers_are_never_kept():
     rows = rows_of(small_net(), random_images(2, 3, 8, 8))
-    state = Square().start(rows, threat_of(Norm.LINF), 0)
+    state = begin_at_random(Square(), rows, threat_of(Norm.LINF), 0)
     logits = torch.full_like(rows.logits, torch.nan)
-    after = Square().tell(state, logits, Square().objective(state, logits), None)
+    after = state.tell(logits, state.objective(logits), None)
     assert torch.equal(after.best, rows.images)
     assert after.margin.isinf().all()
 
@@ -301,9 +306,9 @@ def test_logits_that_are_not_numbers_are_never_kept():
 @given(order=st.permutations(range(5)), kept=st.integers(1, 5))
 def test_a_row_does_not_depend_on_its_batch(norm, order, kept):
     model, chosen = small_net(), torch.tensor(order[:kept])
-    rows = rows_of(model, random_images(5, 3, 8, 8), job=torch.arange(5) % 2)
+    rows = rows_of(model, random_images(5, 3, 8, 8), restart=torch.arange(5) % 2)
     part = Rows(
-        *(getattr(rows, name)[chosen] for name in ("images", "labels", "logits", "ids", "job"))
+        *(getattr(rows, name)[chosen] for name in ("images", "labels", "logits", "ids", "restart"))
     )
     everything, _, _ = run(Square(queries=19), model, rows, threat_of(norm))
     few, _, _ = run(Square(queries=19), model, part, threat_of(norm))
@@ -319,14 +324,14 @@ def test_rows_at_different_iterations_go_on_as_if_alone(norm):
     mixed = join(take(states[25], torch.tensor([0])), take(states[3], torch.tensor([1])))
     mixed = put(join(mixed, mixed), torch.tensor([2]), take(states[0], torch.tensor([1])))
     for ahead in range(10):
-        points = attack.ask(mixed)
+        points = mixed.ask()
         for place, (step, row) in enumerate([(25, 0), (3, 1), (0, 1), (3, 1)]):
             assert torch.allclose(points[place], alone[step + ahead][row], atol=1e-6)
-        mixed = attack.tell(mixed, *told(attack, mixed, model, wanted=False))
+        mixed = mixed.tell(*told(mixed, model, wanted=False))
 
 
 @NORMS
-@pytest.mark.parametrize("other", ["seed", "ids", "job"])
+@pytest.mark.parametrize("other", ["seed", "ids", "restart"])
 def test_other_names_give_other_points(norm, other):
     rows, seeds = rows_of(small_net(), random_images(1, 3, 8, 8)), (0, int(other == "seed"))
     varied = rows if other == "seed" else replace(rows, **{other: getattr(rows, other) + 1})
@@ -342,10 +347,10 @@ def test_other_names_give_other_points(norm, other):
 def test_telling_compiles_as_one_graph(norm):
     """No host synchronisation hides in it."""
     rows = rows_of(small_net(), random_images(2, 3, 8, 8))
-    state = Square().start(rows, threat_of(norm), 0)
-    answer = told(Square(), state, small_net(), wanted=False)
+    state = begin_at_random(Square(), rows, threat_of(norm), 0)
+    answer = told(state, small_net(), wanted=False)
     compiled = torch.compile(Square().tell, backend="eager", fullgraph=True)(state, *answer)
-    assert torch.equal(compiled.point, Square().tell(state, *answer).point)
+    assert torch.equal(compiled.point, state.tell(*answer).point)
 
 
 @NORMS
@@ -367,7 +372,7 @@ def test_robust_accuracy_over_seeds_agrees_with_the_reference(threat):
         for name in ("images", "labels", "logits", "ids")
     }
     job = torch.arange(runs).repeat_interleave(len(images))
-    broken = run(Square(queries=queries), model, Rows(**repeated, job=job), threat)[2]
+    broken = run(Square(queries=queries), model, Rows(**repeated, restart=job), threat)[2]
     ours = 1 - broken.view(runs, -1).double().mean(1)
     theirs = torch.tensor(
         [reference_accuracy(model, rows, threat, queries, seed) for seed in range(runs)]

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.plugins import components, files
-from robustbench_kd.core.suites import for_classes, parse_suite
+from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Norm
+from robustbench_kd.engine.run.few_classes import for_classes
 
 PUBLISHED = ["standard", "plus", "rand"]
 ATTACKS = sorted(components("attacks"))
@@ -89,7 +90,7 @@ def test_a_suite_within_a_list_is_not_suggested_to_itself():
     ],
 )
 def test_few_classes_leave_what_is_defined_for_them(classes, left):
-    suite, changes = for_classes(parse_suite("plus"), classes)
+    suite, changes = for_classes(parse_suite("plus"), classes, Norm.LINF)
     assert ",".join(suite.attacks) == left
     assert len(changes) == {2: 2, 3: 1}.get(classes, 0)
 
@@ -97,7 +98,7 @@ def test_few_classes_leave_what_is_defined_for_them(classes, left):
 @given(attack_lists, st.integers(2, 6))
 def test_what_is_left_is_defined_ordered_and_never_empty(attacks, classes):
     try:
-        suite, changes = for_classes(parse_suite(",".join(attacks)), classes)
+        suite, changes = for_classes(parse_suite(",".join(attacks)), classes, Norm.LINF)
     except UsageError:
         assert classes == 2
         assert set(attacks) <= {"apgd-t", "apgd-dlr"}
@@ -126,6 +127,6 @@ def test_only_the_adaptive_suite_can_follow(text):
 
 
 def test_few_classes_change_the_adaptive_attacks_too():
-    suite, changes = for_classes(parse_suite("standard+adaptive"), 2)
+    suite, changes = for_classes(parse_suite("standard+adaptive"), 2, Norm.LINF)
     assert "apgd-t" not in {*suite.attacks, *suite.adaptive.attacks}
     assert len(changes) == len(set(changes))

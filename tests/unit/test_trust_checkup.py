@@ -18,9 +18,10 @@ from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.defences import smoothed
-from robustbench_kd.engine.probing.access import Meter
 from robustbench_kd.engine.probing.checkup import PROBES, Scope, checkup, probe_of
-from robustbench_kd.engine.run.stages import plan
+from robustbench_kd.engine.run.request import Extra
+from robustbench_kd.engine.run.stages import plan_stages
+from robustbench_kd.tensors.meter import Meter
 from robustbench_kd.tensors.oracle import Oracle
 
 SHAPE = (1, 8, 8)
@@ -64,12 +65,11 @@ def test_an_entry_holds_findings_and_costs_and_survives_the_ledger():
     assert Entry.model_validate_json(entry.model_dump_json()) == entry
 
 
-def test_passes_are_counted_as_the_model_sees_them_and_not_by_the_oracle():
+def test_passes_are_counted_as_the_model_sees_them():
     model = Counting(linear())
     oracle, data = oracle_of(model), data_of()
     entry = checkup(oracle, data, range(40), THREAT)
-    assert entry.forwards == model.images
-    assert oracle.forwards == 0
+    assert entry.forwards == model.images == oracle.meter.forwards
 
 
 def test_where_a_short_attack_breaks_all_of_a_few_images_nothing_else_is_probed():
@@ -105,7 +105,8 @@ def test_probes_of_a_robust_model_cost_at_most_fifteen_percent_of_the_standard_s
     right = (oracle.logits(data.images).argmax(dim=1) == data.labels).nonzero()[:, 0].tolist()
     entry = checkup(oracle, data, right, threat)
     standard = sum(
-        step.passes(threat.norm, 10) for step in plan(parse_suite("standard"), oracle, threat)
+        stage.passes(threat.norm, 10)
+        for stage in plan_stages(parse_suite("standard"), oracle, threat, Extra())
     )
     assert entry.forwards + entry.backwards < 0.15 * standard * len(right)
     assert entry.findings == []
@@ -118,7 +119,8 @@ def test_without_searches_a_few_dozen_passes_are_spent():
 
 def test_progress_is_told_after_every_pass():
     told = []
-    entry = run(linear(), searches=False, on_pass=told.append)
+    oracle = Oracle(linear(), torch.device("cpu"), Meter(told.append))
+    entry = checkup(oracle, data_of(), range(40), THREAT, Scope(searches=False))
     assert told == sorted(told)
     assert told[-1] == entry.forwards + entry.backwards
 
@@ -216,7 +218,7 @@ def test_the_random_state_is_left_alone():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_logits_of_half_precision_are_compared_in_single(dtype):
     model = nn.Sequential(linear(), Cast(dtype)).eval()
-    probe = probe_of(oracle_of(model), data_of(model), THREAT, Scope(), Meter())
+    probe = probe_of(oracle_of(model), data_of(model), THREAT, Scope())
     assert probe.logits.dtype is torch.float32
 
 
@@ -236,7 +238,7 @@ class Cast(nn.Module):
     "make", [declared_ensemble, lambda: smoothed.assemble([nearest_mean()], sigma=0.05).eval()]
 )
 def test_a_randomized_defence_is_asked_about_one_draw_for_each_image(make):
-    probe = probe_of(oracle_of(make()), open_dataset("digits", limit=30), THREAT, Scope(), Meter())
+    probe = probe_of(oracle_of(make()), open_dataset("digits", limit=30), THREAT, Scope())
     assert torch.equal(probe.again, probe.logits)
     some = torch.tensor([5, 2, 2])
     torch.testing.assert_close(
@@ -247,7 +249,7 @@ def test_a_randomized_defence_is_asked_about_one_draw_for_each_image(make):
 def test_an_ensemble_answers_with_the_member_that_was_drawn():
     members = [digits("plain"), digits("teacher"), digits("small")]
     data = open_dataset("digits", limit=60)
-    probe = probe_of(oracle_of(declared_ensemble()), data, THREAT, Scope(), Meter())
+    probe = probe_of(oracle_of(declared_ensemble()), data, THREAT, Scope())
     answers = torch.stack([member(probe.images) for member in members])
     same = (answers - probe.logits).abs().amax(dim=2) < 1e-4
     assert same.any(dim=0).all()
@@ -270,7 +272,7 @@ class Careful(nn.Module):
 
 def test_an_answer_that_rejects_counts_as_right():
     data = data_of(linear())
-    probe = probe_of(oracle_of(Careful(linear()).eval()), data, THREAT, Scope(), Meter())
+    probe = probe_of(oracle_of(Careful(linear()).eval()), data, THREAT, Scope())
     assert probe.logits.shape[1] == 10
     wrong = replace(data, labels=(data.labels + 1) % 10)
     entry = run(Careful(linear()).eval(), wrong)

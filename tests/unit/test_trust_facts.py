@@ -8,8 +8,10 @@ from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.core.records import Severity, Work
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.engine.probing.checkup import facts_of, review, stage_facts
-from robustbench_kd.engine.run.stages import plan
+from robustbench_kd.engine.probing.checkup import facts_of, planned_stage, review
+from robustbench_kd.engine.run.ledger_index import LedgerIndex
+from robustbench_kd.engine.run.request import Extra
+from robustbench_kd.engine.run.stages import plan_stages
 from robustbench_kd.tensors.oracle import Oracle
 from robustbench_kd.tensors.probe import Facts, FinishedStage
 from robustbench_kd.trust import (
@@ -125,7 +127,7 @@ def test_findings_of_all_kinds_come_together():
 
 def test_facts_are_read_from_the_ledger():
     oracle, threat = Oracle(linear(), torch.device("cpu")), Threat.parse("linf:0.1")
-    steps = plan(parse_suite("apgd-ce,square+adaptive"), oracle, threat)
+    stages = plan_stages(parse_suite("apgd-ce,square+adaptive"), oracle, threat, Extra())
 
     def decision(index, broken, margin):
         return Decision(index=index, broken=broken, prediction=1, margin=margin)
@@ -144,8 +146,8 @@ def test_facts_are_read_from_the_ledger():
         ),
         Entry(stage="square", decisions=[decision(3, broken=True, margin=-0.5)]),
     ]
-    known = [stage_facts(step, Norm.LINF) for step in steps]
-    found = facts_of(known, ledger, examples=4, composite=False)
+    known = [planned_stage(stage, Norm.LINF) for stage in stages]
+    found = facts_of(known, LedgerIndex(ledger), examples=4, composite=False)
     first, second, *others = found.stages
     assert first == FinishedStage("apgd-ce", frozenset({2}), guided=True, refused=5)
     assert second == FinishedStage("square", frozenset({3}), guided=False)

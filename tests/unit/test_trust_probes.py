@@ -20,7 +20,6 @@ from torch import nn
 from robustbench_kd.core.records import Severity
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine.probing.access import Meter
 from robustbench_kd.engine.probing.checkup import Scope, offered, probe_of
 from robustbench_kd.tensors.oracle import Oracle
 from robustbench_kd.tensors.probe import NoGradientError
@@ -47,7 +46,7 @@ INFO, YELLOW, RED = Severity.INFO, Severity.YELLOW, Severity.RED
 def sample(model, data=None, threat="linf:0.05", **scope):
     data = data or images_for(model, n=12, shape=SHAPE)
     oracle = Oracle(model, torch.device("cpu"))
-    return probe_of(oracle, data, Threat.parse(threat), Scope(**scope), Meter())
+    return probe_of(oracle, data, Threat.parse(threat), Scope(**scope))
 
 
 def of_digits(model, n=24, **options):

@@ -10,9 +10,9 @@ from oracles import Quantised, constant, images_for, linear, nearest_mean
 from robustbench_kd.core.records import Severity
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.datasets import open_dataset
-from robustbench_kd.engine.probing.access import Meter
-from robustbench_kd.engine.probing.checkup import Scope, offered, probe_of, trials_of
+from robustbench_kd.engine.probing.checkup import Scope, offered, probe_of, short_attacks
 from robustbench_kd.tensors.geometry import inside
+from robustbench_kd.tensors.meter import Meter
 from robustbench_kd.tensors.oracle import Oracle
 from robustbench_kd.tensors.short_attacks import Trace
 from robustbench_kd.trust import (
@@ -33,9 +33,9 @@ YELLOW, RED = Severity.YELLOW, Severity.RED
 def trials(model=None, data=None, threat="linf:0.02", meter=None, n=50):
     model = model or linear()
     data = data or images_for(model, n=n, shape=SHAPE)
-    oracle, meter = Oracle(model, torch.device("cpu")), meter or Meter()
-    sample = probe_of(oracle, data, Threat.parse(threat), Scope(), meter)
-    return trials_of(sample, oracle, parts=True, meter=meter)
+    oracle = Oracle(model, torch.device("cpu"), meter)
+    sample = probe_of(oracle, data, Threat.parse(threat), Scope())
+    return short_attacks(sample, oracle, parts=True)
 
 
 def told(**known):
@@ -137,9 +137,9 @@ def test_without_survivors_nothing_is_spent():
     meter = Meter()
     made = trials(threat="linf:0.5", meter=meter)
     assert len(made.standing) == 0
-    before = meter.forwards + meter.backwards
+    before = meter.passes
     assert len(made.unlucky) == len(made.prolonged.broken) == len(made.repeated.broken) == 0
-    assert meter.forwards + meter.backwards == before
+    assert meter.passes == before
 
 
 # What checks make of it

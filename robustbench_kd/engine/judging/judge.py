@@ -1,8 +1,8 @@
 """Decides, independently of every attack, whether a candidate image breaks an example.
 
-A randomized defence answers in several ways, `(k, n, classes)`: with every member of a finite
-ensemble, else with draws under a stream that no search uses. An image breaks its example where all
-answers are wrong; `wrong` says how many of them are.
+A randomized defence gives several answers, `(k, n, classes)`: one per member of a finite ensemble,
+otherwise draws under a stream that no search uses. An image breaks its example where all answers
+are wrong; `wrong` is the fraction of wrong answers.
 """
 
 from collections.abc import Iterable
@@ -20,17 +20,18 @@ from robustbench_kd.tensors.losses import margin
 from robustbench_kd.tensors.oracle import Oracle
 
 DRAWS = 20  # fresh draws that judge a candidate of a randomized defence without members
-_ALL = 1 - 1e-6  # weights of members sum to 1 but for rounding
+_ALL = 1 - 1e-6  # weights of members sum to 1, apart from rounding
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Per candidate, all `(n,)` on the CPU: is it broken, what does the defence say, how far, by which margin.
+    """The judgement of n candidates, all `(n,)` on the CPU.
 
-    `wrong` is the weight of the answers that err, 0 or 1 for a deterministic defence; the
-    prediction is the most frequent one and the margin the mean one. `rejected` is the weight of the
-    answers that reject, None of a defence that never does; whether they err is for the caller to
-    say. `outside` marks candidates that left the ball or the box; they never count.
+    `wrong` is the weight of the wrong answers, 0 or 1 for a deterministic defence, and `broken`
+    says whether it is 1. The prediction is the most frequent one and the margin the mean one.
+    `rejected` is the weight of the answers that reject, None for a defence that never does; the
+    caller says whether these are wrong. `outside` marks candidates that left the ball or the box;
+    they never count.
     """
 
     broken: Tensor
@@ -45,90 +46,96 @@ class Judgement:
 def judge(
     oracle: Oracle,
     candidates: Images,
-    true: Dataset,
+    clean: Dataset,
     threat: Threat,
     *,
     stream: str = "judge",
     draws: int = DRAWS,
 ) -> Judgement:
-    """Judges candidates `(n, c, h, w)` for clean images: misclassified, inside the ball, inside [0, 1].
+    """Judges candidates `(n, c, h, w)`: misclassified, inside the ball, inside [0, 1].
 
-    Where chance decides, by so many draws of the stream. An answer that rejects the image counts as
-    right. The defence sees nothing outside the box: such a candidate does not count, whatever the
-    defence would say, NaN included.
+    A randomized defence without members is judged by so many draws of the stream. An answer that
+    rejects the image counts as correct. The defence sees nothing outside the box: such a candidate
+    does not count, whatever the defence would say, NaN included.
     """
     candidates = candidates.detach().float().cpu()
-    seen = candidates.nan_to_num().clamp(0, 1)
-    answers = oracle.answers(seen, torch.tensor(true.ids), stream=stream, draws=draws)
-    known = without_rejection(answers, true.labels) if oracle.abstains else answers
-    judgement = judged(known, oracle.weights(len(known)), candidates, true, threat)
-    return replace(judgement, rejected=rejecting(oracle, answers))
+    in_box = candidates.nan_to_num().clamp(0, 1)
+    answers = oracle.answers(in_box, torch.tensor(clean.ids), stream=stream, draws=draws)
+
+    accepted = without_rejection(answers, clean.labels) if oracle.abstains else answers
+    weights = oracle.weights(len(accepted))
+    judgement = judge_answers(accepted, weights, candidates, clean, threat)
+    return replace(judgement, rejected=rejected_weight(oracle, answers))
 
 
-def rejecting(oracle: Oracle, answers: Tensor) -> Tensor | None:
-    """Returns the weight `(n,)` of the answers `(k, n, classes + 1)` that reject, None where the defence never does."""
-    if not oracle.abstains:
-        return None
-    return oracle.weights(len(answers)) @ (answers.argmax(dim=2) == answers.shape[2] - 1).double()
-
-
-def judged(
-    answers: Tensor, weights: Tensor, candidates: Images, true: Dataset, threat: Threat
+def judge_answers(
+    answers: Tensor, weights: Tensor, candidates: Images, clean: Dataset, threat: Threat
 ) -> Judgement:
     """Judges candidates whose answers `(k, n, classes)` are known already."""
-    outside = ~inside(candidates, true.images, threat.eps, threat.norm)
+    outside = ~inside(candidates, clean.images, threat.eps, threat.norm)
     predictions = answers.argmax(dim=2)
-    share = (weights @ (predictions != true.labels).double()).masked_fill(outside, 0)
-    broken = share > _ALL
+    wrong = weights @ (predictions != clean.labels).double()
+    wrong = wrong.masked_fill(outside, 0)
+    broken = wrong > _ALL
+    margins = torch.stack([margin(logits, clean.labels) for logits in answers]).double()
+
     return Judgement(
         broken=broken,
-        wrong=share.masked_fill(broken, 1),
+        wrong=wrong.masked_fill(broken, 1),
         prediction=_most_frequent(predictions, weights, answers.shape[2]),
-        distance=distance(candidates, true.images, threat.norm),
-        margin=(
-            weights @ torch.stack([margin(logits, true.labels) for logits in answers]).double()
-        ).float(),
+        distance=distance(candidates, clean.images, threat.norm),
+        margin=(weights @ margins).float(),
         outside=outside,
     )
 
 
+def rejected_weight(oracle: Oracle, answers: Tensor) -> Tensor | None:
+    """Returns the weight `(n,)` of the answers `(k, n, classes + 1)` that reject.
+
+    It is None for a defence that never rejects.
+    """
+    if not oracle.abstains:
+        return None
+    rejects = answers.argmax(dim=2) == answers.shape[2] - 1
+    return oracle.weights(len(answers)) @ rejects.double()
+
+
 def decisions(ids: Iterable[int], judgement: Judgement) -> list[Decision]:
-    """Returns what the ledger keeps of a judgement; `wrong` only where `broken` does not say it."""
-    unknown = [None] * len(judgement.wrong)
-    rows = zip(
-        ids,
+    """Returns what the ledger keeps of a judgement."""
+    n = len(judgement.wrong)
+    columns = (
         judgement.broken.tolist(),
         judgement.prediction.tolist(),
         judgement.margin.tolist(),
         judgement.distance.tolist(),
         judgement.wrong.tolist(),
-        unknown if judgement.rejected is None else judgement.rejected.tolist(),
-        strict=True,
+        [None] * n if judgement.rejected is None else judgement.rejected.tolist(),
     )
-    return [
-        Decision(
+    found = []
+    for index, broken, prediction, gap, far, wrong, rejected in zip(ids, *columns, strict=True):
+        decision = Decision(
             index=index,
             broken=broken,
             prediction=prediction,
-            margin=margin,
+            margin=gap,
             distance=far if wrong or broken else None,
             wrong=None if wrong == broken else wrong,
             rejected=rejected,
         )
-        for index, broken, prediction, margin, far, wrong, rejected in rows
-    ]
+        found.append(decision)
+    return found
 
 
-def _most_frequent(predictions: Tensor, weights: Tensor, classes: int) -> Labels:
-    """Returns the class with the largest weight among predictions `(k, n)`, the lower one of two equal."""
-    votes = torch.zeros(predictions.shape[1], classes, dtype=weights.dtype)
-    return votes.scatter_add_(1, predictions.T, weights.expand(predictions.shape[1], -1)).argmax(
-        dim=1
-    )
-
-
-def standing_decision(data: Dataset, logits: Logits, row: int) -> Decision:
-    """Returns the decision on a row of the data set that nothing has moved, from its clean logits."""
+def survival(data: Dataset, logits: Logits, row: int) -> Decision:
+    """Returns the decision on a row of the data set that no attack changed, from clean logits."""
     label = data.labels[row : row + 1]
     gap = float(margin(logits[row : row + 1], label))
     return Decision(index=data.ids[row], broken=False, prediction=int(label), margin=gap)
+
+
+def _most_frequent(predictions: Tensor, weights: Tensor, classes: int) -> Labels:
+    """Returns the class with the largest weight among predictions `(k, n)`; ties go to the lower."""
+    n = predictions.shape[1]
+    votes = torch.zeros(n, classes, dtype=weights.dtype)
+    votes.scatter_add_(1, predictions.T, weights.expand(n, -1))
+    return votes.argmax(dim=1)

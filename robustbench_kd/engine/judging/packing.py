@@ -1,6 +1,7 @@
 """Images as text, for the ledger: the exact float32 values in base64."""
 
 import base64
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,16 +10,18 @@ from torch import Tensor
 from robustbench_kd.tensors.contracts import Images
 
 
-def packed(image: Tensor) -> str:
+def pack(image: Tensor) -> str:
     """Returns one image as text."""
-    return base64.b64encode(image.detach().cpu().numpy().astype("<f4").tobytes()).decode()
+    pixels = image.detach().cpu().numpy().astype("<f4")
+    return base64.b64encode(pixels.tobytes()).decode()
 
 
-def unpacked(texts: list[str], shape: tuple[int, ...]) -> Images:
+def unpack(texts: Sequence[str], shape: tuple[int, ...]) -> Images:
     """Returns images `(n, *shape)` from texts.
 
-    >>> unpacked([packed(torch.ones(1, 2, 2))], (1, 2, 2)).shape
+    >>> unpack([pack(torch.ones(1, 2, 2))], (1, 2, 2)).shape
     torch.Size([1, 1, 2, 2])
     """
-    pixels = np.frombuffer(b"".join(map(base64.b64decode, texts)), dtype="<f4")
-    return torch.from_numpy(pixels.astype(np.float32)).view(-1, *shape)
+    content = b"".join(base64.b64decode(text) for text in texts)
+    pixels = np.frombuffer(content, dtype="<f4").astype(np.float32)
+    return torch.from_numpy(pixels).view(-1, *shape)

@@ -1,104 +1,95 @@
-"""What a defence that may reject is worth as a detector: whom it rejects, and whether its scores give attacks away.
+"""How good a defence that may reject is as a detector: what it rejects, and what its scores tell.
 
 A robust accuracy alone would reward a defence that rejects a lot, so clean and attacked images are
 reported side by side. The score of an image is how far the logit for "rejected" is above all
-others, the mean over draws where chance decides. It is compared on clean images that the classifier
-gets right, rejected or not, and on the same images under attack: by one that knows the classifier
-only, and by one that knows the detector too. Adversarial images are those that fool the classifier,
-rejected or not, as in Hu et al. 2019 (arXiv 1910.07629); that only the second attacker tells what a
-detector is worth is shown by Tramer et al. 2020 (arXiv 2002.08347) and Pintor et al. 2022 (arXiv
-2106.09947).
+others, for a randomized defence the mean over draws. It is compared on clean images that the
+classifier classifies correctly, rejected or not, and on the same images under attack: by an
+attacker that knows the classifier only, and by one that knows the detector too. Adversarial images
+are those that fool the classifier, rejected or not, as in Hu et al. 2019 (arXiv 1910.07629). Only
+the second attacker tells how good a detector is: Tramer et al. 2020 (arXiv 2002.08347) and Pintor
+et al. 2022 (arXiv 2106.09947).
 
 All images of an example meet the same draws, those of the final scores. An attacker chooses among
-them by these draws, too, which flatters him where they differ little; by nothing where the draws
-alone decide.
+the images by these draws, too. That flatters the attacker where the images differ little, and most
+where the draws alone decide.
 """
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robustbench_kd.attacks.apgd import Apgd
-from robustbench_kd.core.ledger import Decision, Entry, decisions_of
+from robustbench_kd.core.ledger import Decision, Entry, RejectionScore
 from robustbench_kd.core.records import Accuracy, Caught, Detection, Roc
 from robustbench_kd.core.statistics import mean_accuracy
 from robustbench_kd.engine.judging.rescore import DRAWS, SCORE_STREAM
 from robustbench_kd.engine.passes import surfaces
 from robustbench_kd.engine.passes.batching import in_batches
-from robustbench_kd.engine.passes.search import Reply, Search, Spent
-from robustbench_kd.engine.run.run import Job
-from robustbench_kd.tensors.attack import Rows, per_row
+from robustbench_kd.engine.passes.meter import EntryClock
+from robustbench_kd.engine.passes.search import Objective, Reply, Search
+from robustbench_kd.engine.run.ledger_index import LedgerIndex
+from robustbench_kd.engine.run.run import Run
+from robustbench_kd.tensors.attack import AttackState, Rows, begin_at_random, per_row
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
 from robustbench_kd.tensors.defence import EXPECTED, OWN, Key, Surface, without_rejection
 from robustbench_kd.tensors.geometry import inside
 
 CLEAN, OBLIVIOUS, JOINT = "detection-clean", "detection-oblivious", "detection-joint"
+_STAGES = (CLEAN, OBLIVIOUS, JOINT)
 _DECLARED = {OBLIVIOUS: "classifier", JOINT: "joint"}
 _ATTACK = Apgd(loss="margin", restarts=1, steps=50)
 
+Scores: TypeAlias = Mapping[int, RejectionScore]
 
-def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
-    """Yields scores of clean and attacked images that the ledger lacks, of a defence that may reject; else nothing.
 
-    A decision says here: is the classifier fooled (`broken`), what does it say (`prediction`), the
-    score (`margin`), and the shares of answers that are accepted and wrong (`wrong`) or that
-    reject. Raises like `Oracle.answers` and `Search`.
+def entries(run: Run) -> Iterator[Entry]:
+    """Yields the scores of clean and attacked images that the ledger lacks.
+
+    A defence that never rejects has none. Raises like `Oracle.answers` and `Search`.
     """
-    if not job.oracle.abstains:
+    if not run.oracle.abstains:
         return
-    for stage in (CLEAN, OBLIVIOUS, JOINT):
-        yield from in_batches(
-            _waiting(job, stage, ledger), job.batch_size, partial(_measured, job, stage)
-        )
+    for stage in _STAGES:
+        rows = _waiting(run, stage)
+        yield from in_batches(rows, run.batch_size, partial(_measured, run, stage))
 
 
-def report(ledger: list[Entry], fates: Mapping[int, tuple[Decision, Decision]]) -> Detection | None:
-    """Returns what the ledger of a finished run says, None of a defence that never rejects.
+def report(index: LedgerIndex, fates: Mapping[int, tuple[Decision, Decision]]) -> Detection | None:
+    """Returns what the ledger of a finished run says, None for a defence that never rejects.
 
-    `fates` are the decisions on the clean and on the worst image of each example; they may be one
-    and the same.
+    `fates` are the decisions on the clean and on the worst image of each example; they may be the
+    same one.
     """
-    known = decisions_of(ledger, CLEAN)
-    if not known:
+    clean, oblivious, joint = (_scores(index, stage) for stage in _STAGES)
+    if not clean:
         return None
-    # In one order, however the work was divided.
-    scores = {example: known[example] for example in fates}
-    oblivious, joint = decisions_of(ledger, OBLIVIOUS), decisions_of(ledger, JOINT)
-    met = {
-        example: _outcomes(
-            *fate, [found[example] for found in (oblivious, joint) if example in found]
-        )
-        for example, fate in fates.items()
-    }
-    right = [example for example, score in scores.items() if not score.broken]
-    clean_scores = [scores[example].margin for example in right]
-    # Who knows the detector may still attack the classifier alone, and show it what it scores
-    # lower.
-    knowing = [min(oblivious[example], joint[example], key=_suspicion) for example in right]
-    rejected = {example: clean.rejected or 0.0 for example, (clean, _) in fates.items()}
+
+    # The order is that of the examples, however the work was divided.
+    correct = [example for example in fates if not clean[example].fooled]
+    clean_scores = [clean[example].score for example in correct]
+    # Who knows the detector may still attack the classifier alone, and show the detector the image
+    # with the lower score.
+    knowing = [min(oblivious[example], joint[example], key=_suspicion) for example in correct]
+    rejected = {example: decision.rejected or 0.0 for example, (decision, _) in fates.items()}
+    outcomes = [_outcomes(example, fate, (oblivious, joint)) for example, fate in fates.items()]
+
     return Detection(
         clean_rejected=mean_accuracy(rejected.values()),
-        clean_rejected_right=mean_accuracy([rejected[example] for example in right])
-        if right
-        else None,
-        robust_handled=mean_accuracy(1 - max(wrong for wrong, _ in some) for some in met.values()),
-        attacked_rejected=mean_accuracy(max(some)[1] for some in met.values()),
-        robust_accepted=mean_accuracy(
-            1 - min(1, max(sum(one) for one in some)) for some in met.values()
-        ),
+        clean_rejected_right=_mean([rejected[example] for example in correct]),
+        robust_handled=mean_accuracy(1 - max(_wrong(images)) for images in outcomes),
+        attacked_rejected=mean_accuracy(max(images)[1] for images in outcomes),
+        robust_accepted=mean_accuracy(1 - min(1, max(_not_handled(images))) for images in outcomes),
         oblivious=_roc(clean_scores, oblivious.values()),
         joint=_roc(clean_scores, knowing),
     )
 
 
 def auc(clean: Tensor, attacked: Tensor) -> float | None:
-    """Returns the chance that the score of an attacked image is above that of a clean one, None where there is none.
+    """Returns the probability that an attacked image scores above a clean one, None without images.
 
     Ties count half: this is the area under the ROC curve by midranks (Hanley and McNeil 1982).
 
@@ -108,15 +99,16 @@ def auc(clean: Tensor, attacked: Tensor) -> float | None:
     if not len(clean) or not len(attacked):
         return None
     ordered = clean.sort().values
-    below, up_to = (torch.searchsorted(ordered, attacked, right=right) for right in (False, True))
+    below = torch.searchsorted(ordered, attacked, right=False)
+    up_to = torch.searchsorted(ordered, attacked, right=True)
     return float((below + up_to).sum()) / (2 * len(clean) * len(attacked))
 
 
 def caught(clean: Tensor, attacked: Tensor, percent: int) -> Accuracy | None:
-    """Returns the share of attacked images above the lowest threshold that rejects at most `percent` % of clean ones.
+    """Returns the fraction of attacked images that are rejected, None without images.
 
-    A score at the threshold is accepted, so that of tied clean ones all are rejected or none. None
-    where there is no image.
+    The threshold is the lowest one that rejects at most `percent` % of the clean images. A score at
+    the threshold is accepted, so that tied clean images are all rejected or all accepted.
     """
     if not len(clean) or not len(attacked):
         return None
@@ -124,146 +116,178 @@ def caught(clean: Tensor, attacked: Tensor, percent: int) -> Accuracy | None:
     return mean_accuracy((attacked > threshold).tolist())
 
 
-def _waiting(job: Job, stage: str, ledger: list[Entry]) -> list[int]:
-    """Returns the rows of the data set without a score; only what the classifier gets right is attacked."""
-    done, clean = decisions_of(ledger, stage), decisions_of(ledger, CLEAN)
-    left = [(row, example) for row, example in enumerate(job.data.ids) if example not in done]
-    return [row for row, example in left if stage == CLEAN or not clean[example].broken]
+def _scores(index: LedgerIndex, stage: str) -> dict[int, RejectionScore]:
+    entries = index.entries(stage)
+    return {score.index: score for entry in entries for score in entry.scores}
 
 
-def _measured(job: Job, stage: str, rows: list[int]) -> Entry:
-    start, forwards, spent = time.perf_counter(), job.oracle.forwards, Spent()
-    true = job.data.take(torch.tensor(rows))
-    points = true.images if stage == CLEAN else _attacked(job, stage, true, job.logits[rows], spent)
-    return Entry(
-        stage=stage,
-        decisions=_decisions(job, true, points),
-        forwards=job.oracle.forwards - forwards + spent.forwards,
-        backwards=spent.backwards,
-        seconds=time.perf_counter() - start,
-    )
+def _waiting(run: Run, stage: str) -> list[int]:
+    """Returns the rows of the data set without a score.
+
+    Only images that the classifier classifies correctly are attacked.
+    """
+    done = _scores(run.index, stage)
+    clean = _scores(run.index, CLEAN)
+    rows = []
+    for row, example in enumerate(run.data.ids):
+        attacked = stage != CLEAN
+        if example not in done and not (attacked and clean[example].fooled):
+            rows.append(row)
+    return rows
 
 
-def _decisions(job: Job, true: Dataset, points: Images) -> list[Decision]:
-    oracle = job.oracle
-    answers = oracle.answers(
-        points, torch.tensor(true.ids), stream=SCORE_STREAM, draws=DRAWS
-    ).double()
-    weights, said, last = oracle.weights(len(answers)), answers.argmax(dim=2), answers.shape[2] - 1
-    score = weights @ (answers[..., -1] - answers[..., :-1].amax(dim=2))
-    prediction = (per_row(weights, answers) * answers).sum(dim=0)[:, :-1].argmax(dim=1)
-    wrong = weights @ ((said != true.labels) & (said != last)).double()
+def _measured(run: Run, stage: str, rows: list[int]) -> Entry:
+    clock = EntryClock(run.oracle.meter)
+    clean = run.data.take(torch.tensor(rows))
+    points = clean.images if stage == CLEAN else _attacked(run, stage, clean, run.logits[rows])
+    return clock.entry(stage, scores=_scored(run, clean, points))
+
+
+def _scored(run: Run, clean: Dataset, points: Images) -> list[RejectionScore]:
+    oracle = run.oracle
+    ids = torch.tensor(clean.ids)
+    answers = oracle.answers(points, ids, stream=SCORE_STREAM, draws=DRAWS).double()
+    weights = oracle.weights(len(answers))
+
+    predictions = answers.argmax(dim=2)
+    rejecting = answers.shape[2] - 1
+    rejects = predictions == rejecting
+    mean_logits = (per_row(weights, answers) * answers).sum(dim=0)
+    prediction = mean_logits[:, :-1].argmax(dim=1)
+
     columns = (
-        prediction != true.labels,
-        prediction,
-        score,
-        wrong,
-        weights @ (said == last).double(),
+        (prediction != clean.labels).tolist(),
+        prediction.tolist(),
+        (weights @ (answers[..., -1] - answers[..., :-1].amax(dim=2))).tolist(),
+        (weights @ ((predictions != clean.labels) & ~rejects).double()).tolist(),
+        (weights @ rejects.double()).tolist(),
     )
     return [
-        Decision(
-            index=example,
-            broken=fooled,
-            prediction=seen,
-            margin=above,
-            wrong=share,
-            rejected=refused,
+        RejectionScore(
+            index=index,
+            fooled=fooled,
+            prediction=label,
+            score=score,
+            accepted_wrong=accepted_wrong,
+            rejected=rejected,
         )
-        for example, fooled, seen, above, share, refused in zip(
-            true.ids, *(column.tolist() for column in columns), strict=True
+        for index, fooled, label, score, accepted_wrong, rejected in zip(
+            clean.ids, *columns, strict=True
         )
     ]
 
 
-@dataclass(frozen=True)
-class _Aim:
-    """The loss of an attack on the classifier alone, or on the detector too."""
-
-    joint: bool
-
-    def objective(self, state: Any, logits: Logits) -> Tensor:
-        """Returns the loss `(1, n)` of logits `(n, classes + 1)`."""
-        return _ATTACK.objective(
-            state, without_rejection(logits, state.labels) if self.joint else logits[:, :-1]
-        )
+def _classifier_loss(state: AttackState, logits: Logits) -> Tensor:
+    """Returns the loss `(1, n)` of an attack on the classifier alone."""
+    return state.objective(logits[:, :-1])
 
 
-def _surface(job: Job, stage: str) -> Surface:
+def _joint_loss(state: AttackState, logits: Logits) -> Tensor:
+    """Returns the loss `(1, n)` of an attack on classifier and detector together."""
+    return state.objective(without_rejection(logits, state.labels))
+
+
+_LOSSES: dict[str, Objective] = {OBLIVIOUS: _classifier_loss, JOINT: _joint_loss}
+
+
+def _surface(run: Run, stage: str) -> Surface:
     """Returns the surface that the defence declares for an attack, else the defence itself."""
-    known = {surface.name: surface for surface in surfaces.adaptive(job.oracle, job.threat.eps)}
+    declared = surfaces.adaptive(run.oracle, run.threat.eps)
+    known = {surface.name: surface for surface in declared}
     return next(known[name] for name in (_DECLARED[stage], EXPECTED, OWN) if name in known)
 
 
-def _attacked(job: Job, stage: str, true: Dataset, logits: Logits, spent: Spent) -> Images:
-    """Returns for each image the point in the ball with the highest loss, among those that fool the classifier if any do."""
-    device, surface, threat, aim = (
-        job.oracle.device,
-        _surface(job, stage),
-        job.threat,
-        _Aim(joint=stage == JOINT),
-    )
-    weights = None if surface.weights is None else surface.weights.to(device)
-    search = Search(surface.answer, weights=weights, passes=surface.passes, spent=spent)
-    images, labels, ids = (
-        true.images.to(device),
-        true.labels.to(device),
-        torch.tensor(true.ids, device=device),
-    )
-    state = _ATTACK.start(
-        Rows(images, labels, logits.to(device), ids, torch.zeros_like(ids)), threat, job.seed
-    )
-    best, rank = images, images.new_full((2, len(images)), -torch.inf)
-    for step, wanted in enumerate(_ATTACK.schedule(threat.norm)):
-        points = _ATTACK.ask(state)
-        key = Key(job.seed, f"search/{stage}", ids=ids, draw=torch.full_like(ids, step))
-        reply = search.evaluate(points, key, np.full(len(images), wanted), state, aim)
+def _attacked(run: Run, stage: str, clean: Dataset, logits: Logits) -> Images:
+    """Returns for each image the point in the ball with the highest loss.
+
+    Points that fool the classifier come before all others.
+    """
+    device = run.oracle.device
+    images = clean.images.to(device)
+    labels = clean.labels.to(device)
+    ids = torch.tensor(clean.ids, device=device)
+    rows = Rows(images, labels, logits.to(device), ids, torch.zeros_like(ids))
+
+    search = _search(run, _surface(run, stage))
+    state = begin_at_random(_ATTACK, rows, run.threat, run.seed)
+    best = images
+    rank = images.new_full((2, len(images)), -torch.inf)
+
+    for step, wants_gradient in enumerate(_ATTACK.schedule(run.threat.norm)):
+        points = state.ask()
+        key = Key(run.seed, f"search/{stage}", ids=ids, draw=torch.full_like(ids, step))
+        wanted = np.full(len(images), wants_gradient)
+        reply = search.evaluate(points, key, wanted, state, _LOSSES[stage])
+
         found = _rank(reply, labels)
         higher = (found[0] > rank[0]) | ((found[0] == rank[0]) & (found[1] > rank[1]))
-        higher &= inside(points, images, threat.eps, threat.norm)
-        best, rank = (
-            torch.where(per_row(higher, images), points, best),
-            torch.where(higher, found, rank),
-        )
-        state = _ATTACK.tell(state, reply.logits, reply.values, reply.gradient)
+        higher &= inside(points, images, run.threat.eps, run.threat.norm)
+        best = torch.where(per_row(higher, images), points, best)
+        rank = torch.where(higher, found, rank)
+        state = state.tell(reply.logits, reply.values, reply.gradient)
+
     return best.cpu()
 
 
+def _search(run: Run, surface: Surface) -> Search:
+    weights = None if surface.weights is None else surface.weights.to(run.oracle.device)
+    return Search(surface.answer, weights=weights, passes=surface.passes, meter=run.oracle.meter)
+
+
 def _rank(reply: Reply, labels: Labels) -> Tensor:
-    """Returns by what points are compared, `(2, n)`: whether the classifier is fooled, then the loss."""
+    """Returns what points are compared by, `(2, n)`: is the classifier fooled, then the loss."""
     fooled = reply.logits[:, :-1].argmax(dim=1) != labels
     return torch.stack([fooled.to(reply.values.dtype), reply.values[0]])
 
 
 def _outcomes(
-    clean: Decision, worst: Decision, attacked: Iterable[Decision]
+    example: int, fate: tuple[Decision, Decision], attacks: Iterable[Scores]
 ) -> list[tuple[float, float]]:
-    """Returns the shares of answers that are accepted and wrong, and that reject, on each image known of an example."""
+    """Returns what the answers to each known image of an example are: wrong, and rejected.
+
+    Both are fractions. On a clean image a rejection is wrong.
+    """
+    clean, worst = fate
     refused = clean.rejected or 0.0
-    others = [*attacked] if worst is clean else [worst, *attacked]
-    # On a clean image to reject is to err.
-    return [
-        (max(0.0, clean.share - refused), refused),
-        *((one.share, one.rejected or 0.0) for one in others),
-    ]
+    outcomes = [(max(0.0, clean.error_rate - refused), refused)]
+    if worst is not clean:
+        outcomes.append((worst.error_rate, worst.rejected or 0.0))
+    for scores in attacks:
+        if example in scores:
+            outcomes.append((scores[example].accepted_wrong, scores[example].rejected))
+    return outcomes
 
 
-def _suspicion(decision: Decision) -> tuple[bool, float]:
-    """Returns what an attacker wants as low as possible: to fool the classifier first, then a low score."""
-    return not decision.broken, decision.margin
+def _wrong(images: Iterable[tuple[float, float]]) -> list[float]:
+    return [wrong for wrong, _ in images]
 
 
-def _roc(clean: list[float], attacked: Iterable[Decision]) -> Roc:
-    found = list(attacked)
-    successes = [decision.margin for decision in found if decision.broken]
+def _not_handled(images: Iterable[tuple[float, float]]) -> list[float]:
+    return [wrong + rejected for wrong, rejected in images]
+
+
+def _suspicion(score: RejectionScore) -> tuple[bool, float]:
+    """Returns what an attacker minimises: not to fool the classifier, then the score."""
+    return not score.fooled, score.score
+
+
+def _mean(values: list[float]) -> Accuracy | None:
+    return mean_accuracy(values) if values else None
+
+
+def _roc(clean: list[float], attacked: Iterable[RejectionScore]) -> Roc:
+    attempts = list(attacked)
+    successes = [attempt.score for attempt in attempts if attempt.fooled]
     return Roc(
         clean=len(clean),
-        attempts=_caught(clean, [decision.margin for decision in found]),
+        attempts=_caught(clean, [attempt.score for attempt in attempts]),
         successes=_caught(clean, successes),
     )
 
 
 def _caught(clean: list[float], attacked: list[float]) -> Caught:
-    below, above = (torch.tensor(scores, dtype=torch.float64) for scores in (clean, attacked))
+    below = torch.tensor(clean, dtype=torch.float64)
+    above = torch.tensor(attacked, dtype=torch.float64)
     return Caught(
         n=len(attacked),
         auc=auc(below, above),

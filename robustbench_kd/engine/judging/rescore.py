@@ -1,56 +1,58 @@
-"""The last stage where chance decides: the worst images that were found, judged on draws that no search has seen.
+"""The last stage of a randomized defence: the worst images, scored on draws that no search has seen.
 
-Searching keeps the image that looked worst on its draws, which flatters the attack; fresh draws
-tell what it is worth. The worst images of the standard attacks are scored besides those of all
-attacks: else their gap would be one of two yardsticks.
+A search keeps the image that looked worst on its draws, which flatters the attack; fresh draws give
+the true error rate. The worst images of the standard attacks are scored beside those of all
+attacks, so that both numbers rest on the same draws.
 """
 
-import time
 from collections.abc import Iterator
 
 import torch
 
-from robustbench_kd.core.ledger import Entry, decisions_of
+from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.engine.judging.judge import decisions, judge
-from robustbench_kd.engine.judging.packing import unpacked
+from robustbench_kd.engine.judging.packing import unpack
 from robustbench_kd.engine.passes.batching import in_batches
-from robustbench_kd.engine.run.run import Job, worst
+from robustbench_kd.engine.passes.meter import EntryClock
+from robustbench_kd.engine.run.run import Run
 
 SCORE = SCORE_STREAM = "score"  # the stage, and the stream of its draws
-STANDARD = "score-standard"  # the stage for what was found before adaptive attacks followed
+STANDARD = "score-standard"  # the stage for the images that were found before adaptive attacks
 DRAWS = 100
 
 
-def entries(job: Job, ledger: list[Entry]) -> Iterator[Entry]:
-    """Yields the scores of all images of a randomized defence without members; of others nothing, they are exact."""
-    if job.oracle.exact:
+def entries(run: Run) -> Iterator[Entry]:
+    """Yields the scores of all images of a randomized defence without members.
+
+    Other defences need no scores: their error rates are exact.
+    """
+    if run.oracle.exact:
         return
-    standard = sum(not step.adaptive for step in job.steps)
-    if standard < len(job.steps):
-        yield from _scored(job, ledger, STANDARD, standard)
-    yield from _scored(job, ledger, SCORE, len(job.steps))
+    if any(stage.adaptive for stage in run.stages):
+        yield from _scored(run, STANDARD, run.worst(standard_only=True))
+    yield from _scored(run, SCORE, run.worst())
 
 
-def _scored(job: Job, ledger: list[Entry], stage: str, position: int) -> Iterator[Entry]:
-    """Yields the scores of the worst images that the attacks before `position` found."""
-    done = decisions_of(ledger, stage)
-    images = {example: decision.image for example, decision in worst(job, position, ledger).items()}
+def _scored(run: Run, stage: str, worst: dict[int, Decision]) -> Iterator[Entry]:
+    """Yields the scores of the worst images, one stage of the ledger."""
+    decided = run.index.decisions(stage)
+    images = {example: decision.image for example, decision in worst.items() if decision.image}
     rows = [
         row
-        for row, example in enumerate(job.data.ids)
-        if images.get(example) and example not in done
+        for row, example in enumerate(run.data.ids)
+        if example in images and example not in decided
     ]
 
-    def score(some: list[int]) -> Entry:
-        start, forwards = time.perf_counter(), job.oracle.forwards
-        true = job.data.take(torch.tensor(some))
-        points = unpacked([images[example] for example in true.ids], tuple(true.images.shape[1:]))
-        judgement = judge(job.oracle, points, true, job.threat, stream=SCORE_STREAM, draws=DRAWS)
-        cost, seconds = job.oracle.forwards - forwards, time.perf_counter() - start
-        found = [
-            one.model_copy(update={"image": images[one.index] if job.saves else ""})
-            for one in decisions(true.ids, judgement)
-        ]
-        return Entry(stage=stage, decisions=found, forwards=cost, seconds=seconds)
+    def score(batch: list[int]) -> Entry:
+        clock = EntryClock(run.oracle.meter)
+        clean = run.data.take(torch.tensor(batch))
+        texts = [images[example] for example in clean.ids]
+        points = unpack(texts, tuple(clean.images.shape[1:]))
 
-    yield from in_batches(rows, job.batch_size, score)
+        judgement = judge(run.oracle, points, clean, run.threat, stream=SCORE_STREAM, draws=DRAWS)
+        found = decisions(clean.ids, judgement)
+        if run.saves_images:
+            found = [one.model_copy(update={"image": images[one.index]}) for one in found]
+        return clock.entry(stage, found)
+
+    yield from in_batches(rows, run.batch_size, score)

@@ -1,4 +1,4 @@
-"""The order of work: examples wait in line, each with its jobs one after the other until the first success."""
+"""The order of work: examples wait in line, each with its restarts until the first success."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -10,24 +10,28 @@ Ints = NDArray[np.int64]
 
 
 class Queue:
-    """Rows of the data set that wait for a slot; a row that fails its job waits for the next one at the head."""
+    """Rows of the data set that wait for a slot, each with its next restart."""
 
-    def __init__(self, rows: Iterable[int], jobs: int) -> None:
+    def __init__(self, rows: Iterable[int], restarts: int) -> None:
         self._waiting = deque((row, 0) for row in rows)
-        self._jobs = jobs
+        self._restarts = restarts
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def next(self, most: int) -> tuple[Ints, Ints]:
-        """Takes at most `most` jobs; returns their rows of the data set and job numbers."""
-        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        """Takes at most `most` rows; returns their rows of the data set and their restarts."""
+        count = min(most, len(self._waiting))
+        taken = [self._waiting.popleft() for _ in range(count)]
         pairs = np.array(taken, dtype=np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
-    def failed(self, row: int, job: int) -> bool:
-        """Puts a row whose job failed back in line; returns False where no job is left, and the row stands."""
-        if job + 1 >= self._jobs:
+    def failed(self, row: int, restart: int) -> bool:
+        """Puts a row whose restart failed at the head of the line.
+
+        Returns False where no restart is left: the row survives.
+        """
+        if restart + 1 >= self._restarts:
             return False
-        self._waiting.appendleft((row, job + 1))
+        self._waiting.appendleft((row, restart + 1))
         return True

@@ -1,303 +1,158 @@
-"""Turns a ledger into a record: accuracies after each stage, costs, findings, one row per example.
+"""Makes the record of a ledger: accuracies after each stage, costs, findings.
 
-Of a randomized defence an accuracy is the expected one, on the worst image found so far of each
-example. Only the AutoAttack package counts otherwise: for it an example is broken once a single
-draw was wrong.
+The accuracy of a randomized defence is the expected one, on the worst image found so far of each
+example. Only the AutoAttack package counts in another way: for it an example is broken after a
+single wrong draw.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
 
-from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.ledger import Decision, Entry, decisions_of
+from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.core.records import (
     Accuracy,
-    Claim,
-    DrawRow,
     Draws,
-    ExampleRow,
     Finding,
-    Frozen,
-    Identity,
     RunRecord,
     StageResult,
     Work,
     verdict,
 )
-from robustbench_kd.core.rundir import JOB
 from robustbench_kd.core.statistics import mean_accuracy
-from robustbench_kd.engine.judging import rejection as detection
-from robustbench_kd.engine.judging.packing import unpacked
-from robustbench_kd.engine.judging.rescore import DRAWS, SCORE
+from robustbench_kd.engine.judging import rejection
+from robustbench_kd.engine.judging.packing import unpack
+from robustbench_kd.engine.judging.rescore import DRAWS
 from robustbench_kd.engine.judging.rescore import STANDARD as STANDARD_SCORE
 from robustbench_kd.engine.native.subsampling import SAMPLED
-from robustbench_kd.engine.probing.checkup import facts_of, review, stage_facts
-from robustbench_kd.engine.run.identity import environment
-from robustbench_kd.engine.run.request import Request
+from robustbench_kd.engine.probing.checkup import facts_of, review
+from robustbench_kd.engine.record.fates import Fate, fates
+from robustbench_kd.engine.record.header import RunHeader
+from robustbench_kd.engine.run.ledger_index import LedgerIndex
 from robustbench_kd.engine.run.run import CLEAN, SMALLER
-from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.contracts import Dataset
-from robustbench_kd.tensors.defence import Surfaced
-from robustbench_kd.tensors.oracle import Oracle
-from robustbench_kd.tensors.probe import Facts, FinishedStage
 from robustbench_kd.tensors.stored_images import SHOWN, StoredImages
 
 
-class RunHeader(Frozen):
-    """What a record says beside the ledger; as `job.json` it lies beside the ledgers of shards.
+class _DrawnResults(NamedTuple):
+    """The accuracies that change for a randomized defence."""
 
-    `labels` are by example id, in the order of the data set. A finite ensemble has so many
-    `members`, whose answers are exact; `composite` says whether the defence is more than a plain
-    classifier.
-    """
-
-    identity: Identity
-    labels: dict[int, int]
-    stages: tuple[FinishedStage, ...]
-    parameters: int
-    environment: dict[str, str]
-    findings: list[Finding]
-    randomized: bool = False
-    members: int = 0
-    composite: bool = False
-    claim: Claim | None = None
-
-    @property
-    def one_draw(self) -> bool:
-        """Returns whether a single wrong draw counts as broken."""
-        return self.identity.engine == "autoattack"
+    clean: Accuracy | None
+    robust: Accuracy | None
+    clean_draws: Draws | None = None
+    robust_draws: Draws | None = None
 
 
-def summary_of(
-    identity: Identity,
-    request: Request,
-    oracle: Oracle,
-    steps: Iterable[Stage],
-    findings: list[Finding],
-) -> RunHeader:
-    """Returns what is known of a run before it starts; `findings` are what its model and suite gave rise to."""
-    data, norm = request.data, request.threat.norm
-    return RunHeader(
-        identity=identity,
-        labels=dict(zip(data.ids, data.labels.tolist(), strict=True)),
-        stages=tuple(stage_facts(step, norm) for step in steps),
-        parameters=request.subject.parameters,
-        environment=environment(request.device),
-        findings=findings,
-        randomized=oracle.randomized,
-        members=len(oracle.weights(1)) if oracle.randomized and oracle.exact else 0,
-        composite=identity.family != "classifier"
-        or isinstance(oracle.model, Surfaced)
-        or oracle.randomized,
+def interrupted_record(header: RunHeader, ledger: Sequence[Entry]) -> RunRecord:
+    """Returns the record of an unfinished run: what is known so far, and no robust accuracy."""
+    stages = _stages(header, LedgerIndex(ledger))
+    findings = _merged([*header.findings, *_entry_findings(ledger)])
+    return _record(header, ledger, stages, findings)
+
+
+def finished_record(header: RunHeader, ledger: Sequence[Entry]) -> RunRecord:
+    """Returns the record of a ledger in which everything is decided."""
+    index = LedgerIndex(ledger)
+    stages = _stages(header, index)
+    facts = facts_of(header.stages, index, examples=len(header.labels), composite=header.composite)
+    findings = _merged([*header.findings, *_entry_findings(ledger), *review(facts)])
+
+    found = fates(header, index)
+    drawn = _drawn_results(header, found, stages)
+    pairs = {example: (fate.clean, fate.worst) for example, fate in found.items()}
+    return _record(header, ledger, stages, findings).model_copy(
+        update={
+            "status": "complete",
+            "clean": drawn.clean,
+            "robust": drawn.robust,
+            "standard": _standard(header, index, stages),
+            "clean_draws": drawn.clean_draws,
+            "robust_draws": drawn.robust_draws,
+            "detection": rejection.report(index, pairs),
+            "missed": _missed(header, findings),
+            "verdict": verdict(findings),
+        }
     )
 
 
-def read_summary(folder: Path) -> RunHeader:
-    """Reads the `job.json` of a run; raises `RecordError` where there is none, or it is damaged."""
-    path = folder / JOB
-    try:
-        return RunHeader.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RecordError(f"cannot read '{path}': {error.strerror}") from error
-    except ValidationError as error:
-        raise RecordError(
-            f"'{path}' is no job: {error.errors()[0]['msg']}; run a shard again to write it anew"
-        ) from error
-
-
-@dataclass(frozen=True)
-class _Fate:
-    """What became of one example: the decision on its clean image and the worst one, with the stage that made it."""
-
-    clean: Decision
-    worst: Decision
-    stage: str
-
-
-def summarise(about: RunHeader, ledger: list[Entry], *, complete: bool) -> RunRecord:
-    """Returns the record of a ledger; an interrupted one says what is known so far, and no robust accuracy."""
-    stages = _stages(about, ledger)
-    known = [*about.findings, *(finding for entry in ledger for finding in entry.findings)]
-    if complete:
-        known += review(_facts(about, ledger))
-    known = _merged(known)
-    record = RunRecord(
-        run_id=about.identity.run_id(),
-        status="complete" if complete else "interrupted",
-        identity=about.identity,
-        protocol_hash=about.identity.protocol_hash(),
-        clean=stages[0].accuracy if stages else None,
-        robust=stages[-1].accuracy if complete else None,
-        stages=stages,
-        forwards=sum(entry.forwards for entry in ledger),
-        backwards=sum(entry.backwards for entry in ledger),
-        seconds=sum(entry.seconds for entry in ledger),
-        findings=known,
-        verdict=verdict(known) if complete else None,
-        parameters=about.parameters,
-        environment=about.environment,
-        claim=about.claim,
-    )
-    if not complete:
-        return record
-    fates = {example: (fate.clean, fate.worst) for example, fate in _fates(about, ledger).items()}
-    detected = {"detection": detection.report(ledger, fates)}
-    return record.model_copy(
-        update={"missed": _missed(about, known), **_drawn(about, ledger, stages), **detected}
-    )
-
-
-def standing(about: RunHeader, ledger: list[Entry]) -> int:
-    """Returns how many examples nothing has broken."""
-    return sum(not fate.worst.broken for fate in _fates(about, ledger).values())
-
-
-def example_rows(about: RunHeader, ledger: list[Entry]) -> list[ExampleRow]:
-    """Returns one row per example, in the order of the data set."""
-    fates, costs = _fates(about, ledger), _costs(about, ledger)
-    return [
-        _row(example, label, fates[example], costs.get(example))
-        for example, label in about.labels.items()
-    ]
-
-
-def draw_rows(about: RunHeader, ledger: list[Entry]) -> list[DrawRow]:
-    """Returns one row per example of a randomized defence, none for others."""
-    if not about.randomized:
-        return []
-    return [
-        DrawRow(index=example, clean_wrong=fate.clean.share, wrong=fate.worst.share)
-        for example, fate in _fates(about, ledger).items()
-    ]
-
-
-def adversarial(about: RunHeader, data: Dataset, ledger: list[Entry]) -> StoredImages:
-    """Returns the image that decided each example that attacks made worse, in the order of the data set."""
-    identity, fates = about.identity, _fates(about, ledger)
+def adversarial_images(header: RunHeader, data: Dataset, ledger: Sequence[Entry]) -> StoredImages:
+    """Returns the image that decided each example that attacks made worse, in the data's order."""
+    identity = header.identity
+    found = fates(header, LedgerIndex(ledger))
     rows = [
         row
         for row, example in enumerate(data.ids)
-        if example in fates and fates[example].worst.image
+        if example in found and found[example].worst.image
     ]
-    decided_by = [fates[data.ids[row]].worst for row in rows]
-    images = unpacked([decision.image for decision in decided_by], tuple(data.images.shape[1:]))
+    deciding = [found[data.ids[row]].worst for row in rows]
+    texts = [decision.image for decision in deciding]
+    images = unpack(texts, tuple(data.images.shape[1:]))
     return StoredImages(
         run=identity.run_id(),
         threat=f"{identity.norm}:{identity.eps_text}",
-        ids=np.array([decision.index for decision in decided_by], dtype=np.int64),
+        ids=np.array([decision.index for decision in deciding], dtype=np.int64),
         labels=data.labels[rows].numpy(),
-        predictions=np.array([decision.prediction for decision in decided_by], dtype=np.int64),
+        predictions=np.array([decision.prediction for decision in deciding], dtype=np.int64),
         images=images.numpy(),
         originals=data.images[rows[:SHOWN]].numpy(),
     )
 
 
-def _stages(about: RunHeader, ledger: list[Entry]) -> list[StageResult]:
-    carried = [SMALLER] if any(entry.stage == SMALLER for entry in ledger) else []
-    lost: dict[int, float] = dict.fromkeys(about.labels, 0.0)
-    stages: list[StageResult] = []
-    for name in (CLEAN, *carried, *about.identity.stages):
-        found = decisions_of(ledger, name)
-        if (
-            name != SMALLER
-            and not {example for example, share in lost.items() if share < 1} <= found.keys()
-        ):
-            return stages  # its accuracy is not known yet, nor is any later one
-        for example, decision in found.items():
-            lost[example] = max(
-                lost[example], float(decision.broken) if about.one_draw else decision.share
-            )
-        costs = [entry for entry in ledger if entry.stage == name]
-        stages.append(
-            StageResult(
-                stage=name,
-                accuracy=mean_accuracy(1 - share for share in lost.values()),
-                forwards=sum(entry.forwards for entry in costs),
-                backwards=sum(entry.backwards for entry in costs),
-                seconds=sum(entry.seconds for entry in costs),
-                work=_work([entry.work for entry in costs if entry.work]),
-            )
-        )
-    return stages
-
-
-def _facts(about: RunHeader, ledger: list[Entry]) -> Facts:
-    return facts_of(about.stages, ledger, examples=len(about.labels), composite=about.composite)
-
-
-def _missed(about: RunHeader, findings: Sequence[Finding]) -> float | None:
-    """Returns what the samples of a fast run could have missed in all, as a fraction."""
-    if about.identity.mode != "fast":
-        return None
-    return min(1.0, sum(finding.value or 0.0 for finding in findings if finding.check == SAMPLED))
-
-
-def _drawn(about: RunHeader, ledger: list[Entry], stages: list[StageResult]) -> dict[str, object]:
-    """Returns the fields of a record that adaptive attacks and chance add."""
-    standard = _standard(about, ledger, stages)
-    if not about.randomized:
-        return {"standard": standard}
-    fates = _fates(about, ledger)
-    clean = _draws(about, {example: fate.clean for example, fate in fates.items()})
-    robust = _draws(about, {example: fate.worst for example, fate in fates.items()})
-    headline = {} if about.one_draw else {"robust": robust.mean}
-    return {
-        "standard": standard,
-        "clean": clean.mean,
-        "clean_draws": clean,
-        "robust_draws": robust,
-        **headline,
-    }
-
-
-def _standard(about: RunHeader, ledger: list[Entry], stages: list[StageResult]) -> Accuracy | None:
-    """Returns what the standard attacks left where adaptive ones followed, by the same draws as the final accuracy."""
-    before = [stage.accuracy for stage in stages if stage.stage not in about.identity.adaptive]
-    if not about.identity.adaptive or len(before) < 2:  # the clean stage alone is no attack
-        return None
-    if not decisions_of(ledger, STANDARD_SCORE):
-        return before[-1]
-    fates = _fates(about, ledger, about.identity.attacks, STANDARD_SCORE)
-    return mean_accuracy(1 - fate.worst.share for fate in fates.values())
-
-
-def _draws(about: RunHeader, found: Mapping[int, Decision]) -> Draws:
-    return Draws(
-        exact=about.members > 0,
-        draws=about.members or DRAWS,
-        mean=mean_accuracy(1 - decision.share for decision in found.values()),
-        all_correct=mean_accuracy(float(decision.share == 0) for decision in found.values()),
-        majority=mean_accuracy(
-            float(one.prediction == about.labels[example]) for example, one in found.items()
-        ),
+def _record(
+    header: RunHeader,
+    ledger: Sequence[Entry],
+    stages: list[StageResult],
+    findings: list[Finding],
+) -> RunRecord:
+    return RunRecord(
+        run_id=header.identity.run_id(),
+        status="interrupted",
+        identity=header.identity,
+        protocol_hash=header.identity.protocol_hash(),
+        clean=stages[0].accuracy if stages else None,
+        stages=stages,
+        forwards=sum(entry.forwards for entry in ledger),
+        backwards=sum(entry.backwards for entry in ledger),
+        seconds=sum(entry.seconds for entry in ledger),
+        findings=findings,
+        parameters=header.parameters,
+        environment=header.environment,
+        claim=header.claim,
     )
 
 
-def _fates(
-    about: RunHeader, ledger: list[Entry], attacks: Sequence[str] | None = None, score: str = SCORE
-) -> dict[int, _Fate]:
-    """Returns the fate of each example under some attacks, or all, in the order of the data set."""
-    clean, scored = decisions_of(ledger, CLEAN), decisions_of(ledger, score)
-    fates = {
-        example: _Fate(clean[example], clean[example], CLEAN if clean[example].broken else "")
-        for example in about.labels
-    }
-    for stage in (SMALLER, *(about.identity.stages if attacks is None else attacks)):
-        for example, decision in decisions_of(ledger, stage).items():
-            before = fates[example]
-            if (decision.broken, decision.share) > (before.worst.broken, before.worst.share):
-                fates[example] = _Fate(before.clean, decision, stage)
-    return {
-        example: _Fate(fate.clean, scored.get(example, fate.worst), fate.stage)
-        for example, fate in fates.items()
-    }
+def _stages(header: RunHeader, index: LedgerIndex) -> list[StageResult]:
+    """Returns the accuracy after each stage, as far as the stages are decided."""
+    carried = [SMALLER] if index.entries(SMALLER) else []
+    error_rates: dict[int, float] = dict.fromkeys(header.labels, 0.0)
+    results: list[StageResult] = []
+    for name in (CLEAN, *carried, *header.identity.stages):
+        decisions = index.decisions(name)
+        survivors = {example for example, rate in error_rates.items() if rate < 1}
+        if name != SMALLER and not survivors <= decisions.keys():
+            return results  # this accuracy is not known yet, nor is any later one
+
+        for example, decision in decisions.items():
+            rate = float(decision.broken) if header.one_draw_breaks else decision.error_rate
+            error_rates[example] = max(error_rates[example], rate)
+        accuracy = mean_accuracy(1 - rate for rate in error_rates.values())
+        results.append(_stage_result(name, accuracy, index.entries(name)))
+    return results
 
 
-def _work(parts: list[Work]) -> Work | None:
+def _stage_result(name: str, accuracy: Accuracy, entries: list[Entry]) -> StageResult:
+    return StageResult(
+        stage=name,
+        accuracy=accuracy,
+        forwards=sum(entry.forwards for entry in entries),
+        backwards=sum(entry.backwards for entry in entries),
+        seconds=sum(entry.seconds for entry in entries),
+        work=_total_work([entry.work for entry in entries if entry.work]),
+    )
+
+
+def _total_work(parts: Sequence[Work]) -> Work | None:
     if not parts:
         return None
     return Work(
@@ -309,41 +164,68 @@ def _work(parts: list[Work]) -> Work | None:
     )
 
 
-def _costs(about: RunHeader, ledger: list[Entry]) -> dict[int, tuple[int, int]]:
-    """Returns the forwards and backwards that attacks spent on each example, where the engine counted them."""
-    costs: dict[int, tuple[int, int]] = {}
-    for stage in about.identity.stages:
-        for example, decision in decisions_of(ledger, stage).items():
-            if decision.forwards is not None and decision.backwards is not None:
-                forwards, backwards = costs.get(example, (0, 0))
-                costs[example] = forwards + decision.forwards, backwards + decision.backwards
-    return costs
+def _missed(header: RunHeader, findings: Iterable[Finding]) -> float | None:
+    """Returns the fraction of examples that the samples of a fast run could have missed in all."""
+    if header.identity.mode != "fast":
+        return None
+    bounds = [finding.value or 0.0 for finding in findings if finding.check == SAMPLED]
+    return min(1.0, sum(bounds))
 
 
-def _row(example: int, label: int, fate: _Fate, cost: tuple[int, int] | None) -> ExampleRow:
-    clean, worst = fate.clean, fate.worst
-    attacked = worst is not clean
-    return ExampleRow(
-        index=example,
-        label=label,
-        clean_prediction=clean.prediction,
-        clean_correct=clean.prediction == label,
-        robust=not worst.broken if worst.wrong is None else worst.prediction == label,
-        broken_by=fate.stage,
-        adversarial_prediction=worst.prediction if attacked and worst.share else None,
-        distance=worst.distance if attacked else None,
-        margin=worst.margin,
-        forwards=cost[0] if cost else None,
-        backwards=cost[1] if cost else None,
+def _drawn_results(
+    header: RunHeader, found: Mapping[int, Fate], stages: Sequence[StageResult]
+) -> _DrawnResults:
+    if not header.randomized:
+        return _DrawnResults(clean=stages[0].accuracy, robust=stages[-1].accuracy)
+
+    clean = _draws(header, {example: fate.clean for example, fate in found.items()})
+    robust = _draws(header, {example: fate.worst for example, fate in found.items()})
+    headline = stages[-1].accuracy if header.one_draw_breaks else robust.mean
+    return _DrawnResults(clean.mean, headline, clean, robust)
+
+
+def _draws(header: RunHeader, decisions: Mapping[int, Decision]) -> Draws:
+    majority = [
+        float(decision.prediction == header.labels[example])
+        for example, decision in decisions.items()
+    ]
+    error_rates = [decision.error_rate for decision in decisions.values()]
+    return Draws(
+        exact=header.members > 0,
+        draws=header.members or DRAWS,
+        mean=mean_accuracy(1 - rate for rate in error_rates),
+        all_correct=mean_accuracy(float(rate == 0) for rate in error_rates),
+        majority=mean_accuracy(majority),
     )
 
 
-def _merged(findings: Sequence[Finding]) -> list[Finding]:
-    """Joins what several batches said in the same words."""
+def _standard(
+    header: RunHeader, index: LedgerIndex, stages: Sequence[StageResult]
+) -> Accuracy | None:
+    """Returns what the standard attacks left, if adaptive ones followed.
+
+    It rests on the same draws as the final accuracy.
+    """
+    adaptive = header.identity.adaptive
+    before = [stage.accuracy for stage in stages if stage.stage not in adaptive]
+    if not adaptive or len(before) < 2:  # the clean stage alone is no attack
+        return None
+    if not index.decisions(STANDARD_SCORE):
+        return before[-1]
+    found = fates(header, index, header.identity.attacks, STANDARD_SCORE)
+    return mean_accuracy(1 - fate.worst.error_rate for fate in found.values())
+
+
+def _entry_findings(ledger: Iterable[Entry]) -> list[Finding]:
+    return [finding for entry in ledger for finding in entry.findings]
+
+
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Joins findings of several batches that have the same words."""
     merged: dict[tuple[str, str], Finding] = {}
     for finding in findings:
-        key = finding.check, finding.message
-        earlier = merged.get(key)
-        examples = sorted({*(earlier.examples if earlier else ()), *finding.examples})
+        key = (finding.check, finding.message)
+        earlier = merged[key].examples if key in merged else []
+        examples = sorted({*earlier, *finding.examples})
         merged[key] = finding.model_copy(update={"examples": examples})
     return list(merged.values())

@@ -1,10 +1,10 @@
-"""Examples in random order, chunk by chunk, until it is known whether the robust accuracy of all of them reaches a number.
+"""Examples in random order, chunk by chunk, until a claim on the robust accuracy of all is settled.
 
-The answer may be asked for after every chunk without erring more often: `core/statistics.settled`
-is valid at any time.
+The question may be asked after every chunk without more wrong answers: `core/statistics.settled` is
+valid at any time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from torch import Tensor
 from robustbench_kd.core.claim import MISTAKES, claim_text
 from robustbench_kd.core.ledger import Entry
 from robustbench_kd.core.records import Claim
-from robustbench_kd.core.statistics import settled as settled_claim
-from robustbench_kd.engine.record.build import RunHeader, standing
+from robustbench_kd.core.statistics import settled as is_settled
+from robustbench_kd.engine.record.fates import survivors
+from robustbench_kd.engine.record.header import RunHeader
+from robustbench_kd.engine.run.ledger_index import LedgerIndex
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.keyed_random import uniform
 
@@ -21,26 +23,32 @@ _CHUNK = 64
 
 
 def chunks(data: Dataset, seed: int) -> Iterator[Tensor]:
-    """Returns the rows of a data set chunk by chunk, in an order that depends on the seed and the example ids alone."""
+    """Returns the rows of a data set chunk by chunk, in an order keyed by seed and example ids."""
     ids = torch.tensor(data.ids)
-    order = (
-        uniform(seed, "sequential", ids, torch.zeros_like(ids), 0, 1).flatten().argsort(stable=True)
-    )
-    return (order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK))
+    draws = uniform(seed, "sequential", ids, torch.zeros_like(ids), 0, 1).flatten()
+    return iter(torch.split(draws.argsort(stable=True), _CHUNK))
 
 
 def settled(
-    about: RunHeader, seen: set[int], ledger: list[Entry], at_least: float
+    header: RunHeader, seen: set[int], ledger: Sequence[Entry], at_least: float
 ) -> RunHeader | None:
-    """Returns the summary of the examples that were seen, with the claim they settle; None while it is open."""
-    labels = {example: label for example, label in about.labels.items() if example in seen}
-    part = about.model_copy(update={"labels": labels})
-    robust = standing(part, ledger)
-    holds = settled_claim(robust, len(seen), at_least, MISTAKES, population=len(about.labels))
+    """Returns the header of the examples that were seen, with the claim that they settle.
+
+    It is None while the claim is open.
+    """
+    labels = {example: label for example, label in header.labels.items() if example in seen}
+    part = header.model_copy(update={"labels": labels})
+    robust = survivors(part, LedgerIndex(ledger))
+    population = len(header.labels)
+    holds = is_settled(robust, len(seen), at_least, MISTAKES, population=population)
     if holds is None:
         return None
-    text = claim_text(at_least)
+
     claim = Claim(
-        text=text, holds=holds, evaluated=len(seen), population=len(about.labels), mistakes=MISTAKES
+        text=claim_text(at_least),
+        holds=holds,
+        evaluated=len(seen),
+        population=population,
+        mistakes=MISTAKES,
     )
     return part.model_copy(update={"claim": claim})

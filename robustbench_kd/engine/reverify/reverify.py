@@ -19,7 +19,7 @@ from robustbench_kd.core.examples import read_examples
 from robustbench_kd.core.records import DrawRow, ExampleRow, RunRecord
 from robustbench_kd.core.rundir import ADVERSARIAL, DRAWS, EXAMPLES
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.engine.judging.judge import judged
+from robustbench_kd.engine.judging.judge import judge_answers
 from robustbench_kd.engine.judging.rescore import DRAWS as SCORED
 from robustbench_kd.engine.reverify.checks import Answers, Case, Check, checks, origins
 from robustbench_kd.tensors import stored_images
@@ -72,7 +72,7 @@ class _Witness:
             if attacked and self.oracle.abstains
             else answers
         )
-        judgement = judged(known, self.oracle.weights(len(known)), images, true, self.threat)
+        judgement = judge_answers(known, self.oracle.weights(len(known)), images, true, self.threat)
         close = _close(known) if self.oracle.exact else torch.zeros(len(true), dtype=torch.bool)
         return judgement.wrong, judgement.prediction, close
 

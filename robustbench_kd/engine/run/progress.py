@@ -1,16 +1,18 @@
-"""What a running evaluation tells whoever watches it."""
+"""What a running evaluation shows of itself."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+_INTERVAL = 0.1  # seconds between two displays within a batch
+
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a run: `decided` of `total` examples in this stage, `robust` of `examples` still standing.
+    """A moment of a run: `decided` of `total` examples in this stage, `robust` of all `examples`.
 
-    `passes` counts example-forwards and -backwards since the start of the process; `passes_left`
-    bounds what is to come.
+    `passes` counts example-forwards and -backwards since the start of the process; `passes_left` is
+    an upper bound of those to come.
     """
 
     stage: str
@@ -30,26 +32,27 @@ def nobody(_progress: Progress) -> None:
 
 
 class Tracker:
-    """Hands the current progress to an observer, at most ten times a second between stages and batches."""
+    """Hands the current progress to an observer, within a batch at most ten times a second."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._told = 0.0
+        self._shown_at = 0.0
         self._current: Progress | None = None
         self._planned = 0
 
     def at(self, progress: Progress) -> None:
-        """States a new moment and tells it at once; its `passes_left` is what this moment plans for."""
+        """Shows a new moment at once; its passes and `passes_left` are the new plan."""
         self._current = progress
         self._planned = progress.passes + progress.passes_left
-        self._tell(progress)
+        self._show(progress)
 
     def tick(self, passes: int) -> None:
-        """Tells that passes were spent within the current batch."""
-        if self._current is not None and time.monotonic() - self._told > 0.1:
-            left = max(self._planned - passes, 0)
-            self._tell(replace(self._current, passes=passes, passes_left=left))
+        """Shows the passes so far within the current batch."""
+        if self._current is None or time.monotonic() - self._shown_at <= _INTERVAL:
+            return
+        left = max(self._planned - passes, 0)
+        self._show(replace(self._current, passes=passes, passes_left=left))
 
-    def _tell(self, progress: Progress) -> None:
-        self._told = time.monotonic()
+    def _show(self, progress: Progress) -> None:
+        self._shown_at = time.monotonic()
         self._observer(progress)

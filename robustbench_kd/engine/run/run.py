@@ -1,102 +1,128 @@
-"""What every engine is given, and what it can tell about where it stands."""
+"""What is under way: a plan on some examples, and how far it is."""
 
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from robustbench_kd.core.ledger import Decision, Entry, decisions_of
-from robustbench_kd.core.suites import Suite
+from robustbench_kd.core.ledger import Decision
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.engine.passes.speedups import Speedups
+from robustbench_kd.engine.run.ledger_index import LedgerIndex
+from robustbench_kd.engine.run.plan import Plan
 from robustbench_kd.engine.run.progress import Progress, Tracker
 from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.contracts import Dataset, Logits
 from robustbench_kd.tensors.oracle import Oracle
 
 CLEAN = "clean"
-SMALLER = "smaller-radius"  # what a run at a smaller radius has broken is broken at this one
+SMALLER = "smaller-radius"  # an example that a smaller radius breaks is broken at this one
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run: the whole data set with its clean logits, the threat, the suite with its stages, and how to run it."""
+class Run:
+    """A plan under way.
 
-    oracle: Oracle
+    Args:
+        plan: What will be done.
+        data: The examples to decide, all of the request or a part of them.
+        logits: The clean logits of these examples, `(n, classes)` on the CPU.
+        stages: The stages of the plan, with the model that their searches ask.
+        batch_size: Images per batch.
+        tracker: Shows the progress.
+        index: The decisions so far.
+        saves_images: Whether the images that decide are kept.
+    """
+
+    plan: Plan
     data: Dataset
-    threat: Threat
-    suite: Suite
-    steps: tuple[Stage, ...]
     logits: Logits
-    seed: int
+    stages: tuple[Stage, ...]
     batch_size: int
     tracker: Tracker
-    speedups: Speedups = field(default_factory=Speedups)
-    saves: bool = False
+    index: LedgerIndex
+    saves_images: bool = False
 
     @property
-    def stores_images(self) -> bool:
-        """Returns whether decisions hold their images: where they are asked for, and where they are scored again.
+    def oracle(self) -> Oracle:
+        """Returns the defence."""
+        return self.plan.oracle
 
-        What is drawn cannot be told exactly, so its image is scored on draws that no search has
-        seen.
-        """
-        return self.saves or not self.oracle.exact
+    @property
+    def threat(self) -> Threat:
+        """Returns the threat."""
+        return self.plan.request.threat
+
+    @property
+    def seed(self) -> int:
+        """Returns the seed of all randomness."""
+        return self.plan.request.seed
 
     @property
     def classes(self) -> int:
-        """Returns how many classes the model tells apart."""
+        """Returns how many classes the model distinguishes."""
         return self.logits.shape[1]
 
-    def seed_of(self, step: Stage) -> int:
-        """Returns the seed of a stage: an adaptive one must not repeat the random numbers of the standard attack."""
-        return self.seed ^ (zlib.crc32(step.name.encode()) << 16) if step.adaptive else self.seed
+    @property
+    def stores_images(self) -> bool:
+        """Returns whether decisions hold their images, because they are saved or rescored.
 
+        An error rate that was drawn is not exact, so its image is rescored on draws that no search
+        has seen.
+        """
+        return self.saves_images or not self.oracle.exact
 
-def standing(job: Job, position: int, ledger: list[Entry]) -> list[int]:
-    """Returns the example ids that every stage before the attack at `position` left standing, in order."""
-    broken = {
-        example
-        for stage in _before(job, position)
-        for example, decision in decisions_of(ledger, stage).items()
-        if decision.broken
-    }
-    return [example for example in job.data.ids if example not in broken]
+    def seed_of(self, stage: Stage) -> int:
+        """Returns the seed of a stage; an adaptive one must not repeat the standard attack's."""
+        if not stage.adaptive:
+            return self.seed
+        return self.seed ^ (zlib.crc32(stage.name.encode()) << 16)
 
+    def survivors(self, stage: Stage) -> list[int]:
+        """Returns the ids of the examples that no stage before this one has broken, in order."""
+        broken = self.index.broken(self._names_before(stage))
+        return [example for example in self.data.ids if example not in broken]
 
-def worst(job: Job, position: int, ledger: list[Entry]) -> dict[int, Decision]:
-    """Returns, of examples that some answers of a randomized defence get wrong, the decision with the most of them."""
-    found: dict[int, Decision] = {}
-    for stage in _before(job, position):
-        for example, decision in decisions_of(ledger, stage).items():
-            if decision.share > (found[example].share if example in found else 0):
-                found[example] = decision
-    return found
+    def pending(self, stage: Stage) -> list[int]:
+        """Returns the rows of the data set that a stage has still to decide."""
+        broken = self.index.broken(self._names_before(stage))
+        decided = self.index.decisions(stage.name)
+        return [
+            row
+            for row, example in enumerate(self.data.ids)
+            if example not in broken and example not in decided
+        ]
 
+    def worst_before(self, stage: Stage) -> dict[int, Decision]:
+        """Returns the worst decision of each example with a wrong answer before a stage."""
+        return self.index.worst(self._names_before(stage))
 
-def _before(job: Job, position: int) -> tuple[str, ...]:
-    return (CLEAN, SMALLER, *(step.name for step in job.steps[:position]))
+    def worst(self, *, standard_only: bool = False) -> dict[int, Decision]:
+        """Returns the worst decision of each example with a wrong answer, in all stages."""
+        stages = [stage.name for stage in self.stages if not (standard_only and stage.adaptive)]
+        return self.index.worst([CLEAN, SMALLER, *stages])
 
+    def progress(self, stage: Stage, costs: Mapping[str, float]) -> Progress:
+        """Returns how far a stage is; `costs` are the passes of one survivor by stage."""
+        survivors = self.survivors(stage)
+        decisions = self.index.decisions(stage.name)
+        decided = [decisions[example] for example in survivors if example in decisions]
+        robust = len(survivors) - sum(decision.broken for decision in decided)
 
-def pending(job: Job, position: int, ledger: list[Entry]) -> list[int]:
-    """Returns the rows of the data set that the attack at `position` has still to decide."""
-    done = decisions_of(ledger, job.steps[position].name)
-    waiting = {example for example in standing(job, position, ledger) if example not in done}
-    return [row for row, example in enumerate(job.data.ids) if example in waiting]
+        position = self._position(stage)
+        later = sum(costs[following.name] for following in self.stages[position + 1 :])
+        left = costs[stage.name] * (len(survivors) - len(decided)) + later * robust
+        return Progress(
+            stage=stage.name,
+            decided=len(decided),
+            total=len(survivors),
+            robust=robust,
+            examples=len(self.data),
+            passes=self.oracle.meter.passes,
+            passes_left=round(left),
+        )
 
+    def _names_before(self, stage: Stage) -> list[str]:
+        earlier = self.stages[: self._position(stage)]
+        return [CLEAN, SMALLER, *(one.name for one in earlier)]
 
-def progress(
-    job: Job, position: int, costs: list[int], ledger: list[Entry], passes: int
-) -> Progress:
-    """Returns where the attack at `position` stands; `costs` are the passes of one survivor, attack by attack."""
-    done, alive = decisions_of(ledger, job.steps[position].name), standing(job, position, ledger)
-    known = [done[example].broken for example in alive if example in done]
-    robust = len(alive) - sum(known)
-    return Progress(
-        stage=job.steps[position].name,
-        decided=len(known),
-        total=len(alive),
-        robust=robust,
-        examples=len(job.data),
-        passes=passes,
-        passes_left=costs[position] * (len(alive) - len(known))
-        + sum(costs[position + 1 :]) * robust,
-    )
+    def _position(self, stage: Stage) -> int:
+        return [one.name for one in self.stages].index(stage.name)

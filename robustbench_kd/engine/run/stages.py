@@ -1,138 +1,144 @@
-"""The stages of a run in order: which attack, on what it searches, on which examples."""
+"""The stages of an evaluation in order: which attack, on which surface, on which examples."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from robustbench_kd.core.plugins import find, module
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.engine.passes import surfaces
-from robustbench_kd.tensors.contracts import Classifier
-from robustbench_kd.tensors.defence import EXPECTED, OWN, Adversary, Answer, Armed, Surface
+from robustbench_kd.engine.run.request import Extra
+from robustbench_kd.tensors.attack import Attack
+from robustbench_kd.tensors.contracts import Classifier, Images, Logits
+from robustbench_kd.tensors.defence import EXPECTED, OWN, Adversary, Armed, Key, Surface
 from robustbench_kd.tensors.oracle import Oracle
 
 _SURROGATE = "surrogate-"
-_FIRST = "apgd-margin"  # what goes on from the images of a surrogate
-
-
-@dataclass(frozen=True)
-class Extra:
-    """What a person adds to the adaptive attacks: stand-in models by name, and attacks that call the defence themselves."""
-
-    surrogates: Mapping[str, Classifier] = field(default_factory=dict)
-    attacks: Mapping[str, Callable[..., Adversary]] = field(default_factory=dict)
+_FOLLOWING = "apgd-margin"  # the attack that goes on from the images of a surrogate
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: an attack that searches on a surface, or one that calls the defence itself.
+    """One attack in its place in the order.
 
-    Its name is the attack's, after the surface's where that is not the defence itself. `adaptive`
-    steps follow the standard ones. `starts_from` names an earlier stage whose images it starts from;
-    `feeds_later_stage` says that a later one will. `share` is the part of the survivors that it runs on first.
+    Args:
+        name: The attack's name, after the surface's name where the attack searches on a stand-in.
+        surface: What the attack searches on.
+        attack: The attack; None where `adversary` takes its place.
+        adversary: Makes an attack that calls the defence itself.
+        adaptive: Whether the stage follows the standard ones.
+        starts_from: The name of an earlier stage from whose images this one starts; often empty.
+        feeds_later_stage: Whether a later stage starts from the images of this one.
+        fraction: The fraction of the survivors that the stage attacks first.
     """
 
     name: str
-    attack: Any
     surface: Surface
-    adaptive: bool = False
+    attack: Attack | None = None
     adversary: Callable[..., Adversary] | None = None
+    adaptive: bool = False
     starts_from: str = ""
     feeds_later_stage: bool = False
-    share: float = 1.0
+    fraction: float = 1.0
+
+    def costs(self, norm: Norm, classes: int) -> tuple[int, int]:
+        """Returns the forward and backward passes of one survivor at most; 0 if nobody can know."""
+        if self.attack is None:
+            return 0, 0
+        schedule = self.attack.schedule(norm)
+        restarts = self.surface.passes * self.attack.restart_count(norm, classes)
+        return restarts * len(schedule), restarts * sum(schedule)
 
     def passes(self, norm: Norm, classes: int) -> int:
-        """Returns the forward and backward passes that one surviving example costs, 0 where nobody can know."""
-        if self.adversary:
-            return 0
-        schedule = self.attack.schedule(norm)
-        return int(
-            self.surface.passes * self.attack.jobs(norm, classes) * (len(schedule) + sum(schedule))
-        )
+        """Returns the passes of one survivor at most, forward and backward ones together."""
+        return sum(self.costs(norm, classes))
+
+    def uses_gradients(self, norm: Norm) -> bool:
+        """Returns whether the attack follows gradients."""
+        return self.attack is not None and any(self.attack.schedule(norm))
 
 
-def plan(
-    suite: Suite,
-    oracle: Oracle,
-    threat: Threat,
-    extra: Extra | None = None,
-    *,
-    ask: Classifier | None = None,
-) -> tuple[Stage, ...]:
-    """Returns the stages of a suite against a defence, which the standard ones `ask` in a faster form where there is one."""
-    defence = surfaces.own(oracle, suite.draws if oracle.randomized else 1, ask)
+def plan_stages(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> tuple[Stage, ...]:
+    """Returns the stages of a suite against a defence."""
+    defence = surfaces.own(oracle, suite.draws if oracle.randomized else 1)
     standard = [
-        Stage(name, build(name, suite, threat.norm), defence, share=suite.share(name))
-        for name in suite.attacks
+        Stage(name, defence, attack, fraction=suite.fraction(name))
+        for name, attack in _attacks(suite, threat.norm).items()
     ]
     if suite.adaptive is None:
         return tuple(standard)
-    return (*standard, *_adaptive(suite.adaptive, oracle, threat, extra or Extra()))
+    return (*standard, *_adaptive_stages(suite.adaptive, oracle, threat, extra))
 
 
-def build(name: str, suite: Suite, norm: Norm) -> Any:
+def with_search_model(
+    stages: Sequence[Stage], oracle: Oracle, search_model: Classifier
+) -> tuple[Stage, ...]:
+    """Returns the stages with a faster form of a deterministic defence for the standard ones."""
+    if oracle.randomized:
+        return tuple(stages)
+
+    faster = surfaces.own(oracle, 1, search_model)
+    return tuple(stage if stage.adaptive else replace(stage, surface=faster) for stage in stages)
+
+
+def build_attack(name: str, suite: Suite, norm: Norm) -> Attack:
     """Returns an attack with the budget that the suite gives it."""
     component = find("attacks", name, "attack")
-    return module("attacks", component.stem).component(
-        **component.arguments, **suite.budget(name, norm)
-    )
+    make: Callable[..., Attack] = module("attacks", component.stem).component
+    return make(**component.arguments, **suite.budget(name, norm))
 
 
-def _adaptive(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> list[Stage]:
-    """Returns each gradient attack on every surface, attacks that search for themselves, and those without gradients."""
-    known, norm = surfaces.adaptive(oracle, threat.eps), threat.norm
-    truest = next(surface for surface in known if surface.name in {OWN, EXPECTED})
-    steps = _transfers(suite, extra, truest, norm)
-    for surface in known:
-        steps += [
-            Stage(f"{surface.name}:{name}", attack, surface, adaptive=True)
-            for name, attack in _attacks(suite.on(surface.name), norm)
-            if any(attack.schedule(norm))
-        ]
-    own = oracle.model.attacks() if isinstance(oracle.model, Armed) else {}
-    steps += [
-        Stage(name, None, truest, adaptive=True, adversary=make)
-        for name, make in {**own, **extra.attacks}.items()
-    ]
-    blind = [
-        Stage(f"{truest.name}:{name}", attack, truest, adaptive=True)
-        for name, attack in _attacks(suite, norm)
-        if not any(attack.schedule(norm))
-    ]
-    return [*steps, *blind]
+def _attacks(suite: Suite, norm: Norm) -> dict[str, Attack]:
+    return {name: build_attack(name, suite, norm) for name in suite.attacks}
 
 
-def _transfers(suite: Suite, extra: Extra, truest: Surface, norm: Norm) -> list[Stage]:
-    """Returns attacks on each surrogate, and one on the defence that goes on from their best images."""
-    steps = []
+def _adaptive_stages(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> Iterator[Stage]:
+    """Yields the adaptive stages.
+
+    First come attacks on surrogates, then each gradient attack on every surface, then attacks that
+    call the defence themselves, at last attacks without gradients.
+    """
+    norm = threat.norm
+    known = surfaces.adaptive(oracle, threat.eps)
+    defence = next(surface for surface in known if surface.name in {OWN, EXPECTED})
+
     for name, model in extra.surrogates.items():
-        surface = Surface(name=f"{_SURROGATE}{name}", answer=_keyless(model))
-        stages = [
-            (f"{surface.name}:{attack}", built)
-            for attack, built in _attacks(suite.on(surface.name), norm)
-        ]
-        steps += [
-            Stage(stage, built, surface, adaptive=True, feeds_later_stage=True)
-            for stage, built in stages
-            if any(built.schedule(norm))
-        ]
-        onward = build(_FIRST, suite, norm)
-        steps.append(
-            Stage(
-                f"from-{surface.name}:{_FIRST}",
-                onward,
-                truest,
-                adaptive=True,
-                starts_from=steps[-1].name,
-            )
-        )
-    return steps
+        yield from _transfer_stages(name, model, suite, defence, norm)
+
+    for surface in known:
+        yield from _stages_on(surface, suite.on(surface.name), norm, gradients=True)
+
+    own = oracle.model.attacks() if isinstance(oracle.model, Armed) else {}
+    adversaries: Mapping[str, Callable[..., Adversary]] = {**own, **extra.attacks}
+    for name, make in adversaries.items():
+        yield Stage(name, defence, adversary=make, adaptive=True)
+
+    yield from _stages_on(defence, suite, norm, gradients=False)
 
 
-def _keyless(model: Classifier) -> Answer:
-    return lambda images, _key: model(images)
+def _stages_on(surface: Surface, suite: Suite, norm: Norm, *, gradients: bool) -> Iterator[Stage]:
+    """Yields the attacks of a suite on a surface, those that use gradients or the others."""
+    for name, attack in _attacks(suite, norm).items():
+        stage = Stage(f"{surface.name}:{name}", surface, attack, adaptive=True)
+        if stage.uses_gradients(norm) == gradients:
+            yield stage
 
 
-def _attacks(suite: Suite, norm: Norm) -> Sequence[tuple[str, Any]]:
-    return [(name, build(name, suite, norm)) for name in suite.attacks]
+def _transfer_stages(
+    name: str, model: Classifier, suite: Suite, defence: Surface, norm: Norm
+) -> Iterator[Stage]:
+    """Yields attacks on a surrogate, and one on the defence that starts from their best images."""
+
+    def answer(images: Images, _key: Key) -> Logits:
+        return model(images)
+
+    surface = Surface(name=f"{_SURROGATE}{name}", answer=answer)
+    last = ""
+    for stage in _stages_on(surface, suite.on(surface.name), norm, gradients=True):
+        yield replace(stage, feeds_later_stage=True)
+        last = stage.name
+
+    following = build_attack(_FOLLOWING, suite, norm)
+    yield Stage(
+        f"from-{surface.name}:{_FOLLOWING}", defence, following, adaptive=True, starts_from=last
+    )

@@ -1,0 +1,96 @@
+"""What is known of a run before it starts; with the ledger it makes the record."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from robustbench_kd.core.engines import engine_traits
+from robustbench_kd.core.errors import RecordError
+from robustbench_kd.core.records import Claim, Finding, Frozen, Identity, Severity
+from robustbench_kd.core.rundir import JOB
+from robustbench_kd.engine.probing.checkup import planned_stage
+from robustbench_kd.engine.run.identity import environment
+from robustbench_kd.engine.run.plan import Plan
+from robustbench_kd.tensors.defence import Surfaced
+from robustbench_kd.tensors.oracle import Oracle
+from robustbench_kd.tensors.probe import FinishedStage
+
+
+class RunHeader(Frozen):
+    """The part of a record beside the ledger; the ledgers of shards have it as `job.json`.
+
+    `labels` are by example id, in the order of the data set. `members` is the number of members of
+    a finite ensemble, whose answers are exact. `composite` says whether the defence is more than a
+    plain classifier.
+    """
+
+    identity: Identity
+    labels: dict[int, int]
+    stages: tuple[FinishedStage, ...]
+    parameters: int
+    environment: dict[str, str]
+    findings: list[Finding]
+    randomized: bool = False
+    members: int = 0
+    composite: bool = False
+    claim: Claim | None = None
+
+    @property
+    def one_draw_breaks(self) -> bool:
+        """Returns whether a single wrong draw counts as broken."""
+        return engine_traits(self.identity.engine).one_draw_breaks
+
+
+def header_of(plan: Plan) -> RunHeader:
+    """Returns what is known of a run before it starts."""
+    request = plan.request
+    oracle = plan.oracle
+    is_composite = (
+        plan.identity.family != "classifier"
+        or isinstance(oracle.model, Surfaced)
+        or oracle.randomized
+    )
+    return RunHeader(
+        identity=plan.identity,
+        labels=dict(zip(request.data.ids, request.data.labels.tolist(), strict=True)),
+        stages=tuple(planned_stage(stage, request.threat.norm) for stage in plan.stages),
+        parameters=request.subject.parameters,
+        environment=environment(request.device),
+        findings=[*_training_mode(oracle), *_changed_attacks(plan.changes)],
+        randomized=oracle.randomized,
+        members=len(oracle.weights(1)) if oracle.randomized and oracle.exact else 0,
+        composite=is_composite,
+    )
+
+
+def read_header(folder: Path) -> RunHeader:
+    """Reads the `job.json` of a run; raises `RecordError` where it is missing or damaged."""
+    path = folder / JOB
+    try:
+        return RunHeader.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RecordError(f"cannot read '{path}': {error.strerror}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise RecordError(
+            f"'{path}' is no job: {problem}; run a shard again to write it anew"
+        ) from error
+
+
+def _training_mode(oracle: Oracle) -> list[Finding]:
+    if not oracle.was_training:
+        return []
+    message = "the model was left in training mode; it was put in evaluation mode"
+    advice = (
+        "call .eval() in the factory, if dropout or batch statistics are not part of the defence"
+    )
+    return [Finding(check="training-mode", severity=Severity.INFO, message=message, advice=advice)]
+
+
+def _changed_attacks(changes: Iterable[str]) -> list[Finding]:
+    advice = "with so few classes the number is not the standard protocol's"
+    return [
+        Finding(check="attack-undefined", severity=Severity.INFO, message=change, advice=advice)
+        for change in changes
+    ]
