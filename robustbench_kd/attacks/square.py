@@ -25,7 +25,7 @@ from torch.nn import functional
 from robustbench_kd.attacks import _square_windows
 from robustbench_kd.attacks._square_windows import length, signs
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Attack, Rows, Shared, per_row
+from robustbench_kd.tensors.attack import Attack, Rows, Shared, SharedLeast, per_row
 from robustbench_kd.tensors.contracts import Images, Labels, Logits
 from robustbench_kd.tensors.geometry import project
 from robustbench_kd.tensors.keyed_random import uniform
@@ -112,7 +112,7 @@ class SquareState:
     point: Images
     draws: Tensor
     first: Tensor
-    left: Shared[int]
+    left: SharedLeast[int]
     threat: Shared[Threat]
     seed: Shared[int]
     halved_after: Shared[Tensor]

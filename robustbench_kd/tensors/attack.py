@@ -17,9 +17,19 @@ change for the others.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, ClassVar, Protocol, Self, TypeAlias, TypeVar, cast
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields, replace
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    cast,
+    runtime_checkable,
+)
 
 import torch
 from torch import Tensor
@@ -31,10 +41,13 @@ T = TypeVar("T")
 State = TypeVar("State", bound="AttackState")
 
 _SHARED = "shared by all rows"
+_LEAST = "the least of all rows"
 
-# Marks a field of a state that holds for all rows. Every other field is a tensor that leads with
-# the row. Where states are joined, the first one's value counts.
+# A field of a state is a tensor that leads with the row, unless it is marked by one of these. A
+# shared value holds for all rows; where states are joined, they must agree on it. A shared least
+# value is a number of steps; where states are joined, the least one counts.
 Shared: TypeAlias = Annotated[T, _SHARED]
+SharedLeast: TypeAlias = Annotated[T, _LEAST]
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,7 @@ class AttackState(Protocol):
         ...
 
 
+@runtime_checkable
 class Attack(Protocol):
     """What the `component` of every file of `attacks/` makes; each derives from this class.
 
@@ -132,21 +146,19 @@ def take(state: State, rows: Tensor) -> State:
 
 def put(state: State, rows: Tensor, other: State) -> State:
     """Returns the state with the rows of another one in the given rows, int64 `(m,)`."""
-    return _changed(state, lambda value, name: value.index_copy(0, rows, getattr(other, name)))
+    placed = _changed(state, lambda value, name: value.index_copy(0, rows, getattr(other, name)))
+    return _with_least(placed, other)
 
 
 def join(first: State, second: State) -> State:
-    """Returns the rows of both states, one after the other; shared values are the first one's."""
-    return _changed(first, lambda value, name: torch.cat([value, getattr(second, name)]))
+    """Returns the rows of both states, one after the other."""
+    joined = _changed(first, lambda value, name: torch.cat([value, getattr(second, name)]))
+    return _with_least(joined, second)
 
 
 def row_fields(state: AttackState) -> list[str]:
     """Returns the names of the fields that hold one entry per row."""
-    return [
-        field.name
-        for field in fields(state)
-        if _SHARED not in getattr(field.type, "__metadata__", ())
-    ]
+    return [field.name for field in fields(state) if not {_SHARED, _LEAST} & _marks(field)]
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
@@ -154,7 +166,26 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
+def _marks(field: Field[Any]) -> set[str]:
+    return set(getattr(field.type, "__metadata__", ()))
+
+
 def _changed(state: State, change: Callable[[Tensor, str], Tensor]) -> State:
-    changes = {name: change(getattr(state, name), name) for name in row_fields(state)}
+    return _replaced(
+        state, {name: change(getattr(state, name), name) for name in row_fields(state)}
+    )
+
+
+def _with_least(state: State, other: State) -> State:
+    least = [field.name for field in fields(state) if _LEAST in _marks(field)]
+    if not least:
+        return state
+    return _replaced(
+        state, {name: min(getattr(state, name), getattr(other, name)) for name in least}
+    )
+
+
+def _replaced(state: State, changes: Mapping[str, object]) -> State:
+    # mypy has no name for the dataclasses among the states.
     changed = replace(cast("Any", state), **changes)
     return cast("State", changed)

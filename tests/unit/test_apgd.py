@@ -1,6 +1,5 @@
 """Auto-PGD: parity with AutoAttack from the same start points, known answers, and the contract of attacks."""
 
-import dataclasses
 import math
 
 import pytest
@@ -10,9 +9,8 @@ from pyautoattack import autopgd_base
 from torch import nn
 
 from robustbench_kd.attacks.apgd import Apgd
-from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Attack, Rows, begin_at_random, put, take
+from robustbench_kd.tensors.attack import Rows, begin_at_random
 from robustbench_kd.tensors.geometry import distance, inside, project
 from robustbench_kd.tensors.losses import margin
 
@@ -174,40 +172,6 @@ def test_l1_paths_equal_autoattacks_until_its_specks_count_and_end_as_high(large
     torch.testing.assert_close(ours[1], best_loss, rtol=0.01, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("norm", "large_radius"),
-    [(Norm.LINF, False), (Norm.L2, False), (Norm.L1, False), (Norm.L1, True)],
-)
-def test_rows_at_different_iterations_go_the_same_way_as_alone(norm, large_radius):
-    attack, model, ball, n, delay = (
-        Apgd(loss="ce", steps=20, large_radius=large_radius),
-        conv_net(),
-        threat(norm),
-        5,
-        3,
-    )
-    rows = rows_of(model, images(n))
-    fresh = begin_at_random(attack, rows, ball, 0)
-    expected, points = run(attack, model, rows, ball)
-    schedule, age = torch.tensor(attack.schedule(norm)), torch.zeros(n, dtype=torch.int64)
-
-    state = begin_at_random(attack, rows_of(model, images(n, seed=4), first_id=n), ball, 0)
-    seen = []
-    for tick in range(delay * (n - 1) + len(points)):
-        if tick % delay == 0 and tick // delay < n:
-            row = torch.tensor([tick // delay])
-            state, age = put(state, row, take(fresh, row)), age.index_fill(0, row, 0)
-        seen.append(state.ask())
-        state = state.tell(*told(state, model, schedule[age.clamp(max=len(schedule) - 1)]))
-        age = age + 1
-        for row in range(n):
-            if tick == delay * row + len(points) - 1:
-                assert torch.equal(state.best[row], expected.best[row])
-    for row in range(n):
-        path = torch.stack(seen)[delay * row : delay * row + len(points), row]
-        assert torch.equal(path, points[:, row])
-
-
 @pytest.mark.parametrize(("norm", "dual"), [(Norm.LINF, 1), (Norm.L2, 2), (Norm.L1, math.inf)])
 def test_a_linear_model_loses_the_exact_margin(norm, dual):
     """Away from the box the margin of two classes falls by eps times the dual norm of the weights, and no more."""
@@ -295,14 +259,6 @@ def test_the_margin_works_for_two_classes_and_rises_where_the_label_loses():
     assert (state.best_loss > -margin(rows.logits, rows.labels)).all()
 
 
-@pytest.mark.parametrize("norm", list(Norm))
-def test_every_asked_point_is_inside_the_ball(norm):
-    model, ball = conv_net(), threat(norm)
-    rows = rows_of(model, images(8))
-    _, every = run(Apgd(loss="dlr"), model, rows, ball)
-    assert all(inside(points, rows.images, ball.eps, norm).all() for points in every)
-
-
 def test_large_radius_shrinks_the_ball_in_three_stages():
     attack, model = Apgd(loss="ce", steps=20, large_radius=True), conv_net()
     rows = rows_of(model, images(8))
@@ -329,17 +285,6 @@ def test_start_points_lie_on_the_ball(norm):
     points = Apgd(loss="ce").start_points(rows, ball, 0)
     assert inside(points, rows.images, ball.eps, norm).all()
     assert distance(points, rows.images, norm).tolist() == pytest.approx([ball.eps] * 8, rel=1e-4)
-
-
-@pytest.mark.parametrize("norm", list(Norm))
-def test_start_points_belong_to_the_example_and_the_job_alone(norm):
-    rows = rows_of(linear(), images(6), job=torch.tensor([0, 1, 2, 0, 1, 2]))
-    some = torch.tensor([4, 1])
-    part = Rows(*(getattr(rows, field.name)[some] for field in dataclasses.fields(rows)))
-    attack = Apgd(loss="ce")
-    assert torch.equal(
-        attack.start_points(part, threat(norm), 7), attack.start_points(rows, threat(norm), 7)[some]
-    )
 
 
 @pytest.mark.parametrize("other", ["seed", "job", "id", "loss"])
@@ -381,13 +326,6 @@ def test_an_example_has_as_many_jobs_as_restarts_or_possible_targets(attack, cla
     assert attack.restart_count(Norm.LINF, classes) == jobs
 
 
-@pytest.mark.parametrize(("loss", "classes"), [("margin", 1), ("dlr", 2), ("targeted-dlr", 3)])
-def test_too_few_classes_are_refused_at_the_start(loss, classes):
-    rows = rows_of(linear(classes), images(2))
-    with pytest.raises(UsageError, match=f"at least {classes + 1} classes"):
-        begin_at_random(Apgd(loss=loss), rows, threat(Norm.LINF), 0)
-
-
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_row_survives_one_evaluation_that_overflows(norm, bad):
@@ -402,42 +340,6 @@ def test_a_row_survives_one_evaluation_that_overflows(norm, bad):
         state = state.tell(logits, values, gradient)
         assert inside(state.ask(), rows.images, EPS[norm], norm).all()
     assert state.best_loss.isfinite().all()
-
-
-@pytest.mark.parametrize("norm", list(Norm))
-def test_telling_changes_no_earlier_state(norm):
-    attack, model = Apgd(loss="ce", steps=10), conv_net()
-    start = begin_at_random(attack, rows_of(model, images(3)), threat(norm), 0)
-    state = start.tell(*told(start, model))
-    before = {
-        name: value.clone()
-        for name, value in vars(state).items()
-        if isinstance(value, torch.Tensor)
-    }
-    answer = told(state, model)
-    given = [part.clone() for part in answer]
-    state.tell(*answer)
-    assert all(torch.equal(one, other) for one, other in zip(answer, given, strict=True))
-    assert all(torch.equal(getattr(state, name), value) for name, value in before.items())
-
-
-@pytest.mark.parametrize("norm", list(Norm))
-@pytest.mark.parametrize("loss", LOSSES)
-def test_nothing_waits_for_the_values_of_a_tensor(loss, norm):
-    """Tensors on the meta device have none, so whatever needs one raises."""
-    attack: Attack = Apgd(loss=loss, large_radius=True)
-    with torch.device("meta"):
-        n = 4
-        logits, ids, points = (
-            torch.empty(n, 10),
-            torch.zeros(n, dtype=torch.int64),
-            torch.empty(n, 3, 8, 8),
-        )
-        state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points, 0)
-        values = state.objective(logits)
-        assert values.shape == (1, n)
-        state = state.tell(logits, values, torch.empty(1, n, 3, 8, 8))
-        assert state.ask().shape == points.shape
 
 
 def test_a_finished_row_may_be_told_again():

@@ -11,7 +11,7 @@ from torch import nn
 
 from robustbench_kd.attacks.fab import VARIANTS, component
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Rows, begin_at_random, join, take
+from robustbench_kd.tensors.attack import Rows, begin_at_random
 from robustbench_kd.tensors.geometry import distance
 
 NORMS = list(Norm)
@@ -120,7 +120,7 @@ def fitted_net(channels):
         ("fab", {"restarts": 5}, 10, 5),
     ],
 )
-def test_the_number_of_jobs(name, settings, classes, expected):
+def test_the_number_of_restarts(name, settings, classes, expected):
     assert fab(name, **settings).restart_count(Norm.LINF, classes) == expected
 
 
@@ -270,29 +270,6 @@ def test_a_misclassified_point_keeps_beta_of_its_way_and_another_one_stays(norm)
     assert torch.equal(beside_gradients.points, after.points)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("norm", NORMS)
-def test_a_row_fares_the_same_beside_rows_at_other_rounds(name, norm):
-    model, attack = Curved(), fab(name, restarts=2, steps=20)
-    rows = replace(rows_of(model, grey_images(3, spread=0.8)), restart=torch.tensor([0, 1, 0]))
-    starts = [
-        begin_at_random(attack, take_rows(rows, torch.tensor([row])), threat(norm), 3)
-        for row in range(3)
-    ]
-
-    def after(state, rounds):
-        for _ in range(rounds):
-            state = told_state(state, model)
-        return state
-
-    together = join(after(join(after(starts[0], 5), starts[1]), 5), starts[2])
-    together = after(together, 20)
-    for row, start in enumerate(starts):
-        alone, beside = after(start, 30 - 5 * row), take(together, torch.tensor([row]))
-        assert torch.equal(alone.checking, beside.checking)
-        assert torch.equal(alone.points, beside.points)
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_point_within_rounding_of_the_boundary_is_pushed_over_it(norm):
     attack, images = fab(), torch.full((1, 3, 8, 8), 0.7)
@@ -327,30 +304,6 @@ def test_without_any_gradient_a_row_stays(name, norm):
         rows.logits, values, torch.zeros(len(values), 3, 3, 2, 2, dtype=torch.float64)
     )
     assert torch.equal(after.points, rows.images)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_tell_leaves_the_state_alone(name):
-    model, attack = Curved(), fab(name)
-    state = begin_at_random(attack, rows_of(model, grey_images(3)), threat(Norm.LINF), 0)
-    before = {field.name: getattr(state, field.name) for field in fields(state)}
-    copies = {
-        key: value.clone() for key, value in before.items() if isinstance(value, torch.Tensor)
-    }
-    assert not torch.equal(told_state(state, model).points, state.points)
-    assert all(torch.equal(before[key], copy) for key, copy in copies.items())
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("norm", NORMS)
-def test_shapes_alone_decide_what_is_computed(name, norm):
-    """A tensor without numbers cannot be looked at, as a GPU must not be."""
-    attack, rows = fab(name, restarts=2), rows_of(Linear(), grey_images(3))
-    rows = Rows(**{field.name: getattr(rows, field.name).to("meta") for field in fields(rows)})
-    state = begin_at_random(attack, rows, threat(norm), 0)
-    values = state.objective(rows.logits)
-    gradient = torch.empty(len(values), 3, 3, 2, 2, dtype=torch.float64, device="meta")
-    assert state.tell(rows.logits, values, gradient).ask().shape == rows.images.shape
 
 
 @pytest.mark.parametrize("name", VARIANTS)

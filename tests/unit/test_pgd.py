@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from oracles import asked, drive, told
+from oracles import asked, drive
 from torch import nn
 
 from robustbench_kd.attacks.pgd import Pgd
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Attack, Rows, begin_at_random, put, take
+from robustbench_kd.tensors.attack import Rows, begin_at_random
 from robustbench_kd.tensors.geometry import distance, inside
 
 EPS = {Norm.LINF: 0.1, Norm.L2: 0.5}
@@ -141,20 +141,6 @@ def test_start_points_belong_to_the_example_and_the_job_alone(norm):
     ).abs().max() > EPS[norm] / 20
 
 
-def test_rows_at_different_iterations_go_the_same_way_as_alone():
-    model, attack, ball = conv_net(), Pgd(steps=8), threat(Norm.LINF)
-    fresh = begin_at_random(attack, rows_of(model, images(2)), ball, 0)
-    expected, schedule = asked(drive(attack, fresh, model, Norm.LINF)), attack.schedule(Norm.LINF)
-    state, late = fresh, []
-    for tick in range(3 + len(expected)):
-        if tick == 3:
-            state = put(state, torch.tensor([1]), take(fresh, torch.tensor([1])))
-        late.append(state.ask()[1])
-        wanted = [tick < len(schedule) and schedule[tick], tick < 3 or schedule[tick - 3]]
-        state = state.tell(*told(state, model, wanted))
-    assert torch.equal(torch.stack(late[3:]), expected[:, 1])
-
-
 def test_an_example_has_as_many_jobs_as_restarts():
     assert Pgd(restarts=4).restart_count(Norm.L2, 10) == 4
 
@@ -162,21 +148,3 @@ def test_an_example_has_as_many_jobs_as_restarts():
 def test_l1_is_refused():
     with pytest.raises(UsageError, match="apgd-ce"):
         begin_at_random(Pgd(), rows_of(linear(), images(1)), Threat(Norm.L1, 3, "3"), 0)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_nothing_waits_for_the_values_of_a_tensor(norm):
-    """Tensors on the meta device have none, so whatever needs one raises."""
-    attack: Attack = Pgd()
-    with torch.device("meta"):
-        n = 4
-        logits, ids, points = (
-            torch.empty(n, 10),
-            torch.zeros(n, dtype=torch.int64),
-            torch.empty(n, 3, 8, 8),
-        )
-        state = attack.begin(Rows(points, ids, logits, ids, ids), threat(norm), points, 0)
-        values = state.objective(logits)
-        assert values.shape == (1, n)
-        state = state.tell(logits, values, torch.empty(1, n, 3, 8, 8))
-        assert state.ask().shape == points.shape

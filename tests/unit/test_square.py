@@ -15,7 +15,7 @@ from torch import nn
 from robustbench_kd.attacks import _square_windows
 from robustbench_kd.attacks.square import Square
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.tensors.attack import Rows, begin_at_random, join, put, take
+from robustbench_kd.tensors.attack import Rows, begin_at_random
 from robustbench_kd.tensors.geometry import inside
 from robustbench_kd.tensors.keyed_random import uniform
 from robustbench_kd.tensors.losses import margin
@@ -302,35 +302,6 @@ def test_logits_that_are_not_numbers_are_never_kept():
 
 
 @NORMS
-@settings(max_examples=8, deadline=None)
-@given(order=st.permutations(range(5)), kept=st.integers(1, 5))
-def test_a_row_does_not_depend_on_its_batch(norm, order, kept):
-    model, chosen = small_net(), torch.tensor(order[:kept])
-    rows = rows_of(model, random_images(5, 3, 8, 8), restart=torch.arange(5) % 2)
-    part = Rows(
-        *(getattr(rows, name)[chosen] for name in ("images", "labels", "logits", "ids", "restart"))
-    )
-    everything, _, _ = run(Square(queries=19), model, rows, threat_of(norm))
-    few, _, _ = run(Square(queries=19), model, part, threat_of(norm))
-    for whole, points in zip(everything, few, strict=True):
-        assert torch.allclose(points, whole[chosen], atol=1e-6)
-
-
-@NORMS
-def test_rows_at_different_iterations_go_on_as_if_alone(norm):
-    model, attack = small_net(), Square(queries=39)
-    rows = rows_of(model, random_images(2, 3, 8, 8))
-    alone, states, _ = run(attack, model, rows, threat_of(norm))
-    mixed = join(take(states[25], torch.tensor([0])), take(states[3], torch.tensor([1])))
-    mixed = put(join(mixed, mixed), torch.tensor([2]), take(states[0], torch.tensor([1])))
-    for ahead in range(10):
-        points = mixed.ask()
-        for place, (step, row) in enumerate([(25, 0), (3, 1), (0, 1), (3, 1)]):
-            assert torch.allclose(points[place], alone[step + ahead][row], atol=1e-6)
-        mixed = mixed.tell(*told(mixed, model, wanted=False))
-
-
-@NORMS
 @pytest.mark.parametrize("other", ["seed", "ids", "restart"])
 def test_other_names_give_other_points(norm, other):
     rows, seeds = rows_of(small_net(), random_images(1, 3, 8, 8)), (0, int(other == "seed"))
@@ -351,14 +322,6 @@ def test_telling_compiles_as_one_graph(norm):
     answer = told(state, small_net(), wanted=False)
     compiled = torch.compile(Square().tell, backend="eager", fullgraph=True)(state, *answer)
     assert torch.equal(compiled.point, state.tell(*answer).point)
-
-
-@NORMS
-def test_float64_images_stay_float64(norm):
-    rows = rows_of(small_net(dtype=torch.float64), random_images(2, 3, 8, 8, dtype=torch.float64))
-    asked, states, _ = run(Square(queries=2), small_net(dtype=torch.float64), rows, threat_of(norm))
-    assert all(points.dtype == torch.float64 for points in asked)
-    assert states[-1].best.dtype == states[-1].margin.dtype == torch.float64
 
 
 @pytest.mark.slow
