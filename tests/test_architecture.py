@@ -20,6 +20,19 @@ FLOORS = {
     **dict.fromkeys(FOURTH, 4),
     "cli": 5,
 }
+# The rooms of the engine from the top down; a room imports only rooms below it.
+DOORS = {"evaluate", "inspect", "forecast", "clean_pass", "engines"}
+ROOMS = [
+    "record",
+    "reverify",
+    "native",
+    "autoattack",
+    "judging",
+    "probing",
+    "workers",
+    "run",
+    "passes",
+]
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 50
 
 
@@ -94,6 +107,42 @@ def test_components_of_a_folder_share_only_its_underscore_files():
         return within and not found.rpartition(".")[2].startswith("_")
 
     assert offenders(a_sibling) == []
+
+
+def engine_room(name):
+    """The room of the engine that a module lives in, `doors` for those at its top, else empty."""
+    parts = name.split(".")
+    if parts[1:2] != ["engine"] or len(parts) == 2:
+        return ""
+    return "doors" if parts[2] in DOORS else parts[2]
+
+
+def test_the_engine_has_no_room_that_nobody_planned():
+    entries = {path.stem for path in (ROOT / "engine").iterdir() if path.stem[0] != "_"}
+    assert entries == DOORS | set(ROOMS)
+
+
+def test_a_room_of_the_engine_imports_only_rooms_below_it():
+    order = {room: position for position, room in enumerate(["doors", *ROOMS])}
+
+    def upwards(name, found):
+        importer, imported = engine_room(name), engine_room(found)
+        return bool(importer and imported) and order[imported] < order[importer]
+
+    assert offenders(upwards) == []
+
+
+def test_the_rooms_of_the_engine_form_six_floors_at_most():
+    arrows = {room: set() for room in ["doors", *ROOMS]}
+    for name in INSIDE:
+        for found in ours(name):
+            importer, imported = engine_room(name), engine_room(found)
+            if importer and imported and importer != imported:
+                arrows[importer].add(imported)
+    floors = {}
+    for room in TopologicalSorter(arrows).static_order():
+        floors[room] = 1 + max((floors[below] for below in arrows[room]), default=0)
+    assert max(floors.values()) <= 6, floors
 
 
 def test_imports_run_in_no_circle():

@@ -19,6 +19,7 @@ def pooled(features: Tensor) -> Tensor:
     The window is the whole map, so every image size works. On a 4x4 map the result is that of
     `avg_pool2d(features, 4)` bit for bit, which the adaptive pooling of torch does not promise.
 
+    >>> import torch
     >>> pooled(torch.ones(2, 8, 4, 4)).shape
     torch.Size([2, 8])
     """

@@ -50,7 +50,7 @@ class Speedups:
     Raises:
         UsageError: If there is no such precision.
 
-    >>> Levers(precision="bf16", fold=True).label
+    >>> Speedups(precision="bf16", fold=True).label
     'bf16+fold'
     """
 
