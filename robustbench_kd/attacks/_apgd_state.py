@@ -34,7 +34,7 @@ class ApgdState(ABC):
         """Returns the loss to maximise, `(1, n)`."""
         return loss(self.loss_name, logits, self.labels, self.targets)[None]
 
-    def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:  # noqa: ARG002
+    def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:
         """Returns the state after one step."""
         direction = torch.zeros_like(self.point) if gradient is None else gradient[0]
         return self.advance(values[0], direction)

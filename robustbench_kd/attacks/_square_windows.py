@@ -33,7 +33,7 @@ class Windows(NamedTuple):
 
 
 def windows(images: Images, norm: Norm, p_init: float) -> Windows:
-    """Returns the sizes for images `(n, c, h, w)` where the first windows cover `p_init` of them."""
+    """Returns the sizes for images `(n, c, h, w)`; the first windows cover `p_init` of them."""
     height, width = images.shape[2:]
     levels = range(len(_HALVED_AFTER) + 1)
     sides = [side_at(p_init / 2**level, height, width, norm) for level in levels]
@@ -98,9 +98,9 @@ def bump_at(
 
 
 def offsets(draws: Tensor, side: Tensor, size: int) -> Tensor:
-    """Returns where each of `size` lines lies in a random window, `(n, size)`: inside 0 to side - 1.
+    """Returns where each of `size` lines lies in a random window, `(n, size)`.
 
-    The last position is never drawn, as in AutoAttack, unless the window fills the image.
+    Lines inside the window are 0 to side - 1. The last position is never drawn, as in AutoAttack, unless the window fills the image.
     """
     corner = (draws * (size - side)).long()
     return torch.arange(size, device=draws.device) - corner[:, None]

@@ -57,7 +57,7 @@ class Apgd(Attack):
     steps: int = 100
     large_radius: bool = False
 
-    def restart_count(self, norm: Norm, classes: int) -> int:  # noqa: ARG002
+    def restart_count(self, norm: Norm, classes: int) -> int:
         """Returns the number of restarts or of targets, which are at most `classes - 1`."""
         if self.loss == "targeted-dlr":
             return min(self.targets, classes - 1)
@@ -94,7 +94,7 @@ class Apgd(Attack):
         widest = _apgd_l1.PHASES if self._has_phases(threat.norm) else 1
         return project(rows.images + offset, rows.images, widest * threat.eps, threat.norm)
 
-    def begin(self, rows: Rows, threat: Threat, points: Images, seed: int) -> ApgdState:  # noqa: ARG002
+    def begin(self, rows: Rows, threat: Threat, points: Images, seed: int) -> ApgdState:
         """Returns the state of restarts that begin at the given points.
 
         Raises `UsageError` where the loss needs more classes.

@@ -29,7 +29,7 @@ _PUSH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Fab(Attack):
-    """Fast adaptive boundary attack: looks for the nearest misclassified point, whatever the radius.
+    """Fast adaptive boundary attack: searches the nearest misclassified point, at any radius.
 
     An iteration takes two rounds. The first linearises the classifier at the current point. The
     next point is a mean of two projections onto the boundary of the linear model, that of the
@@ -62,16 +62,16 @@ class Fab(Attack):
     eta: float = 1.05
     beta: float = 0.9
 
-    def restart_count(self, norm: Norm, classes: int) -> int:  # noqa: ARG002
+    def restart_count(self, norm: Norm, classes: int) -> int:
         """Returns the restarts of all targets; those of one target follow each other."""
         targets = min(self.targets, classes - 1) if self.targeted else 1
         return self.restarts * targets
 
-    def schedule(self, norm: Norm) -> tuple[bool, ...]:  # noqa: ARG002
+    def schedule(self, norm: Norm) -> tuple[bool, ...]:
         """Returns that every other point wants a gradient; the rest are checks."""
         return (True, False) * self.steps
 
-    def stays_in_ball(self, norm: Norm) -> bool:  # noqa: ARG002
+    def stays_in_ball(self, norm: Norm) -> bool:
         """Returns that points may lie outside the ball: the attack minimises the distance."""
         return False
 
@@ -86,7 +86,7 @@ class Fab(Attack):
         offset = noise * (radius / length(noise, threat.norm))[:, None]
         return (rows.images + offset.view_as(rows.images)).clamp(0, 1)
 
-    def begin(self, rows: Rows, threat: Threat, points: Images, seed: int) -> "FabState":  # noqa: ARG002
+    def begin(self, rows: Rows, threat: Threat, points: Images, seed: int) -> "FabState":
         """Returns the state of restarts that begin at the given points, with a gradient."""
         others = rows.logits.scatter(1, rows.labels[:, None], -torch.inf)
         ranked = others.argsort(dim=1, descending=True, stable=True)
@@ -132,13 +132,13 @@ class FabState:
         return self.points
 
     def objective(self, logits: Logits) -> Tensor:
-        """Returns z_target - z_label, `(1, n)`; untargeted z_j - z_label of all j, `(classes, n)`."""
+        """Returns z_target - z_label, `(1, n)`, or z_j - z_label of all j, `(classes, n)`."""
         label = logits.gather(1, self.labels[:, None])
         chosen = logits.gather(1, self.targets[:, None]) if self.settings.targeted else logits
         return (chosen - label).T
 
     def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:
-        """Moves rows along the boundary, or back to the clean image if a check was misclassified."""
+        """Moves rows along the boundary, or back to the clean image after a failed check."""
         misclassified = logits.argmax(dim=1) != self.labels
         pull = torch.where(misclassified, 1 - self.settings.beta, 0.0).to(self.points.dtype)
         if gradient is None:
@@ -167,7 +167,7 @@ class FabState:
         )
 
     def _weight(self, steps: Tensor) -> Tensor:
-        """Returns the weight `(n,)` of the clean image's projection: less nearer to the boundary."""
+        """Returns the weight `(n,)` of the clean image's projection, less near the boundary."""
         distance = length(steps, self.norm).clamp(min=_SHORTEST)
         return (distance[0] / distance.sum(dim=0)).clamp(max=self.settings.alpha_max)
 

@@ -40,8 +40,8 @@ class PgdState:
         """Returns the cross-entropy, `(1, n)`."""
         return cross_entropy(logits, self.labels)[None]
 
-    def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:  # noqa: ARG002
-        """Returns the state after one step; no step follows the last point, which has no gradient."""
+    def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:
+        """Returns the state after one step; the last point has no gradient and no step."""
         if gradient is None:
             return self
 
@@ -67,11 +67,11 @@ class Pgd(Attack):
     steps: int = 40
     reach: float = 2.5
 
-    def restart_count(self, norm: Norm, classes: int) -> int:  # noqa: ARG002
+    def restart_count(self, norm: Norm, classes: int) -> int:
         """Returns the number of restarts."""
         return self.restarts
 
-    def schedule(self, norm: Norm) -> tuple[bool, ...]:  # noqa: ARG002
+    def schedule(self, norm: Norm) -> tuple[bool, ...]:
         """Returns that every point but the last wants a gradient."""
         return (*(True,) * self.steps, False)
 
@@ -89,7 +89,7 @@ class Pgd(Attack):
         unit = _in_unit_ball(rows, threat.norm, seed).to(rows.images.dtype).view_as(rows.images)
         return project(rows.images + threat.eps * unit, rows.images, threat.eps, threat.norm)
 
-    def begin(self, rows: Rows, threat: Threat, points: Images, seed: int) -> PgdState:  # noqa: ARG002
+    def begin(self, rows: Rows, threat: Threat, points: Images, seed: int) -> PgdState:
         """Returns the state of restarts that begin at the given points."""
         step_size = self.reach * threat.eps / self.steps
         return PgdState(rows.images, rows.labels, points, threat, step_size)

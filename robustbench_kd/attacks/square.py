@@ -55,11 +55,11 @@ class Square(Attack):
     p_init: float = 0.8
     restarts: int = 1
 
-    def restart_count(self, norm: Norm, classes: int) -> int:  # noqa: ARG002
+    def restart_count(self, norm: Norm, classes: int) -> int:
         """Returns the number of restarts."""
         return self.restarts
 
-    def schedule(self, norm: Norm) -> tuple[bool, ...]:  # noqa: ARG002
+    def schedule(self, norm: Norm) -> tuple[bool, ...]:
         """Returns that no point wants a gradient."""
         return (False,) * (self.queries + 1)
 
@@ -127,7 +127,7 @@ class SquareState:
         """Returns minus the margin, `(1, n)`."""
         return -margin(logits, self.labels)[None]
 
-    def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:  # noqa: ARG002
+    def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:
         """Returns the state with the asked points kept where they lower the margin.
 
         AutoAttack also keeps any point whose margin is not positive. That is the same, because a
@@ -158,7 +158,7 @@ def _stripes(rows: Rows, threat: Threat, seed: int) -> Images:
 
 
 def _grid(rows: Rows, threat: Threat, seed: int) -> Images:
-    """Returns the images plus a grid of bumps, mostly 5 by 5, with random signs and orientations."""
+    """Returns the images plus a grid of bumps, often 5 by 5, of random signs and directions."""
     images = rows.images
     n, channels, height, width = images.shape
     side = max(min(height, width) // 5, 1)
@@ -280,7 +280,7 @@ def _radius(change: Tensor, moved: Tensor, threat: Threat) -> Tensor:
 
 
 def _onto_ball(change: Tensor, images: Images, threat: Threat) -> Images:
-    """Returns the images plus the change in the box, stretched (l2) or shrunk (l1) to the radius."""
+    """Returns the images plus the change, stretched (l2) or shrunk (l1) to the radius."""
     if threat.norm is Norm.L1:
         return project(images + change, images, threat.eps, Norm.L1)
 

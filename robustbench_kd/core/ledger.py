@@ -1,4 +1,4 @@
-"""The append-only record of decided examples; it survives `kill -9` with at most the batch in flight lost.
+"""The append-only record of decided examples; `kill -9` loses at most the batch in flight.
 
 One JSON line per batch of decisions, flushed to disk before the next batch starts. A line that a
 crash tore in half is cut off when the ledger is opened again. An advisory lock keeps two processes
@@ -127,7 +127,8 @@ class Ledger:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise RecordError(
-                f"cannot write '{self._path}': {error.strerror}; what was decided is kept, free some space and run again"
+                f"cannot write '{self._path}': {error.strerror}; what was decided is kept, free some "
+                "space and run again"
             ) from error
         self.entries.append(entry)
 
@@ -182,7 +183,7 @@ class Ledger:
         return [path for path in known if path != self._path]
 
     def _read(self) -> None:
-        """Learns what all files say, and cuts off what a crash has torn in the one that is written."""
+        """Reads all files, and cuts off a line that a crash has torn in the own one."""
         own, intact = _intact(self._path)
         self._file.truncate(intact)
         self.entries = [entry for path in self._others() for entry in _intact(path)[0]] + own
@@ -194,10 +195,10 @@ def finished(shard: Shard) -> Entry:
 
 
 def unfinished(entries: Iterable[Entry]) -> tuple[Shard, ...]:
-    """Returns the shards that have not closed their ledgers, none where the shards of one division all have.
+    """Returns the shards that have not closed their ledgers, none if all of one division have.
 
-    Of several divisions the one that lacks the least counts; the whole of a run that was not
-    divided is a shard, too.
+    A run may have been divided in several ways; the division with the fewest missing shards counts.
+    A run that was not divided is one shard.
     """
     texts = {
         entry.stage.removeprefix(_FINISHED)

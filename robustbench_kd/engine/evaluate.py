@@ -288,7 +288,7 @@ def _entries(run: Run, clean: list[Entry], *, check: bool) -> Iterator[Entry]:
 
 
 def _checked(run: Run) -> Entry:
-    """Returns what checks of the model find, on all images even if the run has only some of them."""
+    """Returns what checks of the model find, on all images of the request."""
     request = run.plan.request
     if len(run.data) < len(request.data):
         logits, _ = clean_pass.clean_pass(run.oracle, request.data, request.threat, run.batch_size)

@@ -1,4 +1,4 @@
-"""The contract of an attack: it asks for points, the engine calls the model, it is told the answers.
+"""The contract of an attack: it asks for points and is told what the model answers.
 
 An attack is a frozen dataclass of hyper-parameters; it holds no model. A *restart* is one search of
 one example, from one start point or towards one target. `begin` gives the state of a batch of
@@ -80,7 +80,7 @@ class AttackState(Protocol):
         ...
 
     def objective(self, logits: Logits) -> Tensor:
-        """Returns the values `(k, n)` whose gradients at the asked points are wanted; often k = 1."""
+        """Returns the values `(k, n)` to differentiate at the asked points; often k = 1."""
         ...
 
     def tell(self, logits: Logits, values: Tensor, gradient: Tensor | None) -> Self:

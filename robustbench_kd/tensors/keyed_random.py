@@ -1,4 +1,4 @@
-"""Random numbers that depend on names alone: the seed, stream, example id, restart, step and coordinate.
+"""Random numbers that depend on names alone: seed, stream, example, restart, step, coordinate.
 
 No generator and no order of calls is involved, so batch size, row order, sharding and resuming
 cannot change a number. The generator is Philox-4x32-10, which encrypts a counter of four 32-bit
@@ -23,7 +23,7 @@ _MASK = 0xFFFFFFFF
 def uniform(  # noqa: PLR0917  # the names that key a number, in their order
     seed: int, stream: str, ids: Tensor, restart: Tensor, step: Tensor | int, size: int
 ) -> Tensor:
-    """Returns numbers in [0, 1), float32 `(n, size)` on the device of `ids`, the same bits on every device.
+    """Returns numbers in [0, 1), float32 `(n, size)`, the same bits on every device.
 
     `ids` and `restart` are int64 `(n,)`, `step` int64 `(n,)` or one for all rows. A number is a
     multiple of 2^-24. Fewer numbers are a prefix of more. All numbers are keyed apart for ids below
@@ -76,7 +76,7 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def _key(seed: int, stream: str) -> tuple[int, int]:
-    """Returns the 64-bit FNV-1a hash of both; `hashlib` could not be part of a compiled function."""
+    """Returns the 64-bit FNV-1a hash of both; a compiled function cannot hold `hashlib`."""
     key = 0xCBF29CE484222325
     for character in f"{seed}/{stream}":
         key = (key ^ ord(character)) * 0x100000001B3 % 2**64

@@ -1,4 +1,4 @@
-"""Counts what an evaluation spends: forward and backward passes of examples, seconds in the model."""
+"""Counts what an evaluation spends: passes of examples, and seconds in the model."""
 
 from collections.abc import Callable
 

@@ -134,7 +134,7 @@ def survival(data: Dataset, logits: Logits, row: int) -> Decision:
 
 
 def _most_frequent(predictions: Tensor, weights: Tensor, classes: int) -> Labels:
-    """Returns the class with the largest weight among predictions `(k, n)`; ties go to the lower."""
+    """Returns the class with the most weight among predictions `(k, n)`; ties go to the lower."""
     n = predictions.shape[1]
     votes = torch.zeros(n, classes, dtype=weights.dtype)
     votes.scatter_add_(1, predictions.T, weights.expand(n, -1))

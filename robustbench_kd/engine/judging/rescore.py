@@ -1,4 +1,4 @@
-"""The last stage of a randomized defence: the worst images, scored on draws that no search has seen.
+"""The last stage of a randomized defence: its worst images, scored on fresh draws.
 
 A search keeps the image that looked worst on its draws, which flatters the attack; fresh draws give
 the true error rate. The worst images of the standard attacks are scored beside those of all

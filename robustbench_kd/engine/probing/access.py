@@ -1,4 +1,4 @@
-"""How probes ask a defence: one draw for each image, the same in every call, with passes counted."""
+"""How probes ask a defence: with the same draw of each image in every call, passes counted."""
 
 import torch
 from torch import Tensor

@@ -10,7 +10,7 @@ from robustbench_kd.engine.run.stages import Stage
 
 
 class Engine(Protocol):
-    """Runs the stages of a plan; `native/cascade.py` and `autoattack/cascade.py` are modules of it."""
+    """Runs the stages of a plan; the modules `native/cascade.py` and `autoattack/cascade.py` do."""
 
     def attack(self, run: Run) -> Iterator[Entry]:
         """Yields what the stages decide, batch by batch; the run's index grows meanwhile.

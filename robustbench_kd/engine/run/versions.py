@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def autoattack_version() -> dict[str, str]:
-    """Returns the AutoAttack package's version by its name; a copy that was not installed has none."""
+    """Returns the AutoAttack package's version by its name, unknown for a copy on the path."""
     package = autoattack_package()
     try:
         return {package: importlib.metadata.version(package)}
