@@ -255,7 +255,7 @@ def test_l1_tells_nearly_equal_weights_apart():
 def test_looking_at_the_numbers_changes_no_result(norm, monkeypatch):
     arguments = random_planes(6, 40, 0.6)
     looked = step_to_hyperplane(*arguments, norm)
-    monkeypatch.setattr(hyperplane, "_may_look", lambda _: False)
+    monkeypatch.setattr(hyperplane, "is_cheap_to_read", lambda _: False)
     assert torch.equal(looked, step_to_hyperplane(*arguments, norm))
 
 

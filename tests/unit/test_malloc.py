@@ -10,7 +10,7 @@ from robustbench_kd.tensors import malloc as heap
 
 FAULTS = """
 import resource, torch
-from robustbench_kd.tensors.malloc import keep_heap
+from robustbench_kd.tensors.malloc import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -18,7 +18,7 @@ def faults():
         [torch.ones(2**18) for _ in range(64)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-keep_heap()
+keep_freed_memory()
 faults()
 print(faults())
 """
