@@ -65,8 +65,8 @@ def inside(points: Tensor, centre: Images, eps: float | Tensor, norm: Norm) -> T
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """Returns the direction of steepest ascent of each row.
 
-    It is the sign of the gradient for `linf`, and its unit vector for `l2`. A zero gradient gives a zero direction. Raises `UsageError` for `l1`, whose steps are sparse and
-    adaptive.
+    It is the sign of the gradient for `linf`, and its unit vector for `l2`. A zero gradient gives a
+    zero direction. Raises `UsageError` for `l1`, whose steps are sparse and adaptive.
     """
     if norm is Norm.LINF:
         return gradient.sign()
