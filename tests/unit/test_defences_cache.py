@@ -169,7 +169,7 @@ def test_surfaces_are_the_classifier_the_cache_and_a_smoother_mixture():
 
 
 def query(defence, points):
-    return defence._look(points)[1]
+    return defence._embedded(points)[1]
 
 
 def test_the_features_are_the_input_of_the_last_linear_layer_where_none_is_named():
