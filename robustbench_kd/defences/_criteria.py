@@ -104,8 +104,8 @@ class Steps:
     ) -> Tensor:
         """Returns the margin of the prediction after one step as long as `threshold` steps.
 
-        The margin is below 0 if that step changes the prediction. Its gradient is taken as if there
-        were no step. Source: losses L3 and L4 of the adaptive attack in
+        The margin is below 0 if that step changes the prediction. Its gradient treats the step as
+        the identity. Source: losses L3 and L4 of the adaptive attack in
         s-huu/TurningWeaknessIntoStrength `attack.py` at a1ed063, which takes one plain step and the
         cross-entropy instead.
         """

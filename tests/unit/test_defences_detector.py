@@ -118,7 +118,7 @@ def test_targets_are_drawn_from_all_other_classes():
     part, points = several(4), images(1).repeat(600, 1, 1, 1)
     targeted = detector(part, criteria=["targeted"]).criteria[0]
     prediction = part(points)[0].argmax()
-    counts = targeted._aims(part(points), key_of(600)).bincount(minlength=4)
+    counts = targeted._followed_classes(part(points), key_of(600)).bincount(minlength=4)
     assert counts[prediction] == 0
     assert ((counts - 200).abs() < 4 * math.sqrt(600 * 2 / 9))[torch.arange(4) != prediction].all()
 

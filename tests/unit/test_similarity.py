@@ -74,7 +74,7 @@ def asked(*networks, n=20, threat=LINF, batch_size=250):
 
 def means(series):
     return {
-        (one.measure, one.place): (one.values.sum() / one.weights.sum()).item()
+        (one.measure, one.network): (one.values.sum() / one.weights.sum()).item()
         for one in series
         if one.weights.any()
     }
@@ -130,7 +130,7 @@ def test_only_attacks_that_work_on_their_own_network_count():
     calm.bias.data[3] += 60  # it never changes its answer, but its gradient is not quite zero
     # Far enough to change the student's answers by attacks on anybody.
     wide = Threat.parse("linf:0.5")
-    series = {(one.measure, one.place): one for one in compare(asked(calm, other(), threat=wide))}
+    series = {(one.measure, one.network): one for one in compare(asked(calm, other(), threat=wide))}
     assert not series["fooled by attacks on the teacher", 1].weights.any()
     assert not series["fooled by attacks on the teacher", 1].values.any()
     assert series["attacks on it fool the teacher", 1].weights.any()
@@ -140,7 +140,7 @@ def test_only_attacks_that_work_on_their_own_network_count():
 def test_batches_change_nothing():
     whole, parts = (compare(asked(conv(channels=1), other(), batch_size=size)) for size in (250, 7))
     for one, same in zip(whole, parts, strict=True):
-        assert (one.measure, one.place) == (same.measure, same.place)
+        assert (one.measure, one.network) == (same.measure, same.network)
         torch.testing.assert_close(one.values, same.values, rtol=1e-4, atol=1e-5)
         assert torch.equal(one.weights, same.weights)
 
@@ -167,7 +167,7 @@ def test_progress_is_told():
             three_classes(),
             "linf:0.1",
             UsageError,
-            "'net-1' tells 3 classes apart, the data set has 10",
+            "'net-1' has 3 classes, the data set has 10",
         ),
         (detached(), "linf:0.1", ModelError, "'net-1' cannot be compared, as it gives no gradient"),
     ],
@@ -185,7 +185,7 @@ def test_a_network_that_answers_by_chance_is_refused():
         def forward(self, images):
             return linear()(images)
 
-    with pytest.raises(UsageError, match="'net-1' answers by chance"):
+    with pytest.raises(UsageError, match="'net-1' is randomized"):
         compare(asked(linear(), Chance()))
 
 
@@ -319,10 +319,10 @@ def test_known_changes():
 # Series and intervals
 
 
-def series(values, place=0, *, weights=None, share=False, measure="m"):
+def series(values, place=0, *, weights=None, is_fraction=False, measure="m"):
     kept = torch.tensor(values, dtype=torch.float64)
     return Series(
-        measure, place, kept, torch.ones_like(kept) if weights is None else weights, share
+        measure, place, kept, torch.ones_like(kept) if weights is None else weights, is_fraction
     )
 
 
@@ -334,7 +334,7 @@ def summed(*given_series, reference=2, seed=0):
 
 
 def test_a_share_has_wilson_s_interval():
-    (row,) = summed(series([1.0] * 15 + [0.0] * 5, share=True))
+    (row,) = summed(series([1.0] * 15 + [0.0] * 5, is_fraction=True))
     assert (row.value, row.n) == (0.75, 20)
     assert (row.ci_low, row.ci_high) == interval(15, 20)
     assert (row.model, row.role) == ("T", "teacher")
@@ -366,13 +366,13 @@ def test_differences_are_of_the_same_measure():
 
 def test_only_what_is_weighed_counts():
     weights = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    (row,) = summed(series([1.0, 0.0, 0.0, 0.0], weights=weights, share=True))
+    (row,) = summed(series([1.0, 0.0, 0.0, 0.0], weights=weights, is_fraction=True))
     assert (row.value, row.n) == (0.5, 2)
 
 
 def test_nothing_that_counts_is_no_number():
     nothing = torch.zeros(3, dtype=torch.float64)
-    row, _ = summed(series([0.0] * 3, 1, weights=nothing, share=True), series([1.0] * 3, 2))
+    row, _ = summed(series([0.0] * 3, 1, weights=nothing, is_fraction=True), series([1.0] * 3, 2))
     assert row.n == 0
     assert (row.value, row.ci_low, row.ci_high, row.difference) == (None,) * 4
 
