@@ -30,7 +30,8 @@ class Counting(nn.Module):
 
     def __init__(self, part):
         super().__init__()
-        self.part, self.shown = part, 0
+        self.part = part
+        self.shown = 0
 
     def forward(self, images):
         self.shown += len(images)
@@ -68,7 +69,8 @@ def surface(defence, name):
 
 def steps_by_hand(margin, slope, rate, cap, *, targeted):
     """Follows w x + b, the only number that matters, until its sign changes."""
-    size, taken = abs(margin), 0
+    size = abs(margin)
+    taken = 0
     while size > 0 and taken < cap:
         confidence = 1 / (1 + math.exp(-size))
         size -= rate * slope * (confidence if targeted else 1 - confidence)
@@ -115,7 +117,8 @@ def test_rows_that_have_changed_take_no_more_steps():
 
 
 def test_targets_are_drawn_from_all_other_classes():
-    part, points = several(4), images(1).repeat(600, 1, 1, 1)
+    part = several(4)
+    points = images(1).repeat(600, 1, 1, 1)
     targeted = detector(part, criteria=["targeted"]).criteria[0]
     prediction = part(points)[0].argmax()
     counts = targeted._followed_classes(part(points), key_of(600)).bincount(minlength=4)
@@ -124,7 +127,8 @@ def test_targets_are_drawn_from_all_other_classes():
 
 
 def test_noise_is_scored_by_the_change_of_all_probabilities():
-    part, key = several(), key_of(40)
+    part = several()
+    key = key_of(40)
     noisy = images() + 0.1 * key.normal("noise", 64).view(-1, *SHAPE)
     expected = (part(noisy).softmax(dim=1) - part(images()).softmax(dim=1)).abs().sum(dim=1)
     torch.testing.assert_close(detector(criteria=["noise"]).scores(images(), key)[:, 0], expected)
@@ -175,7 +179,8 @@ def test_a_score_at_its_threshold_is_accepted_and_the_next_one_above_is_not():
 def test_the_column_stands_off_by_the_strangest_score():
     defence = detector(criteria=["noise", "targeted"])
     defence.thresholds.copy_(torch.tensor([0.5, 6.0]))
-    scores, logits = defence.scores(images(), key_of(40)), defence.draw(images(), key_of(40))
+    scores = defence.scores(images(), key_of(40))
+    logits = defence.draw(images(), key_of(40))
     expected = torch.maximum((scores[:, 0] - 0.5) / 2, (scores[:, 1] - 6) / 12)
     torch.testing.assert_close(
         logits[:, 5] - logits[:, :5].amax(dim=1), expected, rtol=0, atol=0.01
@@ -184,7 +189,8 @@ def test_the_column_stands_off_by_the_strangest_score():
 
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.2, 1.0])
 def test_no_more_clean_images_are_rejected_than_allowed_and_as_many_as_can_be(fpr):
-    n, defence = 200, detector(fpr=fpr)
+    n = 200
+    defence = detector(fpr=fpr)
     fit(defence, n)
     scores = defence.scores(
         images(n, 2), Key(0, "fit", ids=torch.arange(n), draw=torch.zeros(n, dtype=torch.int64))
@@ -279,10 +285,12 @@ def test_an_attacker_of_the_joint_surface_gets_past_a_detector_that_catches_the_
     part = several()
     defence = fit(detector(part, criteria=["noise"], fpr=0.3))
     points = images(100, 5)
-    labels, key = part(points).argmax(dim=1), key_of(100)
+    labels = part(points).argmax(dim=1)
+    key = key_of(100)
     passed = {}
     for name in ("classifier", "joint"):
-        answer, moved = surface(defence, name).answer, points
+        answer = surface(defence, name).answer
+        moved = points
         for _ in range(40):
             moved = moved.detach().requires_grad_()
             logits = answer(moved, key)

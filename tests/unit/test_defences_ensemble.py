@@ -20,7 +20,8 @@ class Watched(nn.Module):
 
     def __init__(self, logits):
         super().__init__()
-        self.logits, self.seen = torch.tensor(logits), []
+        self.logits = torch.tensor(logits)
+        self.seen = []
 
     def forward(self, images):
         self.seen.append(images)
@@ -61,7 +62,8 @@ def front_end(part, seed):
 
 @pytest.mark.parametrize("weights", [[], [0.7, 0.2, 0.1]])
 def test_members_answer_as_often_as_they_weigh(weights):
-    n, defence = 4000, assemble(constants(3), weights=weights)
+    n = 4000
+    defence = assemble(constants(3), weights=weights)
     chosen = members_of(defence.draw(torch.zeros(n, *SHAPE), key_of(n)))
     for index, weight in enumerate(weights or [1 / 3] * 3):
         noise = math.sqrt(weight * (1 - weight) / n)
@@ -69,7 +71,8 @@ def test_members_answer_as_often_as_they_weigh(weights):
 
 
 def test_a_member_sees_its_own_rows_alone_and_rows_keep_their_place():
-    parts, shown = constants(4), images(50)
+    parts = constants(4)
+    shown = images(50)
     chosen = members_of(assemble(parts).draw(shown, key_of(50)))
     for index, part in enumerate(parts):
         assert torch.equal(torch.cat(part.seen), shown[chosen == index])
@@ -82,7 +85,8 @@ def test_a_member_that_nobody_drew_is_not_asked():
 
 
 def test_one_member_answers_a_whole_batch_drawn_by_its_first_row():
-    alone, together = assemble(constants(3)), assemble(constants(3), per="batch")
+    alone = assemble(constants(3))
+    together = assemble(constants(3), per="batch")
     asked = [
         torch.randperm(30, generator=torch.Generator().manual_seed(seed)) for seed in range(20)
     ]
@@ -157,7 +161,8 @@ def test_a_backbone_that_all_share_is_given_once(mode):
 
 
 def test_the_weights_of_members_with_one_backbone_are_added():
-    one, two = network(0), network(1)
+    one = network(0)
+    two = network(1)
     members = [front_end(one, 0), front_end(two, 1), front_end(one, 2)]
     backbone = surfaces(assemble(members, weights=[0.2, 0.3, 0.5]))["expected-backbone"]
     assert torch.equal(

@@ -94,7 +94,8 @@ def test_fitting_sets_the_mean_change_of_a_pixel(kind):
 
 
 def test_fitting_fills_the_statistics_of_all_images_at_once():
-    defence, some = front_end(), images(48, 1)
+    defence = front_end()
+    some = images(48, 1)
     norm = next(module for module in defence.body.modules() if isinstance(module, nn.BatchNorm2d))
     norm.running_mean.fill_(7)
     fit(defence, n=48)
@@ -185,7 +186,8 @@ class Behind(nn.Module):
 
     def __init__(self, part, front):
         super().__init__()
-        self.part, self.front = part, front
+        self.part = part
+        self.front = front
 
     def forward(self, points):
         return self.part(self.front(points))
@@ -239,7 +241,8 @@ def test_reversal_needs_no_gradient_of_the_front_end():
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
 def test_a_reversal_depends_on_its_own_image_and_the_seed_alone(norm):
     defence = masking().double()
-    points, labels = images(5).double(), torch.arange(5)
+    points = images(5).double()
+    labels = torch.arange(5)
     attack = defence.attacks()["reversal"](defence, norm=str(norm), eps=0.05, seed=0)
     together = attack(points, labels)
     assert torch.equal(attack(points, labels), together)
@@ -251,7 +254,8 @@ def test_a_reversal_depends_on_its_own_image_and_the_seed_alone(norm):
 def test_a_reversal_changes_no_input_and_stops_at_the_first_success():
     model = Behind(Changed(line()[0], lambda logits: logits), lambda x: x)
     points = line()[1]
-    before, labels = points.clone(), model(points).argmax(dim=1)
+    before = points.clone()
+    labels = model(points).argmax(dim=1)
     wrong = 1 - labels
     candidates = Reversal(model, norm=Norm.LINF, eps=0.01, seed=0)(points, wrong)
     assert torch.equal(points, before)

@@ -66,7 +66,8 @@ def test_a_shared_draw_is_the_same_at_every_step(make):
 
 @pytest.mark.parametrize("make", [noisy, resizer, denoising])
 def test_expected_stacks_ten_fresh_draws(make):
-    defence, key = make(), key_of(5, draw=3)
+    defence = make()
+    key = key_of(5, draw=3)
     expected = surface(defence, "expected")
     answers = expected.answer(images(), key)
     assert (len(answers), expected.passes, expected.same_outputs) == (10, 10, True)
@@ -127,7 +128,8 @@ def test_impossible_transformations_are_refused(arguments, expected):
 
 
 def test_the_denoised_image_is_clipped_and_classified():
-    defence, key = denoising(), key_of(5)
+    defence = denoising()
+    key = key_of(5)
     with torch.no_grad():
         nn.init.normal_(defence.denoiser.decoder[-1].weight, std=10)
         raw = defence.reconstruct(images() + 0.3 * noise(key))
@@ -145,7 +147,8 @@ def test_straight_through_has_the_gradient_of_the_classifier_at_the_denoised_ima
 
 
 def test_ten_draws_may_pass_the_denoiser_by():
-    defence, key = denoising(), key_of(5)
+    defence = denoising()
+    key = key_of(5)
     straight = surface(defence, "expected-straight-through").answer
     points = images().requires_grad_()
     answers = straight(points, key)
@@ -168,7 +171,8 @@ def test_known_noise_is_one_for_all_images_calls_and_processes():
 
 
 def test_known_and_fresh_noise_share_their_weights():
-    fresh, known = denoising(), denoising(known=True)
+    fresh = denoising()
+    known = denoising(known=True)
     known.load_state_dict(fresh.state_dict())
 
 

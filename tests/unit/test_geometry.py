@@ -18,7 +18,8 @@ EXAMPLES = settings(max_examples=40, deadline=None)
 
 @st.composite
 def points_and_centres(draw, dtype=torch.float32):
-    n, d = draw(st.integers(1, 3)), draw(st.integers(1, 10))
+    n = draw(st.integers(1, 3))
+    d = draw(st.integers(1, 10))
 
     def tensor(low, high):
         values = st.lists(st.floats(low, high, width=32), min_size=n * d, max_size=n * d)
@@ -101,7 +102,8 @@ def test_linf_and_l2_projections_are_autoattacks(case, eps):
 def furthest_along(direction, centre, eps):
     """Spends the budget greedily on the steepest coordinates: the maximiser of a linear function on ball and box."""
     room = torch.where(direction > 0, 1 - centre, centre)
-    best, budget = centre.clone(), eps
+    best = centre.clone()
+    budget = eps
     for index in direction.abs().argsort(descending=True):
         step = min(float(room[index]), budget)
         best[index] += direction[index].sign() * step
@@ -124,16 +126,16 @@ def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(case, eps):
 @given(points_and_centres(torch.float64), EPS)
 def test_the_l1_projection_equals_a_bisection(case, eps):
     points, centre = case
-    size, room = (points - centre).abs(), torch.where(points > centre, 1 - centre, centre)
-    low, high = (
-        torch.zeros(len(points), 1, 1, 1, dtype=torch.float64),
-        size.amax((1, 2, 3), keepdim=True),
-    )
+    size = (points - centre).abs()
+    room = torch.where(points > centre, 1 - centre, centre)
+    low = torch.zeros(len(points), 1, 1, 1, dtype=torch.float64)
+    high = size.amax((1, 2, 3), keepdim=True)
     if_free = torch.minimum(size, room).sum((1, 2, 3), keepdim=True) <= eps
     for _ in range(100):
         middle = (low + high) / 2
         above = torch.minimum((size - middle).clamp(min=0), room).sum((1, 2, 3), keepdim=True) > eps
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        low = torch.where(above, middle, low)
+        high = torch.where(above, high, middle)
     moved = torch.minimum((size - torch.where(if_free, 0, high)).clamp(min=0), room)
     expected = centre + (points - centre).sign() * moved
     torch.testing.assert_close(project(points, centre, eps, Norm.L1), expected, rtol=0, atol=1e-9)
@@ -146,7 +148,8 @@ def sorted_l1(points, centre, eps):
     less its room.
     """
     offset = (points - centre).flatten(1)
-    size, room = offset.abs(), torch.where(points > centre, 1 - centre, centre).flatten(1)
+    size = offset.abs()
+    room = torch.where(points > centre, 1 - centre, centre).flatten(1)
     corners, order = torch.cat([size, size - room], dim=1).sort(dim=1, descending=True)
     turn = torch.where(order < size.shape[1], 1.0, -1.0).double()
     slope = turn.cumsum(dim=1)
@@ -162,7 +165,8 @@ def sorted_l1(points, centre, eps):
 @st.composite
 def awkward_l1_cases(draw):
     """Walls, ties, steps of all sizes: what makes a piecewise linear sum steep in one place and flat in another."""
-    n, d = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 5, 40]))
+    n = draw(st.integers(1, 4))
+    d = draw(st.sampled_from([1, 2, 5, 40]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
     def powers(low, high):
@@ -289,7 +293,8 @@ def test_a_radius_per_row_acts_as_each_row_alone(norm, case, radii):
 
 
 def test_linf_inside_uses_the_rounded_bounds_of_the_pixels():
-    centre, eps = row(*torch.linspace(0, 1, 97).tolist()), 8 / 255
+    centre = row(*torch.linspace(0, 1, 97).tolist())
+    eps = 8 / 255
     edge = (centre + eps).clamp(max=1)
     assert float(distance(edge.double(), centre.double(), Norm.LINF)) > eps
     assert inside(edge, centre, eps, Norm.LINF).all()

@@ -38,7 +38,8 @@ def removed(steps, weights, excess):
 @st.composite
 def planes(draw):
     """Points, weights and an excess, given as a share of what the box lets a step remove; float64."""
-    n, d = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    n = draw(st.integers(1, 3))
+    d = draw(st.integers(1, 8))
 
     def tensor(elements, *shape):
         size = math.prod(shape)
@@ -46,7 +47,9 @@ def planes(draw):
             draw(st.lists(elements, min_size=size, max_size=size)), dtype=torch.float64
         ).view(shape)
 
-    points, weights, share = tensor(PIXELS, n, d), tensor(WEIGHTS, n, d), tensor(SHARES, n)
+    points = tensor(PIXELS, n, d)
+    weights = tensor(WEIGHTS, n, d)
+    share = tensor(SHARES, n)
     return points, weights, share * capacity(points, weights, share)
 
 
@@ -74,7 +77,8 @@ def shortest_length(points, weights, excess, norm):
         total = 0.0
         for weight, room in sorted(walls, reverse=True):
             step = min(room, c / weight) if weight else 0.0
-            total, c = total + step, c - step * weight
+            total = total + step
+            c = c - step * weight
         return total
 
     def moves(t):
@@ -172,7 +176,8 @@ def test_l2_and_l1_take_the_smallest_weights_for_none(norm, moves):
     [(Norm.LINF, [-0.05, -0.05]), (Norm.L2, [-0.06, -0.03]), (Norm.L1, [-0.075, 0.0])],
 )
 def test_far_from_the_walls_each_norm_shares_the_excess_in_its_way(norm, expected):
-    points, weights = torch.tensor([[0.1, 0.5]]), torch.tensor([[2.0, 1.0]])
+    points = torch.tensor([[0.1, 0.5]])
+    weights = torch.tensor([[2.0, 1.0]])
     torch.testing.assert_close(
         step_to_hyperplane(points, weights, torch.tensor([0.15]), norm), torch.tensor([expected])
     )
@@ -181,7 +186,8 @@ def test_far_from_the_walls_each_norm_shares_the_excess_in_its_way(norm, expecte
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_full_coordinate_leaves_the_rest_to_the_others(norm):
     """The first coordinate has room for 0.1 only and removes 0.2 of the excess."""
-    points, weights = torch.tensor([[0.1, 0.5]]), torch.tensor([[2.0, 1.0]])
+    points = torch.tensor([[0.1, 0.5]])
+    weights = torch.tensor([[2.0, 1.0]])
     steps = step_to_hyperplane(points, weights, torch.tensor([0.5]), norm)
     torch.testing.assert_close(steps, torch.tensor([[-0.1, -0.3]]))
 
@@ -190,7 +196,8 @@ def test_a_full_coordinate_leaves_the_rest_to_the_others(norm):
 def test_points_that_share_a_plane_are_projected_as_if_alone(norm):
     points, weights, excess = random_planes(6, 40, 0.6)
     others, _, _ = random_planes(6, 40, 0.6, seed=1)
-    pair, both = torch.stack([points, others]), torch.stack([excess, -0.2 * excess])
+    pair = torch.stack([points, others])
+    both = torch.stack([excess, -0.2 * excess])
     together = step_to_hyperplane(pair, weights, both, norm)
     for index in range(2):
         for row in range(6):
@@ -224,7 +231,8 @@ def test_single_precision_costs_no_more_than_in_autoattack(norm, share):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_plane_just_within_reach_of_wildly_unequal_weights_is_nearly_reached(norm, dtype):
     points, weights, _ = random_planes(20, 3072, 1.0, torch.float64)
-    points, weights = points.to(dtype), (weights**5).to(dtype)
+    points = points.to(dtype)
+    weights = (weights**5).to(dtype)
     excess = 0.99999 * capacity(points, weights, torch.ones(20))
     steps = step_to_hyperplane(points, weights, excess, norm)
     gone = removed(steps, weights, excess)
@@ -235,10 +243,8 @@ def test_a_plane_just_within_reach_of_wildly_unequal_weights_is_nearly_reached(n
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", NORMS)
 def test_beyond_reach_even_the_smallest_weights_go_to_the_wall(norm, dtype):
-    points, weights = (
-        torch.tensor([[0.3, 0.6, 0.8]], dtype=dtype),
-        torch.tensor([[1e4, -1e-7, 1e-7]], dtype=dtype),
-    )
+    points = torch.tensor([[0.3, 0.6, 0.8]], dtype=dtype)
+    weights = torch.tensor([[1e4, -1e-7, 1e-7]], dtype=dtype)
     steps = step_to_hyperplane(points, weights, torch.tensor([1e5], dtype=dtype), norm)
     torch.testing.assert_close(points + steps, torch.tensor([[0.0, 1.0, 0.0]], dtype=dtype))
 

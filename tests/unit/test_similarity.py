@@ -108,10 +108,14 @@ def test_two_independent_networks_alike_win_half_of_the_time():
 
 
 def test_measures_are_those_of_the_definition():
-    teacher, student = linear(), other()
+    teacher = linear()
+    student = other()
     comparison = asked(teacher, student)
-    found, x, labels = means(compare(comparison)), comparison.data.images, comparison.data.labels
-    answer, own = teacher(x).argmax(dim=1), student(x).argmax(dim=1)
+    found = means(compare(comparison))
+    x = comparison.data.images
+    labels = comparison.data.labels
+    answer = teacher(x).argmax(dim=1)
+    own = student(x).argmax(dim=1)
     assert found["teacher's answer", 1] == pytest.approx((answer == own).double().mean().item())
     assert found["accuracy", 1] == pytest.approx((own == labels).double().mean().item())
     gradients = []
@@ -191,7 +195,9 @@ def test_a_network_that_answers_by_chance_is_refused():
 
 @pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.5"])
 def test_the_transferred_attack_climbs_and_stays_inside(threat):
-    network, ball, x = linear(), Threat.parse(threat), images()
+    network = linear()
+    ball = Threat.parse(threat)
+    x = images()
     labels = network(x).argmax(dim=1)
 
     def slope(points):
@@ -221,7 +227,8 @@ class Maps(nn.Module):
 
     def __init__(self, weights):
         super().__init__()
-        self.maps, self.weights = nn.Conv2d(1, 2, 1), torch.tensor(weights)
+        self.maps = nn.Conv2d(1, 2, 1)
+        self.weights = torch.tensor(weights)
         self.maps.weight.data = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
         self.maps.bias.data = torch.tensor([0.0, 1.0])
 
@@ -231,9 +238,11 @@ class Maps(nn.Module):
 
 def test_gradcam_of_a_network_made_by_hand():
     """The weights of the maps are those of the class over the number of pixels, so that the map is known."""
-    network, x = Maps([[2.0, 0.0], [1.0, 3.0], [-1.0, 0.0]]), images(3)
+    network = Maps([[2.0, 0.0], [1.0, 3.0], [-1.0, 0.0]])
+    x = images(3)
     found = gradcam(network, network.maps, x, torch.tensor([0, 1, 2]))
-    bright, dark = x[:, 0], 1 - x[:, 0]
+    bright = x[:, 0]
+    dark = 1 - x[:, 0]
     expected = torch.stack([2 * bright[0], bright[1] + 3 * dark[1], torch.zeros(8, 8)]) / 64
     torch.testing.assert_close(found, expected)
 
@@ -269,7 +278,8 @@ class TestEveryChange:
         assert not torch.equal(changed, images(channels=channels))
 
     def test_depends_on_the_example_and_the_seed_alone(self, name, channels):
-        x, ids = images(channels=channels), torch.arange(100, 112)
+        x = images(channels=channels)
+        ids = torch.arange(100, 112)
         rows = torch.tensor([7, 2])
         whole = CHANGES[name](x, ids, 1)
         torch.testing.assert_close(CHANGES[name](x[rows], ids[rows], 1), whole[rows])
@@ -302,7 +312,8 @@ def test_crops_show_between_thirty_and_sixty_percent_of_the_area():
 
 
 def test_known_changes():
-    x, ids = images(), torch.arange(12)
+    x = images()
+    ids = torch.arange(12)
     assert torch.equal(negative(x, ids, 0), 1 - x)
     flat = torch.full((2, 3, 5, 5), 0.25)
     torch.testing.assert_close(blur(flat, ids[:2], 0), flat)

@@ -59,7 +59,8 @@ def test_an_image_is_kept_for_each_example_that_fell_and_fools_the_model_inside_
     model, data, tmp_path, engine
 ):
     outcome = evaluate(asked(model, data, engine=engine), tmp_path)
-    found, rows = kept(outcome), read_examples(outcome.folder / EXAMPLES)
+    found = kept(outcome)
+    rows = read_examples(outcome.folder / EXAMPLES)
     assert (
         found.ids.tolist()
         == [row.index for row in rows if row.broken_by not in {"", "clean"}]
@@ -156,7 +157,8 @@ def test_the_images_are_on_disk_before_the_record_vouches_for_them(
 def test_what_a_smaller_radius_broke_keeps_its_image(model, data, tmp_path):
     small = evaluate(asked(model, data), tmp_path)
     large = evaluate(asked(model, data, threat="linf:0.05", smaller=small.folder), tmp_path)
-    first, both = kept(small), kept(large)
+    first = kept(small)
+    both = kept(large)
     carried = np.isin(both.ids, first.ids)
     assert 0 < carried.sum() < len(both.ids)
     assert np.array_equal(both.images[carried], first.images)

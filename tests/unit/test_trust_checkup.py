@@ -66,7 +66,8 @@ def test_an_entry_holds_findings_and_costs_and_survives_the_ledger():
 
 def test_passes_are_counted_as_the_model_sees_them_and_not_by_the_oracle():
     model = Counting(linear())
-    oracle, data = oracle_of(model), data_of()
+    oracle = oracle_of(model)
+    data = data_of()
     entry = checkup(oracle, data, range(40), THREAT)
     assert entry.forwards == model.images
     assert oracle.forwards == 0
@@ -92,7 +93,8 @@ def test_one_draw_of_a_randomized_defence_that_falls_excuses_nothing():
 class Counting(nn.Module):
     def __init__(self, network):
         super().__init__()
-        self.network, self.images = network, 0
+        self.network = network
+        self.images = 0
 
     def forward(self, images):
         self.images += len(images)
@@ -100,8 +102,10 @@ class Counting(nn.Module):
 
 
 def test_probes_of_a_robust_model_cost_at_most_fifteen_percent_of_the_standard_suite():
-    model, data = digits("small"), open_dataset("digits", split="test", limit=20)
-    oracle, threat = oracle_of(model), Threat.parse("linf:0.02")
+    model = digits("small")
+    data = open_dataset("digits", split="test", limit=20)
+    oracle = oracle_of(model)
+    threat = Threat.parse("linf:0.02")
     right = (oracle.logits(data.images).argmax(dim=1) == data.labels).nonzero()[:, 0].tolist()
     entry = checkup(oracle, data, right, threat)
     standard = sum(

@@ -124,7 +124,8 @@ def test_findings_of_all_kinds_come_together():
 
 
 def test_facts_are_read_from_the_ledger():
-    oracle, threat = Oracle(linear(), torch.device("cpu")), Threat.parse("linf:0.1")
+    oracle = Oracle(linear(), torch.device("cpu"))
+    threat = Threat.parse("linf:0.1")
     steps = plan(parse_suite("apgd-ce,square+adaptive"), oracle, threat)
 
     def decision(index, broken, margin):

@@ -33,7 +33,8 @@ YELLOW, RED = Severity.YELLOW, Severity.RED
 def trials(model=None, data=None, threat="linf:0.02", meter=None, n=50):
     model = model or linear()
     data = data or images_for(model, n=n, shape=SHAPE)
-    oracle, meter = Oracle(model, torch.device("cpu")), meter or Meter()
+    oracle = Oracle(model, torch.device("cpu"))
+    meter = meter or Meter()
     sample = probe_of(oracle, data, Threat.parse(threat), Scope(), meter)
     return trials_of(sample, oracle, parts=True, meter=meter)
 
@@ -79,9 +80,11 @@ def test_masked_gradients_lose_to_their_backbone():
 
 
 def test_attacks_on_two_linear_classes_break_exactly_what_can_be_broken():
-    model, eps = linear(classes=2), torch.tensor(0.05)
+    model = linear(classes=2)
+    eps = torch.tensor(0.05)
     made = trials(model, threat="linf:0.05")
-    sample, weight = made.sample, model.weight.detach()
+    sample = made.sample
+    weight = model.weight.detach()
     slope = weight[1 - sample.labels] - weight[sample.labels]
     images = sample.images.flatten(1)
     reach = torch.minimum(torch.where(slope > 0, 1 - images, images), eps)
