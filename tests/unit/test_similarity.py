@@ -130,7 +130,8 @@ def test_only_attacks_that_work_on_their_own_network_count():
     calm.bias.data[3] += 60  # it never changes its answer, but its gradient is not quite zero
     # So far that any attack changes the student's answers.
     wide = Threat.parse("linf:0.5")
-    series = {(one.measure, one.network): one for one in compare(comparison_of(calm, other(), threat=wide))}
+    made = compare(comparison_of(calm, other(), threat=wide))
+    series = {(one.measure, one.network): one for one in made}
     assert not series["fooled by attacks on the teacher", 1].weights.any()
     assert not series["fooled by attacks on the teacher", 1].values.any()
     assert series["attacks on it fool the teacher", 1].weights.any()

@@ -1,4 +1,4 @@
-"""Checks of what a finished run left behind."""
+"""Checks that review the facts of a finished run."""
 
 import pytest
 import torch
@@ -23,10 +23,9 @@ from robustbench_kd.trust import (
 YELLOW, RED = Severity.YELLOW, Severity.RED
 
 
-def stage(name="apgd-ce", broken=0, start=0, **how):
-    return FinishedStage(
-        name, frozenset(range(start, start + broken)), **{"guided": name != "square", **how}
-    )
+def stage(name="apgd-ce", broken=0, start=0, **changes):
+    examples = frozenset(range(start, start + broken))
+    return FinishedStage(name, examples, **{"guided": name != "square", **changes})
 
 
 def facts(*stages, n=1000, **known):
@@ -48,8 +47,8 @@ def severities(found):
         (100, 2, [YELLOW]),
     ],
 )
-def test_square_is_held_against_the_gradient_attacks_before_it(n, broken, expected):
-    """A single example is no evidence, even where it is one in a hundred."""
+def test_square_is_compared_with_the_gradient_attacks_before_it(n, broken, expected):
+    """A single example is no evidence, even if it is one of a hundred."""
     found = square_beats_white_box.review(
         facts(stage(broken=300), stage("square", broken, start=400), n=n)
     )
@@ -57,7 +56,7 @@ def test_square_is_held_against_the_gradient_attacks_before_it(n, broken, expect
     assert all(finding.examples == list(range(400, 400 + broken)) for finding in found)
 
 
-def test_square_without_a_gradient_attack_before_it_says_nothing():
+def test_square_without_a_gradient_attack_before_it_is_no_finding():
     assert square_beats_white_box.review(facts(stage("square", 500))) == []
     adaptive = stage("defence:square", 500, start=300, guided=False, adaptive=True)
     assert square_beats_white_box.review(facts(stage(broken=1), adaptive)) == []
@@ -66,11 +65,13 @@ def test_square_without_a_gradient_attack_before_it_says_nothing():
 @pytest.mark.parametrize(
     ("surface", "expected"), [("backbone", [YELLOW]), ("defence", []), ("expected", [])]
 )
-def test_adaptive_attacks_on_parts_are_held_against_the_standard_ones(surface, expected):
+def test_adaptive_attacks_on_parts_are_compared_with_the_standard_ones(surface, expected):
     part = stage(f"{surface}:apgd-margin", 30, start=400, surface=surface, adaptive=True)
     found = transfer_beats_white_box.review(facts(stage(broken=300), part))
     assert severities(found) == expected
-    assert all(surface in finding.message and "3.0%" in finding.message for finding in found)
+    for finding in found:
+        assert surface in finding.message
+        assert "3.0%" in finding.message
 
 
 @pytest.mark.parametrize(("refused", "expected"), [(0, []), (4, []), (5, [YELLOW])])
@@ -84,7 +85,7 @@ def test_few_refused_points_among_many_are_rounding():
 
 
 @pytest.mark.parametrize(("marginal", "expected"), [(0, []), (10, []), (11, [YELLOW])])
-def test_margins_that_rounding_could_turn_are_counted(marginal, expected):
+def test_margins_that_rounding_could_change_are_counted(marginal, expected):
     margins = dict.fromkeys(range(500), -0.5) | dict.fromkeys(range(marginal), -0.0009)
     assert severities(marginal_verdicts.review(facts(margins=margins))) == expected
 
@@ -145,8 +146,8 @@ def test_facts_are_read_from_the_ledger():
         ),
         Entry(stage="square", decisions=[decision(3, broken=True, margin=-0.5)]),
     ]
-    known = [stage_facts(step, Norm.LINF) for step in steps]
-    found = facts_of(known, ledger, examples=4, composite=False)
+    planned = [stage_facts(step, Norm.LINF) for step in steps]
+    found = facts_of(planned, ledger, examples=4, composite=False)
     first, second, *others = found.stages
     assert first == FinishedStage("apgd-ce", frozenset({2}), guided=True, refused=5)
     assert second == FinishedStage("square", frozenset({3}), guided=False)
