@@ -73,46 +73,46 @@ def summarise(
     same examples, so that differences from the series of the network `reference` are paired.
     """
     replicates = dict(zip(series, _replicated(series, seed).T, strict=True))
-    by_key = {(one.measure, one.network): one for one in series}
+    by_key = {(entry.measure, entry.network): entry for entry in series}
 
     rows = []
-    for one in by_key.values():
-        model, role = names[one.network]
+    for entry in by_key.values():
+        model, role = names[entry.network]
         row = Row(
             protocol=protocol,
-            measure=one.measure,
+            measure=entry.measure,
             model=model,
             role=role,
-            share=one.is_fraction,
-            n=one.weights.sum().item(),
-            value=one.mean,
+            share=entry.is_fraction,
+            n=entry.weights.sum().item(),
+            value=entry.mean,
         )
-        rival = by_key.get((one.measure, reference))
-        update = _interval(one, replicates[one])
-        if rival is not None and rival is not one:
-            update |= _difference(one, rival, replicates[one] - replicates[rival])
+        rival = by_key.get((entry.measure, reference))
+        update = _interval(entry, replicates[entry])
+        if rival is not None and rival is not entry:
+            update |= _difference(entry, rival, replicates[entry] - replicates[rival])
         rows.append(row.model_copy(update=update))
     return rows
 
 
-def _interval(one: Series, replicates: Tensor) -> dict[str, float]:
+def _interval(entry: Series, replicates: Tensor) -> dict[str, float]:
     """Returns the columns of the interval of a measure, none where no example counts."""
-    if one.mean is None:
+    if entry.mean is None:
         return {}
-    if one.is_fraction:
-        low, high = interval(one.values.sum().item(), round(one.weights.sum().item()))
+    if entry.is_fraction:
+        low, high = interval(entry.values.sum().item(), round(entry.weights.sum().item()))
     else:
         low, high = _bounds(replicates)
     return {"ci_low": low, "ci_high": high}
 
 
-def _difference(one: Series, rival: Series, replicates: Tensor) -> dict[str, float]:
+def _difference(entry: Series, rival: Series, replicates: Tensor) -> dict[str, float]:
     """Returns the columns of the difference from a rival, none where no example counts."""
-    if one.mean is None or rival.mean is None:
+    if entry.mean is None or rival.mean is None:
         return {}
     low, high = _bounds(replicates)
     return {
-        "difference": one.mean - rival.mean,
+        "difference": entry.mean - rival.mean,
         "difference_low": low,
         "difference_high": high,
     }
@@ -128,8 +128,8 @@ def _bounds(replicates: Tensor) -> tuple[float, float]:
 
 def _replicated(series: Sequence[Series], seed: int) -> Tensor:
     """Returns the value of every series in every replicate, `(replicates, series)`."""
-    values = torch.stack([one.values for one in series], dim=1)
-    weights = torch.stack([one.weights for one in series], dim=1)
+    values = torch.stack([entry.values for entry in series], dim=1)
+    weights = torch.stack([entry.weights for entry in series], dim=1)
     parts = []
     for counts in _resamples(len(values), seed):
         totals = counts @ weights

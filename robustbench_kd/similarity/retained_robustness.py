@@ -26,9 +26,9 @@ _Run: TypeAlias = tuple[RunRecord, Path]  # a record and its folder
 
 @dataclass(frozen=True, eq=False)
 class Protocol:
-    """An evaluation of both teacher and student, and which examples each network kept.
+    """An evaluation of both teacher and student, and the examples that survived it.
 
-    `robust` are 1 or 0 `(n,)` by the index of the network.
+    `robust` `(n,)` is 1 for a survivor and 0 for any other, by the index of the network.
     """
 
     name: str

@@ -23,10 +23,8 @@ def search(attacks: ShortAttacks) -> list[Finding]:
     symptom: Carlini et al. 2019 (arXiv 1902.06705): the success must grow with the radius.
     """
     sample = attacks.sample
-    broken = [
-        attacks.broken,
-        *(attacks.widened[radius].broken for radius in sorted(attacks.widened)),
-    ]
+    broken = [attacks.broken]
+    broken += [attacks.widened[radius].broken for radius in sorted(attacks.widened)]
     at_radius = len(broken[0])
     in_box = len(broken[-1])
     if in_box <= at_radius < len(sample):

@@ -12,7 +12,7 @@ _YELLOW, _RED = 0.2, 0.1  # honest networks reach 0.77 to 1.02, masked ones 0.00
 
 
 def probe(sample: Probe) -> list[Finding]:
-    """Returns a finding if the margin falls by little of what its gradient predicts.
+    """Returns a finding if the margin falls far less than its gradient predicts.
 
     The better of two steps counts, of a tenth of the radius and of all of it. Deep front ends have
     gradients that are correct at a point and useless at any distance from it. Such gradients are
