@@ -91,7 +91,9 @@ def measured(name: str) -> float:
     series = compare(
         Comparison(networks, open_dataset("digits"), Threat.parse(THREAT), torch.device("cpu"))
     )
-    (found,) = [one for one in series if one.measure == "gradient cosine" and one.place == STUDENT]
+    (found,) = [
+        one for one in series if one.measure == "gradient cosine" and one.network == STUDENT
+    ]
     return float(found.values.mean())
 
 

@@ -1,4 +1,4 @@
-"""Models that are broken on purpose, each with the finding that it must raise, and what checks need to be tried on them.
+"""Models that are broken on purpose, each with the finding that it must raise.
 
 Every function without a leading underscore that returns a module is a factory: `rkd check
 tests/broken.py:rounded`.
@@ -22,18 +22,20 @@ SHAPE = (1, 8, 8)
 
 
 class Through(nn.Module):
-    """A network with something done to its input and its output."""
+    """A network with a change of its input and a change of its output."""
 
     def __init__(self, network, before=lambda images: images, after=lambda logits: logits):
         super().__init__()
-        self.network, self.before, self.after = network, before, after
+        self.network = network
+        self.before = before
+        self.after = after
 
     def forward(self, images):
         return self.after(self.network(self.before(images)))
 
 
 class Undeclared(nn.Module):
-    """An ensemble of which one member answers, drawn from torch's own generator."""
+    """An ensemble that draws the member that answers from torch's own generator."""
 
     def __init__(self, members):
         super().__init__()
@@ -56,7 +58,7 @@ class Reseeding(nn.Module):
 
 
 class BatchStatistics(nn.Module):
-    """Normalises by the statistics of the batch, whatever mode it is in."""
+    """Normalises by the statistics of the batch in both modes."""
 
     def __init__(self, network):
         super().__init__()
@@ -67,18 +69,19 @@ class BatchStatistics(nn.Module):
 
 
 class Detached(nn.Module):
-    """Two networks vote; gradients come from one alone."""
+    """Two networks vote, but only one gives gradients."""
 
     def __init__(self, network, other):
         super().__init__()
-        self.network, self.other = network, other
+        self.network = network
+        self.other = other
 
     def forward(self, images):
         return self.network(images) + 4 * self.other(images.detach())
 
 
 class Purifying(nn.Module):
-    """Takes a step down the entropy of the answer before it gives it."""
+    """Takes a step down the entropy of its answer before it answers."""
 
     def __init__(self, network):
         super().__init__()
@@ -93,15 +96,16 @@ class Purifying(nn.Module):
 
 
 class Winners(nn.Module):
-    """k-winners-take-all in place of ReLU (Xiao et al. 2020): all but the largest activations are set to zero."""
+    """k-winners-take-all instead of ReLU (Xiao et al. 2020): it keeps the largest activations."""
 
-    def __init__(self, share):
+    def __init__(self, fraction):
         super().__init__()
-        self.share = share
+        self.fraction = fraction
 
     def forward(self, features):
         flat = features.flatten(1)
-        least = flat.topk(max(1, int(self.share * flat.shape[1])), dim=1).values[:, -1:]
+        count = max(1, int(self.fraction * flat.shape[1]))
+        least = flat.topk(count, dim=1).values[:, -1:]
         return (flat * (flat >= least)).view_as(features)
 
 
@@ -116,7 +120,7 @@ def rounded():
 
 
 def jpeg():
-    """Rounds the coefficients of the cosine transform of 8x8 blocks, as JPEG does at a low quality."""
+    """Rounds the coefficients of the cosine transform of 8x8 blocks, as JPEG of low quality."""
     cosine = _cosine_transform()
 
     def compressed(images):
@@ -172,7 +176,7 @@ def stopped():
 
 
 def infinite_slope():
-    """A square root that is undone again: its slope is infinite at black pixels."""
+    """Squares the square root of the image: the slope is infinite at black pixels."""
     return Through(digits("plain"), before=lambda images: images.sqrt().square()).eval()
 
 
@@ -189,7 +193,7 @@ def twice_softmax():
 
 
 def masked(seed=0, depth=33):
-    """An untrained deep front end, which masks the gradients of what stands behind it."""
+    """An untrained deep front end, which masks the gradients of the network behind it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         front = frontend.assemble(

@@ -1,1 +1,1 @@
-"""Kinds of defence: anything that maps images in [0, 1] to logits; one family per file."""
+"""Families of defences, one in each file: anything that maps images in [0, 1] to logits."""

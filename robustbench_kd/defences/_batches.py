@@ -1,4 +1,4 @@
-"""Parts of a data set that a family reads while it fits itself."""
+"""Reads parts of a data set while a family fits itself."""
 
 from collections.abc import Iterator
 
@@ -19,6 +19,7 @@ def spread(count: int, most: int) -> Tensor:
 
 
 def batches(device: torch.device, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yields the rows of tensors of one length, in order and a few at a time, on a device."""
-    for rows in zip(*(torch.split(tensor, _SIZE) for tensor in tensors), strict=True):
+    """Yields the rows of tensors of the same length in order, up to 200 at a time, on a device."""
+    pieces = [torch.split(tensor, _SIZE) for tensor in tensors]
+    for rows in zip(*pieces, strict=True):
         yield tuple(tensor.to(device) for tensor in rows)

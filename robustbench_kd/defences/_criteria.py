@@ -1,4 +1,4 @@
-"""What gives an adversarial image away to the detector: each criterion scores images, the higher the stranger."""
+"""Criteria of the detector: each scores images, and adversarial images should score high."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +16,7 @@ from robustbench_kd.tensors.losses import margin
 
 
 class Criterion(Protocol):
-    """One way to tell adversarial images."""
+    """One way to recognise adversarial images."""
 
     @property
     def ceiling(self) -> float:
@@ -29,13 +29,16 @@ class Criterion(Protocol):
         ...
 
     def score(self, part: nn.Module, images: Images, logits: Logits, key: Key) -> Tensor:
-        """Returns the scores `(n,)` of images that the part gives these logits."""
+        """Returns the scores `(n,)` of images to which the part gives these logits."""
         ...
 
     def excess(
         self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor
     ) -> Tensor:
-        """Returns a differentiable stand-in `(n,)` for how far the score is above a threshold; below 0 it accepts."""
+        """Returns a differentiable stand-in `(n,)` for the score minus a threshold.
+
+        The criterion accepts an image below 0.
+        """
         ...
 
 
@@ -48,14 +51,14 @@ class Noise:
     passes: int = 1
 
     def score(self, part: nn.Module, images: Images, logits: Logits, key: Key) -> Tensor:
-        """Returns the change, at most 2, of one draw of each row; it is differentiable."""
+        """Returns the change, at most 2, for one draw of each row; it is differentiable."""
         noisy: Logits = part(images + self.sigma * gaussian(images, key))
         return (noisy.softmax(dim=1) - logits.softmax(dim=1)).abs().sum(dim=1)
 
     def excess(
         self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor
     ) -> Tensor:
-        """Returns the score less the threshold."""
+        """Returns the score minus the threshold."""
         return self.score(part, images, logits, key) - threshold
 
 
@@ -64,8 +67,8 @@ class Steps:
     """How many steps of gradient descent it takes to change the prediction (C2).
 
     A step is `rate` times the raw gradient of the cross-entropy: towards a random other class
-    (C2t), or away from the predicted one (C2u). All stay within `radius` of the image (linf) and in
-    the box.
+    (C2t), or away from the predicted one (C2u). All steps stay within `radius` of the image (linf)
+    and in the box.
     """
 
     rate: float
@@ -80,13 +83,15 @@ class Steps:
         return self.cap
 
     def score(self, part: nn.Module, images: Images, logits: Logits, key: Key) -> Tensor:
-        """Returns the number of steps, at most `cap`; rows that have changed take no more of them."""
-        prediction, aims = logits.argmax(dim=1), self._aims(logits, key)
+        """Returns the number of steps, at most `cap`; a row stops when its prediction changes."""
+        prediction = logits.argmax(dim=1)
+        classes = self._followed_classes(logits, key)
         counts = torch.full_like(prediction, self.cap)
-        rows, points = torch.arange(len(images), device=images.device), images.detach()
+        rows = torch.arange(len(images), device=images.device)
+        points = images.detach()
         for taken in range(self.cap):
-            found, gradient = slope(part, points, aims[rows])
-            left = found.argmax(dim=1) == prediction[rows]
+            answer, gradient = slope(part, points, classes[rows])
+            left = answer.argmax(dim=1) == prediction[rows]
             counts[rows[~left]] = taken
             rows = rows[left]
             if not len(rows):
@@ -97,27 +102,29 @@ class Steps:
     def excess(
         self, part: nn.Module, images: Images, logits: Logits, key: Key, threshold: Tensor
     ) -> Tensor:
-        """Returns the margin of the prediction after one long step, as long as `threshold` steps.
+        """Returns the margin of the prediction after one step as long as `threshold` steps.
 
-        It is below 0 where that step changes the prediction. The gradient passes the step by as if
-        it were not there. Source: losses L3 and L4 of the adaptive attack in
+        The margin is below 0 if that step changes the prediction. Its gradient treats the step as
+        the identity. Source: losses L3 and L4 of the adaptive attack in
         s-huu/TurningWeaknessIntoStrength `attack.py` at a1ed063, which takes one plain step and the
         cross-entropy instead.
         """
         origin = images.detach()
-        _, gradient = slope(part, origin, self._aims(logits, key))
-        moved = self._moved(origin, gradient, origin, self.rate * float(threshold.clamp(min=1)))
+        _, gradient = slope(part, origin, self._followed_classes(logits, key))
+        length = self.rate * float(threshold.clamp(min=1))
+        moved = self._moved(origin, gradient, origin, length)
         return margin(part(with_gradient_of(moved, images)), logits.argmax(dim=1))
 
     def _moved(self, points: Images, gradient: Tensor, origin: Images, length: float) -> Images:
-        towards = -length if self.targeted else length
-        return project(points + towards * gradient, origin, self.radius, Norm.LINF)
+        signed_length = -length if self.targeted else length
+        return project(points + signed_length * gradient, origin, self.radius, Norm.LINF)
 
-    def _aims(self, logits: Logits, key: Key) -> Labels:
-        """Returns the class whose cross-entropy is followed."""
+    def _followed_classes(self, logits: Logits, key: Key) -> Labels:
+        """Returns the class `(n,)` whose cross-entropy the steps follow."""
         prediction = logits.argmax(dim=1)
         if not self.targeted:
             return prediction
+
         others = logits.shape[1] - 1
         ahead = 1 + (key.uniform("target", 1)[:, 0] * others).floor().long()
         return (prediction + ahead) % logits.shape[1]

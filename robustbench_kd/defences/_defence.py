@@ -1,4 +1,4 @@
-"""What every defence around frozen parts shares."""
+"""Base classes of the defences around frozen parts."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -10,7 +10,7 @@ from robustbench_kd.tensors.contracts import Images, Logits
 
 
 class Defence(nn.Module):
-    """Layers and tensors of its own around frozen parts, which stay in evaluation mode whatever mode it is put in."""
+    """Layers and tensors around frozen parts, which always stay in evaluation mode."""
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -23,18 +23,18 @@ class Defence(nn.Module):
         return self.parts[0]
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all but the parts."""
+        """Sets the mode of everything except the parts."""
         super().train(mode)
         self.parts.eval()
         return self
 
 
 class Sampled(Defence):
-    """A defence that answers by chance: it offers `draw(images, key)` in place of a forward pass."""
+    """A randomized defence: it offers `draw(images, key)` instead of a forward pass."""
 
     def forward(self, images: Images) -> Logits:
-        """Raises `ModelError`: without a key there is no answer."""
+        """Raises `ModelError`: there is no answer without a key."""
         raise ModelError(
-            f"{type(self).__name__} answers {len(images)} images by chance: expected draw(images, key), got a call "
-            "without a key"
+            f"{type(self).__name__} is randomized: expected draw(images, key) for {len(images)} "
+            "images, got a call without a key"
         )

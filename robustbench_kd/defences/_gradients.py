@@ -1,4 +1,4 @@
-"""Gradients that a family takes, or gives in place of its own."""
+"""Gradients that a family computes, or that it gives instead of its own."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def with_gradient_of(value: Tensor, stand_in: Tensor) -> Tensor:
 def slope(classifier: Classifier, points: Images, labels: Labels) -> tuple[Logits, Tensor]:
     """Returns logits and the gradient of each row's cross-entropy at its own point, both detached.
 
-    It works, and leaves no graph behind, whether or not the caller records gradients.
+    It works whether or not the caller records gradients, and leaves no graph behind.
     """
     with torch.enable_grad():
         points = points.detach().requires_grad_()

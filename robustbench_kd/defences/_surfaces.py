@@ -12,24 +12,27 @@ DRAWS = 10
 
 
 @dataclass(frozen=True)
-class Alone:
-    """The answer of one module to whatever key; equal for the same module, so that an ensemble asks it once."""
+class ModuleAnswer:
+    """The answer of one module, which ignores the key.
+
+    Answers of the same module are equal, so that an ensemble asks the module once.
+    """
 
     module: nn.Module
 
-    def __call__(self, images: Images, key: Key) -> Logits:  # noqa: ARG002  # every surface takes a key
+    def __call__(self, images: Images, key: Key) -> Logits:  # noqa: ARG002  # the contract
         """Returns the logits of the module."""
         logits: Logits = self.module(images)
         return logits
 
 
 def backbone(part: nn.Module) -> Surface:
-    """Returns the part alone, as if nothing stood around it."""
-    return Surface(name="backbone", answer=Alone(part))
+    """Returns the part alone, without the defence around it."""
+    return Surface(name="backbone", answer=ModuleAnswer(part))
 
 
 def shared_noise(draw: Answer) -> Surface:
-    """Returns one draw of each row that stays the same from step to step.
+    """Returns one draw of each row that is the same at every step.
 
     Source: Carlini et al. 2019 (arXiv 1902.06705): an attack must succeed with the randomness
     fixed.
@@ -41,7 +44,7 @@ def shared_noise(draw: Answer) -> Surface:
 
 
 def expected(draw: Answer, name: str = "expected") -> Surface:
-    """Returns ten draws of each row, `(10, n, classes)`, fresh ones for every key.
+    """Returns ten draws of each row, `(10, n, classes)`, other draws for every key.
 
     Source: expectation over transformation, Athalye et al. 2018 (arXiv 1802.00420), section 4.2.
     """

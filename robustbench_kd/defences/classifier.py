@@ -10,7 +10,7 @@ from robustbench_kd.tensors.contracts import Images, Logits
 
 
 class Classifier(nn.Module):
-    """`network((images - mean) / std)`; the statistics are constants and part of no state dict."""
+    """`network((images - mean) / std)`; the state dict does not hold the two constants."""
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Classifier(nn.Module):
 def assemble(
     parts: Sequence[nn.Module], *, mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> nn.Module:
-    """Returns the one network itself, or with its normalisation in front where there is one.
+    """Returns the one network itself, or behind its normalisation if means are given.
 
     Raises `UsageError` for any other number of networks, or statistics that do not fit together.
     """

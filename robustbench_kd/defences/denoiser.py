@@ -1,9 +1,9 @@
-"""Noise, then denoise, then classify (De^3, You et al. 2023).
+"""Adds noise, removes it, then classifies (De^3, You et al. 2023).
 
 Source: "Beyond Pretrained Features: Noisy Image Modeling Provides Adversarial Defense", NeurIPS
 2023, arXiv 2302.01056: the image is degraded by Gaussian noise, reconstructed by an auto-encoder
 that learned to remove it, and classified. The paper's auto-encoder is a masked-autoencoder
-transformer; here it is a small convolutional one, and it sees the noisy image alone.
+transformer; here it is a small convolutional one, and its only input is the noisy image.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from robustbench_kd.tensors.defence import Key, Surface
 
 
 class AutoEncoder(nn.Module):
-    """Convolutions down to half the resolution and back, without any skip."""
+    """Convolutions down to half the resolution and back, without skip connections."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -43,15 +43,15 @@ class AutoEncoder(nn.Module):
     def forward(self, noisy: Tensor) -> Tensor:
         """Maps noisy images `(n, c, h, w)` to clean ones; sides may be odd."""
         code = self.encoder(noisy)
-        wide = functional.interpolate(
+        enlarged = functional.interpolate(
             code, size=noisy.shape[2:], mode="bilinear", align_corners=False
         )
-        clean: Tensor = self.decoder(wide)
+        clean: Tensor = self.decoder(enlarged)
         return clean
 
 
 class Denoising(Defence):
-    """What both kinds share: a denoiser before one part, and the size of the noise."""
+    """A denoiser before one part, and the size of the noise, which both kinds share."""
 
     def __init__(self, part: nn.Module, denoiser: AutoEncoder, sigma: float) -> None:
         super().__init__([part])
@@ -59,7 +59,7 @@ class Denoising(Defence):
         self.sigma = sigma
 
     def reconstruct(self, noisy: Images) -> Images:
-        """Returns what the denoiser makes of noisy images, not yet clipped: this is what training compares."""
+        """Returns the denoised images, not yet clipped; training compares these."""
         clean: Images = self.denoiser(noisy)
         return clean
 
@@ -70,7 +70,9 @@ class Denoising(Defence):
         the box; with `straight` the gradient is that of the part, taken at the denoised images.
         """
         clean = self.reconstruct(images + self.sigma * noise).clamp(0, 1)
-        logits: Logits = self.part(with_gradient_of(clean, images) if straight else clean)
+        if straight:
+            clean = with_gradient_of(clean, images)
+        logits: Logits = self.part(clean)
         return logits
 
 
@@ -82,7 +84,7 @@ class FreshNoise(Denoising, Sampled):
         return self.answer(images, gaussian(images, key))
 
     def surfaces(self) -> Sequence[Surface]:
-        """Returns the part, fixed noise, and ten draws with the gradient of the denoiser and without it."""
+        """Returns the part, fixed noise, and ten draws with and without the denoiser's gradient."""
         return [
             backbone(self.part),
             shared_noise(self.draw),
@@ -95,20 +97,23 @@ class FreshNoise(Denoising, Sampled):
 
 
 class KnownNoise(Denoising):
-    """Every image meets the same noise at every call, and the attacker knows it."""
+    """Every image gets the same noise at every call, and the attacker knows it."""
 
     def forward(self, images: Images) -> Logits:
         """Maps images `(n, c, h, w)` in [0, 1] to logits `(n, classes)`."""
-        return self.answer(images, _known(images))
+        return self.answer(images, _constant_noise(images))
 
     def surfaces(self) -> Sequence[Surface]:
         """Returns the part, and the defence without the gradient of the denoiser."""
         straight = Surface(
             name="straight-through",
-            answer=lambda images, _key: self.answer(images, _known(images), straight=True),
+            answer=lambda images, _key: self._straight(images),
             same_outputs=True,
         )
         return [backbone(self.part), straight]
+
+    def _straight(self, images: Images) -> Logits:
+        return self.answer(images, _constant_noise(images), straight=True)
 
 
 def assemble(
@@ -126,7 +131,7 @@ def assemble(
         shape: Channels, height and width of the images; only the channels matter.
         width: Channels of the first convolution; at half the resolution there are twice as many.
         sigma: Standard deviation of the noise, in pixels of [0, 1].
-        known: Whether the noise is one constant, which makes the defence deterministic.
+        known: Whether the noise is a constant, which makes the defence deterministic.
 
     Raises:
         UsageError: If an argument is impossible.
@@ -135,12 +140,14 @@ def assemble(
     require_whole("width", width, 1)
     require_number("sigma", sigma, 0, 10)
     require_flag("known", known)
-    return (KnownNoise if known else FreshNoise)(part, AutoEncoder(shape[0], width), sigma)
+    kind = KnownNoise if known else FreshNoise
+    return kind(part, AutoEncoder(shape[0], width), sigma)
 
 
-def _known(images: Images) -> Tensor:
-    one = torch.zeros(1, dtype=torch.int64, device=images.device)
-    return gaussian(images[:1], Key(0, "denoiser", ids=one, draw=one))
+def _constant_noise(images: Images) -> Tensor:
+    """Returns the same noise `(1, c, h, w)` at every call."""
+    zero = torch.zeros(1, dtype=torch.int64, device=images.device)
+    return gaussian(images[:1], Key(0, "denoiser", ids=zero, draw=zero))
 
 
 def _layer(inputs: int, outputs: int, *, stride: int = 1) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from robustbench_kd.core.errors import UsageError
 from robustbench_kd.defences._arc import Arc
 from robustbench_kd.defences._arguments import require_choice, require_deterministic, require_number
 from robustbench_kd.defences._defence import Defence, Sampled
-from robustbench_kd.defences._surfaces import Alone
+from robustbench_kd.defences._surfaces import ModuleAnswer
 from robustbench_kd.tensors.contracts import Images, Logits
 from robustbench_kd.tensors.defence import Adversary, Key, Surface, Surfaced
 
@@ -28,7 +28,10 @@ _STRAIGHT = "straight-through"
 
 
 class RandomizedEnsemble(Sampled):
-    """One member answers, drawn by the weights: for each image, or for a whole batch by the key of its first row."""
+    """One member answers, drawn by the weights.
+
+    The member is drawn for each image, or for a whole batch by the key of its first row.
+    """
 
     weights: Tensor
 
@@ -38,15 +41,16 @@ class RandomizedEnsemble(Sampled):
         self.per_batch = per_batch
 
     def draw(self, images: Images, key: Key) -> Logits:
-        """Returns the logits `(n, classes)`; each member sees its own rows alone."""
+        """Returns the logits `(n, classes)`; each member gets its own rows alone."""
         chosen = self._chosen(key)
         order = chosen.argsort(stable=True)
-        groups = torch.split(
-            images[order], torch.bincount(chosen, minlength=len(self.parts)).tolist()
-        )
-        logits = [
-            member(group) for member, group in zip(self.parts, groups, strict=True) if len(group)
-        ]
+        sizes = torch.bincount(chosen, minlength=len(self.parts))
+        groups = torch.split(images[order], sizes.tolist())
+
+        logits = []
+        for member, group in zip(self.parts, groups, strict=True):
+            if len(group):
+                logits.append(member(group))
         return torch.cat(logits)[order.argsort()]
 
     def members(self) -> Sequence[nn.Module]:
@@ -54,25 +58,28 @@ class RandomizedEnsemble(Sampled):
         return list(self.parts)
 
     def surfaces(self) -> Sequence[Surface]:
-        """Returns each member, all of them at once, and each surface that all declare; equal ones are asked once."""
-        everyone = [
-            Surface(name="expected", answer=Alone(member), same_outputs=True)
-            for member in self.parts
+        """Returns each member, all of them at once, and each surface that all members declare.
+
+        Equal surfaces are asked once.
+        """
+        members = []
+        for member in self.parts:
+            answer = ModuleAnswer(member)
+            members.append(Surface(name="expected", answer=answer, same_outputs=True))
+        surfaces = [
+            *_common(self.parts, self.weights, _expected),
+            *_each(self.parts),
+            _stacked("expected", members, self.weights),
         ]
-        common = [
-            found[0] if len(found) == 1 else _stacked(found, shares, f"expected-{found[0].name}")
-            for found, shares in _common(self.parts, self.weights)
-        ]
-        return _cheapest_first(
-            [*common, *_each(self.parts), _stacked(everyone, self.weights, "expected")]
-        )
+        return _cheapest_first(surfaces)
 
     def attacks(self) -> dict[str, Callable[..., Adversary]]:
-        """Returns ARC, and ARC with the gradients of a surface in place of the members' own where all declare it."""
+        """Returns ARC, and ARC with straight-through gradients if all members declare them."""
         declared = [_declared(member) for member in self.parts]
-        if not all(_STRAIGHT in known for known in declared):
+        straight = _of_all(declared, _STRAIGHT)
+        if not straight:
             return {"arc": Arc}
-        stand_ins = [known[_STRAIGHT].answer for known in declared]
+        stand_ins = [surface.answer for surface in straight]
         return {"arc": Arc, f"arc-{_STRAIGHT}": partial(Arc, stand_ins=stand_ins)}
 
     def _chosen(self, key: Key) -> Tensor:
@@ -83,33 +90,33 @@ class RandomizedEnsemble(Sampled):
 
 
 class AveragedEnsemble(Defence):
-    """All members answer, and a rule averages their logits `(m, n, classes)` by their shares `(m,)`."""
+    """All members answer, and a rule averages their logits `(m, n, classes)` by weights `(m,)`."""
 
-    shares: Tensor
+    member_weights: Tensor
 
-    def __init__(self, parts: Sequence[nn.Module], shares: Tensor, rule: Rule) -> None:
+    def __init__(self, parts: Sequence[nn.Module], weights: Tensor, rule: Rule) -> None:
         super().__init__(parts)
-        self.register_buffer("shares", shares, persistent=False)
+        self.register_buffer("member_weights", weights, persistent=False)
         self.rule = rule
 
     def forward(self, images: Images) -> Logits:
         """Maps images `(n, c, h, w)` in [0, 1] to logits `(n, classes)`."""
-        return self.rule(torch.stack([member(images) for member in self.parts]), self.shares)
+        logits = torch.stack([member(images) for member in self.parts])
+        return self.rule(logits, self.member_weights)
 
     def surfaces(self) -> Sequence[Surface]:
-        """Returns each member, and each surface that all declare, combined by the rule; equal ones are asked once."""
-        common = [
-            found[0]
-            if len(found) == 1
-            else self._combined(_stacked(found, shares, found[0].name), shares)
-            for found, shares in _common(self.parts, self.shares)
-        ]
+        """Returns each member, and each surface that all members declare, combined by the rule.
+
+        Equal surfaces are asked once.
+        """
+        common = _common(self.parts, self.member_weights, self._combined)
         return _cheapest_first([*common, *_each(self.parts)])
 
-    def _combined(self, stacked: Surface, shares: Tensor) -> Surface:
+    def _combined(self, surfaces: Sequence[Surface], weights: Tensor) -> Surface:
+        stacked = _stacked(surfaces[0].name, surfaces, weights)
         return replace(
             stacked,
-            answer=lambda images, key: self.rule(stacked.answer(images, key), shares),
+            answer=lambda images, key: self.rule(stacked.answer(images, key), weights),
             weights=None,
         )
 
@@ -127,91 +134,112 @@ def assemble(
         parts: The members.
         mode: `randomized` draws one member; `logits` averages logits, `probabilities` averages
             probabilities and answers with their logarithm.
-        per: What a randomized ensemble draws a member for: each `image`, or a `batch`. The others
-            take no notice.
-        weights: What each member counts, above 0 and 1 together; equal if empty.
+        per: What a randomized ensemble draws a member for: each `image`, or a `batch`. The other
+            modes ignore it.
+        weights: The weight of each member, above 0; they sum to 1. Equal if empty.
 
     Raises:
-        UsageError: If an argument is impossible, or a part answers by chance itself.
+        UsageError: If an argument is impossible, or a part is randomized itself.
     """
     if len(parts) < 2:
         raise UsageError(f"expected at least two parts for the family 'ensemble', got {len(parts)}")
     require_deterministic(parts, "ensemble")
     require_choice("mode of an ensemble", mode, ("randomized", *_RULES))
     require_choice("unit of an ensemble's draw", per, ("image", "batch"))
-    shares = _shares(weights, len(parts))
+    checked = _checked_weights(weights, len(parts))
+
     if mode == "randomized":
-        return RandomizedEnsemble(parts, shares, per_batch=per == "batch")
-    return AveragedEnsemble(parts, shares, _RULES[mode])
+        return RandomizedEnsemble(parts, checked, per_batch=per == "batch")
+    return AveragedEnsemble(parts, checked, _RULES[mode])
 
 
-def _shares(weights: Sequence[float], members: int) -> Tensor:
+def _checked_weights(weights: Sequence[float], members: int) -> Tensor:
+    """Returns the weights of members, equal if none are given."""
+    if not weights:
+        return torch.full((members,), 1 / members, dtype=torch.float32)
+
     for weight in weights:
         require_number("each weight of an ensemble", weight, 0, 1)
-    if weights and (
-        len(weights) != members or min(weights) == 0 or abs(sum(weights) - 1) > _TOLERANCE
-    ):
+    if len(weights) != members or min(weights) == 0 or abs(sum(weights) - 1) > _TOLERANCE:
         raise UsageError(
-            f"expected {members} weights above 0 that sum to 1, one for each part, got {list(weights)}"
+            f"expected {members} weights above 0 that sum to 1, one for each part, "
+            f"got {list(weights)}"
         )
-    return torch.tensor(tuple(weights) or (1 / members,) * members, dtype=torch.float32)
+    return torch.tensor(tuple(weights), dtype=torch.float32)
 
 
-def _mean_logits(logits: Tensor, shares: Tensor) -> Logits:
-    return torch.einsum("m,mnk->nk", shares, logits)
+def _mean_logits(logits: Tensor, weights: Tensor) -> Logits:
+    return torch.einsum("m,mnk->nk", weights, logits)
 
 
-def _mean_probabilities(logits: Tensor, shares: Tensor) -> Logits:
-    return (logits.log_softmax(dim=2) + shares.log()[:, None, None]).logsumexp(dim=0)
+def _mean_probabilities(logits: Tensor, weights: Tensor) -> Logits:
+    return (logits.log_softmax(dim=2) + weights.log()[:, None, None]).logsumexp(dim=0)
 
 
 _RULES: dict[str, Rule] = {"logits": _mean_logits, "probabilities": _mean_probabilities}
 
 
-def _each(members: Iterable[nn.Module]) -> list[Surface]:
-    return [
-        Surface(name=f"member-{index}", answer=Alone(member))
-        for index, member in enumerate(members)
-    ]
+def _each(members: Iterable[nn.Module]) -> Iterator[Surface]:
+    """Yields each member alone."""
+    for index, member in enumerate(members):
+        yield Surface(name=f"member-{index}", answer=ModuleAnswer(member))
 
 
-def _common(members: Iterable[nn.Module], shares: Tensor) -> Iterator[tuple[list[Surface], Tensor]]:
-    """Yields each surface that all members declare under one name: the different ones, and what each counts.
+def _common(
+    members: Iterable[nn.Module],
+    weights: Tensor,
+    combine: Callable[[Sequence[Surface], Tensor], Surface],
+) -> Iterator[Surface]:
+    """Yields one surface for each name that all members declare.
 
-    Members are deterministic, so each of their surfaces gives one answer.
+    It combines the different surfaces of that name, whose weights are sums over the members. Each
+    gives one answer, because members are deterministic.
     """
     declared = [_declared(member) for member in members]
     for name in declared[0]:
-        if all(name in known for known in declared):
-            yield _different([known[name] for known in declared], shares)
+        surfaces = _of_all(declared, name)
+        if not surfaces:
+            continue
+        different, sums = _different(surfaces, weights)
+        yield combine(different, sums) if len(different) > 1 else different[0]
 
 
 def _declared(member: nn.Module) -> dict[str, Surface]:
-    return (
-        {surface.name: surface for surface in member.surfaces()}
-        if isinstance(member, Surfaced)
-        else {}
-    )
+    """Returns the surfaces that a member declares, by name."""
+    if not isinstance(member, Surfaced):
+        return {}
+    return {surface.name: surface for surface in member.surfaces()}
 
 
-def _different(surfaces: Sequence[Surface], shares: Tensor) -> tuple[list[Surface], Tensor]:
+def _of_all(declared: Sequence[dict[str, Surface]], name: str) -> list[Surface]:
+    """Returns the surface of this name of each member, none if a member does not declare it."""
+    surfaces = [by_name[name] for by_name in declared if name in by_name]
+    return surfaces if len(surfaces) == len(declared) else []
+
+
+def _different(surfaces: Sequence[Surface], weights: Tensor) -> tuple[list[Surface], Tensor]:
+    """Returns the surfaces with different answers, and the sum of the weights of each."""
     answers = [surface.answer for surface in surfaces]
     first = [answers.index(answer) for answer in answers]
-    places = sorted(set(first))
-    belongs = torch.tensor(
-        [[place == one for one in first] for place in places], device=shares.device
-    )
-    return [surfaces[place] for place in places], belongs.to(shares.dtype) @ shares
+    indices = sorted(set(first))
+    belongs = torch.tensor(indices)[:, None] == torch.tensor(first)
+    return [surfaces[index] for index in indices], belongs.to(weights) @ weights
 
 
-def _stacked(surfaces: Sequence[Surface], shares: Tensor, name: str) -> Surface:
-    """Returns a surface with one answer of each, `(k, n, classes)`."""
+def _expected(surfaces: Sequence[Surface], weights: Tensor) -> Surface:
+    return _stacked(f"expected-{surfaces[0].name}", surfaces, weights)
+
+
+def _stacked(name: str, surfaces: Sequence[Surface], weights: Tensor) -> Surface:
+    """Returns a surface with one answer of each surface, `(k, n, classes)`."""
+
+    def answer(images: Images, key: Key) -> Logits:
+        return torch.stack([surface.answer(images, key) for surface in surfaces])
+
     return Surface(
         name=name,
-        answer=lambda images, key: torch.stack(
-            [surface.answer(images, key) for surface in surfaces]
-        ),
-        weights=shares,
+        answer=answer,
+        weights=weights,
         passes=sum(surface.passes for surface in surfaces),
         same_outputs=all(surface.same_outputs for surface in surfaces),
     )

@@ -35,15 +35,17 @@ _STAGES = 5
 
 
 class UNet(nn.Module):
-    """Convolutions at full, half and quarter resolution and back; what comes up is added to what went down."""
+    """Convolutions at full, half and quarter resolution and back, with skips that add."""
 
     def __init__(self, channels: int, depth: int, width: int) -> None:
         super().__init__()
         each, rest = divmod(depth - 2, _STAGES)
         self.first = nn.Sequential(*_first(channels, width))
-        self.fine, self.middle = _stage(each, width), _stage(each, width)
+        self.fine = _stage(each, width)
+        self.middle = _stage(each, width)
         self.bottom = _stage(each + rest, width)
-        self.middle_up, self.fine_up = _stage(each, width), _stage(each, width)
+        self.middle_up = _stage(each, width)
+        self.fine_up = _stage(each, width)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images `(n, c, h, w)` to features `(n, width, h, w)`; sides may be odd."""
@@ -56,7 +58,10 @@ class UNet(nn.Module):
 
 
 class FrontEnd(Defence):
-    """`backbone(x - 0.25 h((x - 0.5) / 0.25))`; exactly the backbone while the last convolution of h is zero."""
+    """Answers with `backbone(x - 0.25 h((x - 0.5) / 0.25))`.
+
+    This is exactly the backbone while the last convolution of h is zero.
+    """
 
     def __init__(self, part: nn.Module, body: nn.Module, last: nn.Conv2d, amplitude: float) -> None:
         super().__init__([part])
@@ -70,12 +75,12 @@ class FrontEnd(Defence):
             nn.init.zeros_(last.weight)
 
     def residual(self, images: Images) -> Tensor:
-        """Returns what the front end takes away from the images."""
+        """Returns what the front end subtracts from the images."""
         change: Tensor = self.last(self.body((images - _CENTRE) / _SCALE))
         return _SCALE * change
 
     def front(self, images: Images) -> Tensor:
-        """Returns the images as the backbone sees them; they may leave [0, 1] a little."""
+        """Returns the input of the backbone, which may leave [0, 1] a little."""
         return images - self.residual(images)
 
     def forward(self, images: Images) -> Logits:
@@ -91,15 +96,14 @@ class FrontEnd(Defence):
         held_out: Images,  # noqa: ARG002
         held_out_labels: Labels,  # noqa: ARG002
     ) -> None:
-        """Fills the statistics of h in one pass over at most 400 images, then sets the amplitude where there is one.
+        """Fills the statistics of h from at most 400 images, then scales h to the amplitude.
 
-        The images are evenly spaced over the training split. The last convolution is scaled until
-        the front end changes a pixel of theirs by `amplitude` on average. Raises `ModelError` where
-        it changes none.
+        The scale does not change if the amplitude is 0. The images are evenly spaced over the
+        training split. The last convolution is scaled until the front end changes one of their
+        pixels by `amplitude` on average. Raises `ModelError` if it changes none.
         """
-        pieces = (
-            images[spread(len(images), _CALIBRATION)].to(self.last.weight.device).chunk(_PIECES)
-        )
+        chosen = images[spread(len(images), _CALIBRATION)]
+        pieces = chosen.to(self.last.weight.device).chunk(_PIECES)
         was_training = self.training
         self._calibrate(pieces)
         self.eval()
@@ -108,39 +112,37 @@ class FrontEnd(Defence):
         self.train(was_training)
 
     def surfaces(self) -> Sequence[Surface]:
-        """Returns the backbone, and the front end with none or a small part of its own gradient."""
-        straight = Surface(
-            name="straight-through",
-            answer=lambda images, _key: self._damped(images, 0),
-            same_outputs=True,
-        )
-        return [backbone(self.part), straight, *(self._damped_surface(share) for share in _DAMPING)]
+        """Returns the backbone, and the front end with no or a small part of its own gradient."""
+        straight = self._damped_surface("straight-through", 0)
+        damped = [self._damped_surface(f"damped-{fraction:g}", fraction) for fraction in _DAMPING]
+        return [backbone(self.part), straight, *damped]
 
     def attacks(self) -> dict[str, type[Reversal]]:
-        """Returns the attacks made for this family; each is built with the defence, the norm, the radius and a seed."""
+        """Returns the attacks made for this family."""
         return {"reversal": Reversal}
 
-    def _damped_surface(self, share: float) -> Surface:
+    def _damped_surface(self, name: str, fraction: float) -> Surface:
         return Surface(
-            name=f"damped-{share:g}",
-            answer=lambda images, _key: self._damped(images, share),
+            name=name,
+            answer=lambda images, _key: self._damped(images, fraction),
             same_outputs=True,
         )
 
-    def _damped(self, images: Images, share: float) -> Logits:
-        """Returns the answer, with that share of the gradient that comes through h."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and share > 0):
+    def _damped(self, images: Images, fraction: float) -> Logits:
+        """Returns the answer, with a fraction of the gradient that comes through h."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and fraction > 0):
             residual = self.residual(images)
-        stand_in = images - share * residual
+        stand_in = images - fraction * residual
         logits: Logits = self.part(with_gradient_of(images - residual, stand_in))
         return logits
 
     def _calibrate(self, pieces: Sequence[Images]) -> None:
+        """Sets the statistics of all batch normalisations of h to the mean over all pieces."""
         norms = [module for module in self.body.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # the mean over all pieces
+            norm.momentum = None
         self.body.train()
         for piece in pieces:
             self.residual(piece)
@@ -148,12 +150,13 @@ class FrontEnd(Defence):
             norm.momentum = momentum
 
     def _rescale(self, pieces: Sequence[Images]) -> None:
-        change = torch.cat(
-            [self.residual(piece).abs().flatten(1).mean(dim=1) for piece in pieces]
-        ).mean()
+        """Scales the last convolution so that the mean change of a pixel is the amplitude."""
+        changes = [self.residual(piece).abs().flatten(1).mean(dim=1) for piece in pieces]
+        change = torch.cat(changes).mean()
         if not change > 0:
             raise ModelError(
-                "the front end changes no pixel, so that its amplitude cannot be set: assemble it anew"
+                "the front end changes no pixel, so that its amplitude cannot be set: assemble it "
+                "again"
             )
         self.last.weight.mul_(self.amplitude / change)
 
@@ -173,8 +176,8 @@ def assemble(
         parts: The backbone.
         shape: Channels, height and width of the images; only the channels matter.
         kind: `dncnn`, or `unet` for a U-Net whose long skips add.
-        depth: Convolutions on the way from the image to the residual. The gradients are noise from
-            about 25 on.
+        depth: Convolutions between the image and the residual. From about 25 the gradients are
+            noise.
         width: Channels of the hidden layers.
         amplitude: 0 makes the front end the identity until it is trained. Otherwise its last
             convolution is random, and `fit` scales it until a pixel of a training image changes by
@@ -185,9 +188,10 @@ def assemble(
     """
     part = only_part(parts, "frontend")
     require_choice("kind of front end", kind, ("dncnn", "unet"))
-    require_whole("depth", depth, 2 + (kind == "unet") * _STAGES)
+    require_whole("depth", depth, 2 + _STAGES if kind == "unet" else 2)
     require_whole("width", width, 1)
     require_number("amplitude", amplitude, 0, 1)
+
     channels = shape[0]
     body = UNet(channels, depth, width) if kind == "unet" else _dncnn(channels, depth, width)
     return FrontEnd(part, body, nn.Conv2d(width, channels, 3, padding=1, bias=False), amplitude)

@@ -28,7 +28,7 @@ Transform: TypeAlias = Callable[[Images, Key], Images]
 
 @dataclass(frozen=True)
 class Noise:
-    """Adds Gaussian noise; what leaves [0, 1] stays there."""
+    """Adds Gaussian noise and does not clip the result."""
 
     sigma: float
 
@@ -39,39 +39,42 @@ class Noise:
 
 @dataclass(frozen=True)
 class ResizePad:
-    """Resizes to a random size between `low` and `high` times the image's and pads to the largest with zeros, at random."""
+    """Resizes an image at random and pads it with zeros at random.
+
+    The size lies between `low` and `high` times the size of the image, the padding fills the
+    largest size.
+    """
 
     low: float
     high: float
 
     def __call__(self, images: Images, key: Key) -> Images:
-        """Returns one draw of each row; sizes and places are whole pixels, in between it is bilinear."""
+        """Returns one draw of each row, resized bilinearly; sizes and offsets are whole pixels."""
         size, top, left = key.uniform("resize-pad", 3).to(images.dtype).unbind(dim=1)
-        down, across = (
-            self._sources(images.shape[2], size, top),
-            self._sources(images.shape[3], size, left),
-        )
-        places = torch.stack(
-            [
-                across[:, None, :].expand(-1, down.shape[1], -1),
-                down[:, :, None].expand(-1, -1, across.shape[1]),
-            ],
-            dim=3,
-        )
-        resized = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
-        return resized * (places.abs() <= 1).all(dim=3)[:, None]
+        rows = self._sources(images.shape[2], size, top)
+        columns = self._sources(images.shape[3], size, left)
 
-    def _sources(self, side: int, size: Tensor, place: Tensor) -> Tensor:
-        """Returns from where each pixel of a row or column comes, `(n, largest)`, with the image on [-1, 1]."""
-        least, most = (max(1, round(factor * side)) for factor in (self.low, self.high))
+        x = columns[:, None, :].expand(-1, rows.shape[1], -1)
+        y = rows[:, :, None].expand(-1, -1, columns.shape[1])
+        grid = torch.stack([x, y], dim=3)
+        resized = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        return resized * (grid.abs() <= 1).all(dim=3)[:, None]
+
+    def _sources(self, side: int, size: Tensor, offset: Tensor) -> Tensor:
+        """Returns where each pixel of a row or column comes from, `(n, largest)`.
+
+        The image lies on [-1, 1]. `size` and `offset` are random numbers in [0, 1).
+        """
+        least = max(1, round(self.low * side))
+        most = max(1, round(self.high * side))
         sizes = least + (size * (most - least + 1)).floor()
-        before = (place * (most - sizes + 1)).floor()
+        before = (offset * (most - sizes + 1)).floor()
         pixels = torch.arange(most, device=size.device) + 0.5
         return 2 * (pixels - before[:, None]) / sizes[:, None] - 1
 
 
 class Smoothed(Sampled):
-    """What one part says of a randomly transformed image."""
+    """One part that classifies a randomly transformed image."""
 
     def __init__(self, part: nn.Module, transform: Transform) -> None:
         super().__init__([part])
@@ -102,7 +105,7 @@ def assemble(
         transform: `noise`, or `resize-pad`.
         sigma: Standard deviation of the noise, in pixels of [0, 1].
         low: Smallest size that `resize-pad` gives an image, as a multiple of its own.
-        high: Largest size; the classifier always sees images of this one.
+        high: Largest size; the classifier always gets images of this size.
 
     Raises:
         UsageError: If an argument is impossible.
@@ -112,4 +115,6 @@ def assemble(
     require_number("sigma", sigma, 0, 10)
     require_positive("low", low)
     require_number("high", high, low, 4)
-    return Smoothed(part, Noise(sigma) if transform == "noise" else ResizePad(low, high))
+    if transform == "noise":
+        return Smoothed(part, Noise(sigma))
+    return Smoothed(part, ResizePad(low, high))

@@ -1,1 +1,1 @@
-"""How far a student resembles its teacher: agreement, transfer, saliency, invariances, robustness retained."""
+"""How similar a student is to its teacher: answers, attacks, attention, invariances, robustness."""

@@ -16,25 +16,32 @@ _CHUNK = 100  # replicates that are drawn at once
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """A measure of one network, sum of `values` over sum of `weights`, both `(n,)` float64 with one entry per example.
+    """A measure of one network: the sum of `values` over the sum of `weights`.
 
-    `place` tells which network; a `share` is a fraction of the weights, in which each example
-    counts 0 to 1 times its own.
+    Both are float64 `(n,)` with one entry per example. `network` is the index of the network. A
+    fraction is a measure in which each example counts 0 to 1 times its weight.
     """
 
     measure: str
-    place: int
+    network: int
     values: Tensor
     weights: Tensor
-    share: bool = False
+    is_fraction: bool = False
+
+    @property
+    def mean(self) -> float | None:
+        """The measure, None where no example counts."""
+        total = self.weights.sum()
+        return (self.values.sum() / total).item() if total > 0 else None
 
 
 class Row(Frozen):
-    """One measure of one network with its 95 % interval, and its difference from the independent network.
+    """One measure of one network with its 95 % interval and its difference from a reference.
 
-    `protocol` names the evaluation that a measure was read from, and is empty for one that was
-    measured here. `n` is what the weights add up to, of shares the number of examples that count.
-    Empty where nothing counts, or where there is no independent network to differ from.
+    The reference is the independent network. `protocol` names the evaluation that a measure was
+    read from; it is empty for a measure of this command. `n` is the sum of the weights, for a
+    fraction the number of examples that count. `share` says whether the measure is a fraction.
+    Numbers are None where no example counts, or where there is no independent network.
     """
 
     protocol: str = ""
@@ -59,73 +66,81 @@ def summarise(
     seed: int,
     protocol: str = "",
 ) -> list[Row]:
-    """Returns a row for each series, all over the same examples; `names` are the model and role of each place.
+    """Returns a row for each series; `names` are the model and role of each network.
 
-    Intervals of shares are Wilson's. All others are percentiles of a bootstrap over examples, keyed
-    by the seed; every series is drawn with the same examples, so that differences from the series
-    of place `reference` are paired.
+    All series are over the same examples. Intervals of fractions are Wilson's. All others are
+    percentiles of a bootstrap over examples, keyed by the seed; every series is resampled with the
+    same examples, so that differences from the series of the network `reference` are paired.
     """
-    drawn = dict(
-        zip(map(_key, series), zip(series, _replicated(series, seed).T, strict=True), strict=True)
-    )
-    return [
-        _row(names[one.place], one, replicates, drawn.get((one.measure, reference))).model_copy(
-            update={"protocol": protocol}
+    replicates = dict(zip(series, _replicated(series, seed).T, strict=True))
+    by_key = {(entry.measure, entry.network): entry for entry in series}
+
+    rows = []
+    for entry in by_key.values():
+        model, role = names[entry.network]
+        row = Row(
+            protocol=protocol,
+            measure=entry.measure,
+            model=model,
+            role=role,
+            share=entry.is_fraction,
+            n=entry.weights.sum().item(),
+            value=entry.mean,
         )
-        for one, replicates in drawn.values()
-    ]
+        rival = by_key.get((entry.measure, reference))
+        update = _interval(entry, replicates[entry])
+        if rival is not None and rival is not entry:
+            update |= _difference(entry, rival, replicates[entry] - replicates[rival])
+        rows.append(row.model_copy(update=update))
+    return rows
 
 
-def _key(one: Series) -> tuple[str, int]:
-    return one.measure, one.place
+def _interval(entry: Series, replicates: Tensor) -> dict[str, float]:
+    """Returns the columns of the interval of a measure, none where no example counts."""
+    if entry.mean is None:
+        return {}
+    if entry.is_fraction:
+        low, high = interval(entry.values.sum().item(), round(entry.weights.sum().item()))
+    else:
+        low, high = _bounds(replicates)
+    return {"ci_low": low, "ci_high": high}
 
 
-def _row(
-    name: tuple[str, str], one: Series, replicates: Tensor, rival: tuple[Series, Tensor] | None
-) -> Row:
-    value, size = _ratio(one), one.weights.sum().item()
-    row = Row(
-        measure=one.measure, model=name[0], role=name[1], share=one.share, n=size, value=value
-    )
-    if value is None:
-        return row
-    low, high = interval(one.values.sum().item(), round(size)) if one.share else _bounds(replicates)
-    row = row.model_copy(update={"ci_low": low, "ci_high": high})
-    other = _ratio(rival[0]) if rival and rival[0] is not one else None
-    if rival is None or other is None:
-        return row
-    low, high = _bounds(replicates - rival[1])
-    return row.model_copy(
-        update={"difference": value - other, "difference_low": low, "difference_high": high}
-    )
-
-
-def _ratio(one: Series) -> float | None:
-    whole = one.weights.sum()
-    return (one.values.sum() / whole).item() if whole > 0 else None
+def _difference(entry: Series, rival: Series, replicates: Tensor) -> dict[str, float]:
+    """Returns the columns of the difference from a rival, none where no example counts."""
+    if entry.mean is None or rival.mean is None:
+        return {}
+    low, high = _bounds(replicates)
+    return {
+        "difference": entry.mean - rival.mean,
+        "difference_low": low,
+        "difference_high": high,
+    }
 
 
 def _bounds(replicates: Tensor) -> tuple[float, float]:
-    """Returns the percentiles that bound 95 % of the replicates that have anything to count."""
-    sound = replicates[replicates.isfinite()]
+    """Returns the percentiles that bound 95 % of the replicates in which an example counts."""
+    finite = replicates[replicates.isfinite()]
     outside = (1 - CONFIDENCE) / 2
-    low, high = torch.quantile(sound, sound.new_tensor([outside, 1 - outside])).tolist()
+    low, high = torch.quantile(finite, finite.new_tensor([outside, 1 - outside])).tolist()
     return low, high
 
 
 def _replicated(series: Sequence[Series], seed: int) -> Tensor:
     """Returns the value of every series in every replicate, `(replicates, series)`."""
-    values, weights = (
-        torch.stack([getattr(one, name) for one in series], dim=1) for name in ("values", "weights")
-    )
-    parts = [counts @ values / (counts @ weights) for counts in _resamples(len(values), seed)]
+    values = torch.stack([entry.values for entry in series], dim=1)
+    weights = torch.stack([entry.weights for entry in series], dim=1)
+    parts = []
+    for counts in _resamples(len(values), seed):
+        totals = counts @ weights
+        parts.append(counts @ values / totals)
     return torch.cat(parts)
 
 
 def _resamples(n: int, seed: int) -> Iterator[Tensor]:
-    """Yields how often each example is drawn in each replicate, `(replicates, n)`, some replicates at a time."""
+    """Yields how often each example is drawn in each of some replicates, `(replicates, n)`."""
     for ids in torch.split(torch.arange(REPLICATES), _CHUNK):
         drawn = keyed_random.uniform(seed, "bootstrap", ids, torch.zeros_like(ids), 0, n)
-        places = (drawn.double() * n).long()
-        ones = torch.ones_like(places, dtype=torch.float64)
-        yield torch.zeros(len(ids), n, dtype=torch.float64).scatter_add_(1, places, ones)
+        indices = (drawn.double() * n).long()
+        ones = torch.ones_like(indices, dtype=torch.float64)
+        yield torch.zeros(len(ids), n, dtype=torch.float64).scatter_add_(1, indices, ones)

@@ -1,4 +1,4 @@
-"""What a student has of its teacher: answers, weaknesses, invariances, attention and gradients, example by example.
+"""Compares a student with its teacher: answers, attacks, invariances, attention and gradients.
 
 Source: Ojha et al. 2023, "What knowledge gets distilled in knowledge distillation?", arXiv
 2205.16004; the distance and the cosine of input gradients are those of IGDM (Lee et al. 2025, arXiv
@@ -29,21 +29,22 @@ from robustbench_kd.tensors.probe import NoGradientError, differentiated
 
 STEPS = 5  # of the transferred attack, as in the paper
 _STEP = 0.5  # in radii; the paper does not say
-TEACHER, STUDENT, INDEPENDENT = 0, 1, 2  # places among the networks
+TEACHER, STUDENT, INDEPENDENT = 0, 1, 2  # indices of the networks
+_CLEAN = ""  # the name of the images without a change
 
 Observer = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: the teacher, the student, and independent networks, and on what.
+    """The networks to compare, and the images and the threat to compare them on.
 
     Args:
         networks: The teacher, the student, perhaps an independent network, and perhaps a second
             one: the null.
-        data: The images that all of them answer.
+        data: The images that all of them classify.
         threat: Bounds the transferred attacks.
-        device: Where it is done.
+        device: The device of all computations.
         seed: Keys the changes of images.
         batch_size: Images per batch.
     """
@@ -58,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class _Network:
-    """A network with the layer that Grad-CAM looks at, if it has one."""
+    """A network, and the layer for Grad-CAM if there is one."""
 
     name: str
     oracle: Oracle
@@ -70,7 +71,7 @@ class _Network:
             return self.oracle(images).argmax(dim=1)
 
     def slope(self, images: Images, labels: Labels) -> Tensor:
-        """Returns the gradient of the cross-entropy; raises `ModelError` where there is none."""
+        """Returns the gradient of the cross-entropy; raises `ModelError` if there is none."""
         try:
             return differentiated(self.oracle, images, partial(cross_entropy, labels=labels))[2]
         except NoGradientError as error:
@@ -80,34 +81,46 @@ class _Network:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """What one network makes of a batch; predictions are on images by name, `attacked` are its own adversarial images."""
+class _Response:
+    """The answers of one network to a batch.
 
+    `predictions` are by the name of the change of the images, `attacked` the network's own
+    adversarial images.
+    """
+
+    network: _Network
     predictions: dict[str, Labels]
     gradient: Tensor
     attention: Tensor | None
     attacked: Images
 
 
-def compare(asked: Comparison, observer: Observer = lambda _done, _all: None) -> list[Series]:
+def compare(comparison: Comparison, observer: Observer = lambda _done, _all: None) -> list[Series]:
     """Returns every measure of every network, one value per example.
 
     Raises `UsageError` for `l1`, for a randomized network and for one of too few classes,
     `ModelError` where a network cannot take the images or gives no gradient.
     """
     # Refuses a norm without plain steps before any work is done.
-    steepest(torch.zeros(1, 1), asked.threat.norm)
-    networks = [_network(subject, asked) for subject in asked.networks]
+    steepest(torch.zeros(1, 1), comparison.threat.norm)
+
+    networks = [_network(subject, comparison) for subject in comparison.networks]
+    n = len(comparison.data)
+    done = 0
     parts: list[list[Series]] = []
     with full_precision():
-        for rows in torch.split(torch.arange(len(asked.data)), asked.batch_size):
-            parts.append(list(_batch(asked, asked.data.take(rows), networks)))
-            observer(sum(len(part[0].values) for part in parts), len(asked.data))
-    return [_joined(alike) for alike in zip(*parts, strict=True)]
+        for rows in torch.split(torch.arange(n), comparison.batch_size):
+            parts.append(list(_batch(comparison, comparison.data.take(rows), networks)))
+            done += len(rows)
+            observer(done, n)
+    return [_joined(batches) for batches in zip(*parts, strict=True)]
 
 
 def flops(subject: Subject, shape: Sequence[int]) -> int:
-    """Returns the floating-point operations of one image's forward pass, multiplications and additions apart."""
+    """Returns the floating-point operations of one image's forward pass.
+
+    A multiplication and an addition are two operations.
+    """
     parameter = next(subject.model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -124,105 +137,124 @@ def fool(slope: Callable[[Images], Tensor], images: Images, threat: Threat) -> I
     return points
 
 
-def _network(subject: Subject, asked: Comparison) -> _Network:
-    oracle, first = Oracle(subject.model, asked.device), asked.data.images[:2]
+def _network(subject: Subject, comparison: Comparison) -> _Network:
+    """Returns a network that can be compared; raises `UsageError` for any other."""
+    oracle = Oracle(subject.model, comparison.device)
     if oracle.randomized:
         raise UsageError(
-            f"'{subject.name}' answers by chance: similarity compares deterministic networks"
+            f"'{subject.name}' is randomized: similarity compares deterministic networks"
         )
+
+    first = comparison.data.images[:2]
     classes = oracle.logits(first).shape[1]
-    if classes < asked.data.classes:
+    if classes < comparison.data.classes:
         raise UsageError(
-            f"'{subject.name}' tells {classes} classes apart, the data set has {asked.data.classes}"
+            f"'{subject.name}' has {classes} classes, the data set has {comparison.data.classes}"
         )
-    return _Network(subject.name, oracle, last_map(oracle.model, first.to(asked.device)))
+    return _Network(subject.name, oracle, last_map(oracle.model, first.to(comparison.device)))
 
 
-def _batch(asked: Comparison, data: Dataset, networks: Sequence[_Network]) -> Iterator[Series]:
-    images, labels = data.images.to(asked.device), data.labels.to(asked.device)
-    ids = torch.tensor(data.ids, device=asked.device)
-    copies = {
-        name: change(images, ids, asked.seed) for name, change in {**INVARIANCES, **DOMAINS}.items()
-    }
-    seen = [_look(network, {"": images, **copies}, labels, asked.threat) for network in networks]
-    teacher = seen[TEACHER].predictions
-    for place, own in enumerate(seen):
-        yield _share("accuracy", place, own.predictions[""] == labels)
-        for name in INVARIANCES:
-            yield _share(
-                f"same answer under other {name}",
-                place,
-                own.predictions[name] == own.predictions[""],
-            )
-        if place == TEACHER:
-            continue
-        for name in ("", *DOMAINS):
-            same = own.predictions[name] == teacher[name]
-            yield _share(f"teacher's answer on {name}" if name else "teacher's answer", place, same)
-        yield from _transfer(place, (networks[TEACHER], seen[TEACHER]), (networks[place], own))
-        yield from _gradients(place, seen[TEACHER].gradient, own.gradient)
-    yield from _attention(seen)
+def _batch(comparison: Comparison, data: Dataset, networks: Sequence[_Network]) -> Iterator[Series]:
+    """Yields every measure of every network on a batch, always in the same order."""
+    images = data.images.to(comparison.device)
+    labels = data.labels.to(comparison.device)
+    ids = torch.tensor(data.ids, device=comparison.device)
+    copies = {_CLEAN: images}
+    for name, change in {**INVARIANCES, **DOMAINS}.items():
+        copies[name] = change(images, ids, comparison.seed)
+
+    responses = [_respond(network, copies, labels, comparison.threat) for network in networks]
+    teacher = responses[TEACHER]
+    for index, response in enumerate(responses):
+        yield _fraction("accuracy", index, response.predictions[_CLEAN] == labels)
+        yield from _invariances(index, response)
+        if index != TEACHER:
+            yield from _agreement(index, teacher, response)
+            yield _fooling("fooled by attacks on the teacher", index, teacher, response)
+            yield _fooling("attacks on it fool the teacher", index, response, teacher)
+            yield from _gradients(index, teacher.gradient, response.gradient)
+    yield from _attention(responses)
 
 
-def _look(network: _Network, copies: dict[str, Images], labels: Labels, threat: Threat) -> _Seen:
-    images, predictions = copies[""], {name: network.predict(copy) for name, copy in copies.items()}
+def _respond(
+    network: _Network, copies: dict[str, Images], labels: Labels, threat: Threat
+) -> _Response:
+    """Returns the answers of a network to all copies of a batch, and what it gives to attackers."""
+    images = copies[_CLEAN]
+    predictions = {name: network.predict(copy) for name, copy in copies.items()}
     gradient = network.slope(images, labels).flatten(1)
-    layer, model = network.layer, network.oracle.model
-    attention = None if layer is None else gradcam(model, layer, images, labels).flatten(1)
-    return _Seen(
-        predictions,
-        gradient,
-        attention,
-        fool(partial(network.slope, labels=predictions[""]), images, threat),
-    )
+    attention = None
+    if network.layer is not None:
+        maps = gradcam(network.oracle.model, network.layer, images, labels)
+        attention = maps.flatten(1)
+    attacked = fool(partial(network.slope, labels=predictions[_CLEAN]), images, threat)
+    return _Response(network, predictions, gradient, attention, attacked)
 
 
-def _transfer(
-    place: int, teacher: tuple[_Network, _Seen], network: tuple[_Network, _Seen]
-) -> Iterator[Series]:
-    """Yields fooling rates both ways, of the attacks that change the answer of the network they were made on."""
-    for name, (maker, own), (victim, other) in (
-        ("fooled by attacks on the teacher", teacher, network),
-        ("attacks on it fool the teacher", network, teacher),
-    ):
-        worked = maker.predict(own.attacked) != own.predictions[""]
-        fooled = victim.predict(own.attacked) != other.predictions[""]
-        yield replace(_share(name, place, fooled & worked), weights=worked.double().cpu())
+def _invariances(index: int, response: _Response) -> Iterator[Series]:
+    clean = response.predictions[_CLEAN]
+    for name in INVARIANCES:
+        same = response.predictions[name] == clean
+        yield _fraction(f"same answer under other {name}", index, same)
 
 
-def _gradients(place: int, teacher: Tensor, network: Tensor) -> Iterator[Series]:
-    yield _number("gradient distance", place, (network - teacher).norm(dim=1))
-    yield _number("gradient cosine", place, cosine_similarity(network, teacher, dim=1))
+def _agreement(index: int, teacher: _Response, response: _Response) -> Iterator[Series]:
+    for name in (_CLEAN, *DOMAINS):
+        same = response.predictions[name] == teacher.predictions[name]
+        yield _fraction(f"teacher's answer on {name}" if name else "teacher's answer", index, same)
 
 
-def _attention(seen: Sequence[_Seen]) -> Iterator[Series]:
-    """Yields how alike Grad-CAM's maps are, and how often more alike than the independent network's, ties half."""
-    teacher, maps = seen[TEACHER].attention, [network.attention for network in seen]
-    cosines = [
-        None if own is None or teacher is None else cosine_similarity(own, teacher, dim=1)
-        for own in maps
-    ]
-    for place, cosine in enumerate(cosines):
-        if place == TEACHER or cosine is None:
+def _fooling(measure: str, index: int, source: _Response, victim: _Response) -> Series:
+    """Returns how often attacks on a source fool a victim.
+
+    Attacks that do not change the answer of the source have no weight.
+    """
+    attacked = source.attacked
+    works = source.network.predict(attacked) != source.predictions[_CLEAN]
+    fooled = victim.network.predict(attacked) != victim.predictions[_CLEAN]
+    return replace(_fraction(measure, index, fooled & works), weights=works.double().cpu())
+
+
+def _gradients(index: int, teacher: Tensor, gradient: Tensor) -> Iterator[Series]:
+    yield _number("gradient distance", index, (gradient - teacher).norm(dim=1))
+    yield _number("gradient cosine", index, cosine_similarity(gradient, teacher, dim=1))
+
+
+def _attention(responses: Sequence[_Response]) -> Iterator[Series]:
+    """Yields how similar the Grad-CAM maps of a network and the teacher are.
+
+    It also yields how often they are more similar than those of the independent network; a tie
+    counts half.
+    """
+    teacher = responses[TEACHER].attention
+    if teacher is None:
+        return
+
+    cosines: dict[int, Tensor] = {}
+    for index, response in enumerate(responses):
+        if response.attention is not None:
+            cosines[index] = cosine_similarity(response.attention, teacher, dim=1)
+    rival = cosines.get(INDEPENDENT)
+    for index, cosine in cosines.items():
+        if index == TEACHER:
             continue
-        yield _number("attention cosine", place, cosine)
-        rival = cosines[INDEPENDENT] if len(cosines) > INDEPENDENT else None
-        if place != INDEPENDENT and rival is not None:
+        yield _number("attention cosine", index, cosine)
+        if index != INDEPENDENT and rival is not None:
             wins = (1 + (cosine - rival).sign()) / 2
-            yield replace(_number("attention nearer than independent", place, wins), share=True)
+            yield _fraction("attention nearer than independent", index, wins)
 
 
-def _share(measure: str, place: int, holds: Tensor) -> Series:
-    return replace(_number(measure, place, holds), share=True)
+def _fraction(measure: str, index: int, values: Tensor) -> Series:
+    return replace(_number(measure, index, values), is_fraction=True)
 
 
-def _number(measure: str, place: int, values: Tensor) -> Series:
-    kept = values.double().cpu()
-    return Series(measure, place, values=kept, weights=torch.ones_like(kept))
+def _number(measure: str, index: int, values: Tensor) -> Series:
+    values = values.double().cpu()
+    return Series(measure, index, values=values, weights=torch.ones_like(values))
 
 
-def _joined(alike: Sequence[Series]) -> Series:
-    values, weights = (
-        torch.cat([getattr(one, name) for one in alike]) for name in ("values", "weights")
-    )
-    return replace(alike[0], values=values, weights=weights)
+def _joined(batches: Sequence[Series]) -> Series:
+    """Returns one series of the examples of all batches."""
+    values = torch.cat([batch.values for batch in batches])
+    weights = torch.cat([batch.weights for batch in batches])
+    return replace(batches[0], values=values, weights=weights)

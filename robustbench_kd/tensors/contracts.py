@@ -1,4 +1,4 @@
-"""Shapes and values that all floors above share.
+"""Shapes and values that all other layers share.
 
 `Images` are float32 `(n, c, h, w)` in [0, 1], `Labels` int64 `(n,)`, `Logits` float32 `(n,
 classes)`.
@@ -20,15 +20,15 @@ Logits: TypeAlias = Tensor
 Classifier: TypeAlias = Callable[[Images], Logits]
 Split: TypeAlias = Literal["train", "test"]
 
-_BRIGHTEST = 255  # of a pixel in one byte
+_BRIGHTEST = 255  # the largest value of a pixel that is stored in one byte
 
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What a data set is asked for.
+    """Which examples of a data set to open, and where its files are.
 
-    `argument` is the text after the colon of `npz:FILE`; `limit` takes the first examples in
-    official order, None all.
+    `argument` is the text after the colon of `npz:FILE`. `limit` takes the first examples in
+    official order; None takes all.
     """
 
     split: Split = "test"
@@ -57,37 +57,40 @@ class Dataset:
         return replace(self, images=self.images[rows], labels=self.labels[rows], ids=ids)
 
     def fingerprint(self) -> str:
-        """Returns the sha256 of the shape, ids, labels and pixels that are used."""
+        """Returns the sha256 of the shape, ids, labels and pixels."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.ids)).encode())
         digest.update(self.labels.numpy().tobytes())
         digest.update(self.images.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def checked(self) -> "Dataset":
-        """Returns itself if it keeps the contract; raises `DatasetError` that names the first breach."""
+        """Returns itself if it keeps the contract.
+
+        Raises `DatasetError` that names the first violation otherwise.
+        """
         if len(self) == 0:
             raise DatasetError(f"data set '{self.name}' holds no examples")
         if self.images.ndim != 4 or len(self.images) != len(self.labels):
-            shapes = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
-            raise DatasetError(
-                f"data set '{self.name}': expected images (n, c, h, w) and labels (n,), got {shapes}"
+            raise self._wrong(
+                "images (n, c, h, w) and labels (n,)",
+                f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}",
             )
+
         if bool(self.images.isnan().any()):
-            raise DatasetError(f"data set '{self.name}': expected pixels in [0, 1], got NaN")
-        low, high = float(self.images.min()), float(self.images.max())
+            raise self._wrong("pixels in [0, 1]", "NaN")
+        low = float(self.images.min())
+        high = float(self.images.max())
         if not (low >= 0 and high <= 1):
-            bytelike = low >= 0 and high <= _BRIGHTEST
-            advice = (
-                "divide them by 255"
-                if bytelike
-                else "undo any normalisation, it belongs inside the model"
-            )
-            raise DatasetError(
-                f"data set '{self.name}': expected pixels in [0, 1], got [{low:.3g}, {high:.3g}]; {advice}"
-            )
-        least, most = int(self.labels.min()), int(self.labels.max())
+            advice = "undo any normalisation, it belongs inside the model"
+            if low >= 0 and high <= _BRIGHTEST:
+                advice = "divide them by 255"
+            raise self._wrong("pixels in [0, 1]", f"[{low:.3g}, {high:.3g}]; {advice}")
+
+        least = int(self.labels.min())
+        most = int(self.labels.max())
         if least < 0 or most >= self.classes:
-            raise DatasetError(
-                f"data set '{self.name}': expected labels in 0..{self.classes - 1}, got {least}..{most}"
-            )
+            raise self._wrong(f"labels in 0..{self.classes - 1}", f"{least}..{most}")
         return self
+
+    def _wrong(self, expected: str, found: str) -> DatasetError:
+        return DatasetError(f"data set '{self.name}': expected {expected}, got {found}")

@@ -1,7 +1,7 @@
 """Losses of logits `(n, classes)` and labels `(n,)`, one value per example, `(n,)`.
 
-Each is written for the attacker to *maximise*, save `margin`: it says how far an example is from
-being lost, and the attacker drives it down.
+The attacker *maximises* each of them except `margin`. The margin says how far an example is from
+being misclassified, and the attacker minimises it.
 """
 
 import torch
@@ -20,12 +20,13 @@ def cross_entropy(logits: Logits, labels: Labels) -> Tensor:
 
 
 def kl_divergence(target: Logits, logits: Logits) -> Tensor:
-    """Returns KL(softmax(target) || softmax(logits)) in nats; the attacker moves `logits` to maximise it.
+    """Returns KL(softmax(target) || softmax(logits)) in nats; the attacker changes `logits`.
 
     Its mean is what PyTorch calls `batchmean`.
     """
-    expected, found = target.log_softmax(dim=1), logits.log_softmax(dim=1)
-    return (expected.exp() * (expected - found)).sum(dim=1)
+    log_target = target.log_softmax(dim=1)
+    log_softmax = logits.log_softmax(dim=1)
+    return (log_target.exp() * (log_target - log_softmax)).sum(dim=1)
 
 
 def margin(logits: Logits, labels: Labels) -> Tensor:
@@ -37,14 +38,16 @@ def margin(logits: Logits, labels: Labels) -> Tensor:
     tensor([2.])
     """
     _require(logits, 2, "the margin")
-    return _pick(logits, labels) - logits.scatter(1, labels[:, None], -torch.inf).max(dim=1).values
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return _pick(logits, labels) - others.max(dim=1).values
 
 
 def dlr(logits: Logits, labels: Labels) -> Tensor:
-    """Returns the difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_1st - z_3rd + 1e-12); maximised.
+    """Returns the difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_1st - z_3rd + 1e-12).
 
-    Unchanged when logits are shifted or scaled by a positive number. Source: Croce and Hein 2020,
-    equation 6. Raises `UsageError` for fewer than three classes.
+    The attacker maximises it. It does not change when the logits are shifted or scaled by a
+    positive number. Source: Croce and Hein 2020, equation 6. Raises `UsageError` for fewer than
+    three classes.
     """
     _require(logits, 3, "the DLR loss")
     top = logits.topk(3, dim=1).values
@@ -52,9 +55,10 @@ def dlr(logits: Logits, labels: Labels) -> Tensor:
 
 
 def targeted_dlr(logits: Logits, labels: Labels, targets: Labels) -> Tensor:
-    """Returns the DLR loss towards a target, -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2 + 1e-12); maximised.
+    """Returns the DLR loss towards a target class; the attacker maximises it.
 
-    Source: Croce and Hein 2020, equation 7. Raises `UsageError` for fewer than four classes.
+    It is -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2 + 1e-12). Source: Croce and Hein 2020,
+    equation 7. Raises `UsageError` for fewer than four classes.
     """
     _require(logits, 4, "the targeted DLR loss")
     top = logits.topk(4, dim=1).values
@@ -63,11 +67,13 @@ def targeted_dlr(logits: Logits, labels: Labels, targets: Labels) -> Tensor:
 
 
 def _pick(logits: Logits, labels: Labels) -> Tensor:
+    """Returns the logit `(n,)` of each row's label."""
     return logits.gather(1, labels[:, None]).squeeze(1)
 
 
 def _require(logits: Logits, classes: int, name: str) -> None:
     if logits.shape[1] < classes:
         raise UsageError(
-            f"expected at least {classes} classes for {name}, got {logits.shape[1]}: use another loss"
+            f"expected at least {classes} classes for {name}, got {logits.shape[1]}: "
+            "use another loss"
         )

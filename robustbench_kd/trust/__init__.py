@@ -1,1 +1,1 @@
-"""Checks of how far a robust accuracy can be trusted; one file each, none of which calls a model itself."""
+"""Checks of how far to trust a robust accuracy, one in each file; no check calls a model itself."""

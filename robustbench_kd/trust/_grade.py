@@ -1,4 +1,4 @@
-"""How checks turn what they measure into findings."""
+"""Turns what a check measured into findings."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,11 @@ from robustbench_kd.tensors.probe import Probe
 
 @dataclass(frozen=True)
 class Limits:
-    """Above `yellow` a value is suspicious, above `red` it is proof; fewer than `least` examples are neither."""
+    """The fractions of examples above which a check raises a finding.
+
+    Above `yellow` a fraction is suspicious, above `red` it is proof. Fewer than `least` examples
+    raise nothing.
+    """
 
     yellow: float
     red: float = float("inf")
@@ -20,7 +24,7 @@ class Limits:
 def of_sample(
     check: str, sample: Probe, rows: Tensor, limits: Limits, *, message: str, advice: str
 ) -> list[Finding]:
-    """Returns a finding where too large a share of the sample is affected; `message` is followed by the numbers."""
+    """Returns a finding if too many rows of the sample are affected; its message counts them."""
     numbers = f"{message} on {len(rows)} of {len(sample)} images"
     return of_examples(
         check, sample.examples(rows), len(sample), limits, message=numbers, advice=advice
@@ -30,19 +34,24 @@ def of_sample(
 def of_examples(
     check: str, examples: list[int], n: int, limits: Limits, *, message: str, advice: str
 ) -> list[Finding]:
-    """Returns a finding where too large a share of n examples is affected."""
-    share = len(examples) / n
-    if share <= limits.yellow or len(examples) < limits.least:
+    """Returns a finding if too large a fraction of n examples is affected."""
+    fraction = len(examples) / n
+    if fraction <= limits.yellow or len(examples) < limits.least:
         return []
-    red = share > limits.red
+
+    severity = Severity.YELLOW
+    threshold = limits.yellow
+    if fraction > limits.red:
+        severity = Severity.RED
+        threshold = limits.red
     return [
         Finding(
             check=check,
-            severity=Severity.RED if red else Severity.YELLOW,
+            severity=severity,
             message=message,
             advice=advice,
-            value=share,
-            threshold=limits.red if red else limits.yellow,
+            value=fraction,
+            threshold=threshold,
             examples=examples,
         )
     ]
@@ -58,23 +67,28 @@ def too_low(
     advice: str,
     examples: list[int],
 ) -> list[Finding]:
-    """Returns a finding where a value is below a limit, or is no number."""
+    """Returns a finding if a value is below a limit or NaN."""
     if value >= yellow:
         return []
-    is_red = not value >= red
+
+    severity = Severity.RED
+    threshold = red
+    if value >= red:
+        severity = Severity.YELLOW
+        threshold = yellow
     return [
         Finding(
             check=check,
-            severity=Severity.RED if is_red else Severity.YELLOW,
+            severity=severity,
             message=message,
             advice=advice,
             value=value,
-            threshold=red if is_red else yellow,
+            threshold=threshold,
             examples=examples,
         )
     ]
 
 
 def median(values: Tensor) -> float:
-    """Returns the median of values, NaN where there are none."""
+    """Returns the median of values, NaN of an empty tensor."""
     return float(values.median()) if values.numel() else float("nan")

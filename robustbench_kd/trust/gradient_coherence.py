@@ -1,4 +1,4 @@
-"""Gradients of neighbouring points have nothing to do with each other: shattered gradients."""
+"""Gradients of neighbouring points point in unrelated directions: shattered gradients."""
 
 import torch
 from torch import Tensor
@@ -13,31 +13,33 @@ _YELLOW = 0.3  # honest networks have 0.93 or more, masked ones at most 0.18
 
 
 def probe(sample: Probe) -> list[Finding]:
-    """Returns a yellow finding where a little noise turns the gradient into another direction.
+    """Returns a yellow finding if a little noise turns the gradient into another direction.
 
-    The gradient is that of the margin, and the median of the cosines over images counts. Averaged
-    gradients may still help where this alone is found. Source of the symptom: Athalye et al. 2018
+    The gradient is that of the margin, and the median of the cosines over images counts. If this is
+    the only finding, averaged gradients may still help. Source of the symptom: Athalye et al. 2018
     (arXiv 1802.00420), section 4.
     """
-    found = cosines(sample)
-    usable = found.isfinite()
+    cosine = cosines(sample)
+    usable = cosine.isfinite()
     if not bool(usable.any()):
         return []
-    value = median(found[usable])
+
+    value = median(cosine[usable])
     return too_low(
         "gradient-coherence",
         value,
         yellow=_YELLOW,
-        message=f"the gradient and that after noise of a tenth of the radius have a cosine of {value:.2f} (median of "
-        f"{int(usable.sum())} images)",
-        advice="average gradients over noisy copies (noisy-copies:apgd-margin of --suite standard+adaptive)",
-        examples=sample.examples(sample.rows[found < _YELLOW]),
+        message="the gradients with and without noise of a tenth of the radius have a cosine of "
+        f"{value:.2f} (median of {int(usable.sum())} images)",
+        advice="average gradients over noisy copies (noisy-copies:apgd-margin of --suite "
+        "standard+adaptive)",
+        examples=sample.examples(sample.rows[cosine < _YELLOW]),
     )
 
 
 def cosines(sample: Probe) -> Tensor:
-    """Returns the cosine `(n,)` between gradients at each image and near it, NaN where there is no gradient."""
+    """Returns the cosine `(n,)` of gradients at and near each image, NaN for zero gradients."""
     _, here = sample.clean
     _, there = sample.slope(sample.nearby("coherence", _NOISE))
-    found = functional.cosine_similarity(here.flatten(1), there.flatten(1))
-    return found.masked_fill((here == 0).flatten(1).all(dim=1), torch.nan)
+    cosine = functional.cosine_similarity(here.flatten(1), there.flatten(1))
+    return cosine.masked_fill((here == 0).flatten(1).all(dim=1), torch.nan)

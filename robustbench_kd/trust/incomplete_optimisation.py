@@ -11,23 +11,25 @@ _LAST, _RISE = 10, 0.05  # both from Pintor et al. 2022
 _LIMITS = Limits(yellow=0.05)  # no image of any honest network, a quarter or more of masked ones
 
 
-def search(trials: ShortAttacks) -> list[Finding]:
-    """Returns a yellow finding where the loss of failed attacks gains over 5 % of its range in its last ten steps.
+def search(attacks: ShortAttacks) -> list[Finding]:
+    """Returns a yellow finding if the loss of failed attacks rises to the end.
 
-    Source: indicator I4 of Pintor et al. 2022 (arXiv 2106.09947), on 50 steps of APGD.
+    It rises if its last ten steps gain over 5 % of its range. Source: indicator I4 of Pintor et al.
+    2022 (arXiv 2106.09947), on 50 steps of APGD.
     """
     return of_sample(
         "incomplete-optimisation",
-        trials.sample,
-        _rising(trials.second),
+        attacks.sample,
+        _rising(attacks.second),
         _LIMITS,
-        message=f"incomplete optimisation (IoAF I4): the last {_LAST} of 50 steps gain over {_RISE:.0%} of the loss",
-        advice="more steps (--suite plus), other step sizes, or gradients that lead somewhere",
+        message=f"incomplete optimisation (IoAF I4): the last {_LAST} of 50 steps gain over "
+        f"{_RISE:.0%} of the loss",
+        advice="use more steps (--suite plus), other step sizes, or better gradients",
     )
 
 
 def _rising(trace: Trace) -> Tensor:
-    """Returns the rows that failed and whose best loss was still rising."""
+    """Returns the rows that the attack did not break and whose best loss was still rising."""
     best = trace.losses.nan_to_num(-torch.inf).cummax(dim=0).values
     spread = trace.losses.amax(dim=0) - trace.losses.amin(dim=0)
     rise = (best[-1] - best[-_LAST]) / spread

@@ -1,4 +1,4 @@
-"""Random noise breaks images that gradients do not."""
+"""Random noise breaks images that gradient attacks do not break."""
 
 from robustbench_kd.core.records import Finding
 from robustbench_kd.tensors.short_attacks import ShortAttacks
@@ -8,16 +8,16 @@ from robustbench_kd.trust._grade import Limits, of_sample
 _LIMITS = Limits(yellow=0.02, red=0.05)
 
 
-def search(trials: ShortAttacks) -> list[Finding]:
-    """Returns a finding where 200 random points in the ball break what gradient attacks leave standing.
+def search(attacks: ShortAttacks) -> list[Finding]:
+    """Returns a finding if 200 random points in the ball break images that gradients do not.
 
     Source of the symptom: Athalye et al. 2018 (arXiv 1802.00420), section 3.1; Carlini et al. 2019
-    (arXiv 1902.06705) ask for far more points where a single image is to be settled.
+    (arXiv 1902.06705) ask for far more points to decide a single image.
     """
     return of_sample(
         "noise-beats-gradients",
-        trials.sample,
-        trials.unlucky,
+        attacks.sample,
+        attacks.unlucky,
         _LIMITS,
         message="200 random points in the ball break what gradient attacks do not",
         advice="gradients are masked: attack a stand-in, by transfer, or by queries",

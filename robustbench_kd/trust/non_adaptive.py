@@ -5,9 +5,9 @@ from robustbench_kd.tensors.probe import Facts
 
 
 def review(facts: Facts) -> list[Finding]:
-    """Returns a yellow finding where a defence of parts met no adaptive attack.
+    """Returns a yellow finding if a defence of several parts met no adaptive attack.
 
-    Source: Tramer et al. 2020 (arXiv 2002.08347): such defences fall to attacks that are made for
+    Source: Tramer et al. 2020 (arXiv 2002.08347): attacks that are made for such defences break
     them.
     """
     if not facts.composite or any(stage.adaptive for stage in facts.stages):
@@ -16,7 +16,8 @@ def review(facts: Facts) -> list[Finding]:
         Finding(
             check="non-adaptive",
             severity=Severity.YELLOW,
-            message="no adaptive attack was run on a defence of several parts: the number is an upper bound",
+            message="no adaptive attack was run on a defence of several parts: the number is an "
+            "upper bound",
             advice="run --suite standard+adaptive",
         )
     ]

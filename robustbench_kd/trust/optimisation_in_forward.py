@@ -9,27 +9,29 @@ from robustbench_kd.core.errors import ModelError
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.tensors.probe import Probe
 
-_REFUSED = "saved tensor hooks"  # torch's own words where torch.func meets hooks
+_REFUSED = "saved tensor hooks"  # part of torch's message when torch.func meets hooks
 
 
 def probe(sample: Probe) -> list[Finding]:
-    """Returns a yellow finding where tensors that were saved for a backward pass are read during a forward pass.
+    """Returns a yellow finding if a forward pass reads tensors that autograd saved.
 
-    That is what `autograd.grad`, `backward` and optimisers do, and what hooks of autograd can see
-    without tracing Python or replacing functions. `torch.func.grad` is noticed because it refuses
-    the hooks. An optimisation without gradients is not.
+    `autograd.grad`, `backward` and optimisers read them, and hooks of autograd can see that without
+    tracing Python or replacing functions. `torch.func.grad` is noticed because it refuses the
+    hooks. An optimisation without gradients is not noticed.
     """
-    read = _reads(sample)
-    if not read:
+    reads = _reads(sample)
+    if not reads:
         return []
-    how = "through torch.func" if read < 0 else f"and read {read} saved tensors"
+
+    how = "through torch.func" if reads < 0 else f"and read {reads} saved tensors"
     return [
         Finding(
             check="optimisation-in-forward",
             severity=Severity.YELLOW,
             message=f"the forward pass computed gradients of its own, {how}",
-            advice="attack the inner optimisation too: differentiate through it, or attack what it starts from",
-            value=float(max(read, 1)),
+            advice="attack the inner optimisation too: differentiate through it, or attack its "
+            "starting point",
+            value=float(max(reads, 1)),
             threshold=0.0,
         )
     ]

@@ -7,11 +7,14 @@ _SLACK = 1e-5  # AutoAttack, `checks.py`
 
 
 def probe(sample: Probe) -> list[Finding]:
-    """Returns a yellow finding where all outputs lie in [0, 1] and sum to 1; log-probabilities are logits."""
-    output = sample.logits.double()
-    in_range = bool(((output >= -_SLACK) & (output <= 1 + _SLACK)).all())
-    off = float((output.sum(dim=1) - 1).abs().max())
-    if not in_range or off > _SLACK:
+    """Returns a yellow finding if all outputs lie in [0, 1] and sum to 1.
+
+    Log-probabilities count as logits.
+    """
+    outputs = sample.logits.double()
+    in_range = bool(((outputs >= -_SLACK) & (outputs <= 1 + _SLACK)).all())
+    deviation = float((outputs.sum(dim=1) - 1).abs().max())
+    if not in_range or deviation > _SLACK:
         return []
     return [
         Finding(
@@ -19,7 +22,7 @@ def probe(sample: Probe) -> list[Finding]:
             severity=Severity.YELLOW,
             message=f"the outputs of all {len(sample)} images lie in [0, 1] and sum to 1",
             advice="return logits: a second softmax flattens the loss and hides gradients",
-            value=off,
+            value=deviation,
             threshold=_SLACK,
         )
     ]

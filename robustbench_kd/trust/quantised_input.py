@@ -1,4 +1,4 @@
-"""Small changes of the input change nothing at all: it is rounded somewhere."""
+"""Small changes of the input change nothing: the defence rounds it."""
 
 from torch import Tensor
 
@@ -7,31 +7,34 @@ from robustbench_kd.tensors.contracts import Images
 from robustbench_kd.tensors.probe import Probe
 from robustbench_kd.trust._grade import Limits, of_sample
 
-_AROUND_IMAGES = 1e-4  # an eighth of what separates a pixel of 8 bits from the next rounding border
+# A twentieth of the distance between an 8-bit pixel and the next rounding border.
+_AROUND_IMAGES = 1e-4
 _ELSEWHERE = 1e-6
-_LIMITS = Limits(yellow=0.1)  # no honest network does it on a single image, rounding on nearly all
+_LIMITS = Limits(yellow=0.1)  # no image of any honest network, nearly all behind rounding
 
 
 def probe(sample: Probe) -> list[Finding]:
-    """Returns a yellow finding where logits stay the same bit by bit under tiny noise.
+    """Returns a yellow finding if tiny noise does not change a bit of the logits.
 
-    Stored images lie in the middle of what 8 bits round to the same value, but may lie on the
-    border of coarser steps; so the same is tried with less noise around points in no special place.
+    An 8-bit pixel lies in the middle between two rounding borders of 8 bits, but may lie on a
+    border of coarser steps. Therefore the check also tries smaller noise around random points.
     """
     elsewhere = sample.nearby("elsewhere", 0.3)
-    still = _unmoved(sample, sample.images, _AROUND_IMAGES) | _unmoved(
-        sample, elsewhere, _ELSEWHERE
-    )
+    still = _unmoved(sample, sample.images, _AROUND_IMAGES)
+    still |= _unmoved(sample, elsewhere, _ELSEWHERE)
     return of_sample(
         "quantised-input",
         sample,
         sample.rows[still],
         _LIMITS,
-        message=f"noise of {_AROUND_IMAGES:g} or {_ELSEWHERE:g} does not change a single bit of the logits",
-        advice="gradients cannot see through rounding: attack straight through it, and by queries",
+        message=f"noise of {_AROUND_IMAGES:g} or {_ELSEWHERE:g} does not change a bit of the "
+        "logits",
+        advice="gradients cannot see through rounding: attack with a straight-through gradient, "
+        "and by queries",
     )
 
 
 def _unmoved(sample: Probe, points: Images, noise: float) -> Tensor:
+    """Returns the rows, bool `(n,)`, whose logits noise does not change."""
     moved = (points + noise * sample.uniform("rounding", 0)).clamp(0, 1)
     return (sample.ask(points) == sample.ask(moved)).all(dim=1)

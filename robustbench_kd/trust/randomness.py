@@ -1,4 +1,4 @@
-"""Two answers to the same images differ, or random numbers are drawn although they do not."""
+"""Two answers to the same images differ, or a forward pass draws random numbers in secret."""
 
 import torch
 from torch import Tensor
@@ -10,46 +10,45 @@ from robustbench_kd.trust._logits import changed, difference
 
 _CHECK = "randomness"
 _UNDECLARED = (
-    "offer draw(images, key), so that attacks average over draws and fresh draws are scored"
+    "offer draw(images, key), so that attacks average over draws and scores use fresh draws"
 )
 _KEYED = (
-    "take all chance from the key: under the same one, draw(images, key) must give the same answer"
+    "draw all random numbers from the key: draw(images, key) must give the same answer for the "
+    "same key"
 )
 _LIMIT = 1e-4  # of normalised logits: AutoAttack, `checks.py`; rounding on a GPU stays below 1e-5
-_FEW, _MANY = (
-    3,
-    20,
-    # Further answers, many where random numbers were drawn: a member drawn for a batch may be drawn
-    # again.
-)
+# Further answers. Where random numbers are drawn these are many: a defence that draws a member for
+# a whole batch may draw the same member several times.
+_FEW, _MANY = 3, 20
 
 
 def probe(sample: Probe) -> list[Finding]:
-    """Returns a red finding where a defence answers by chance and does not say so, or not by its key alone.
+    """Returns a red finding if a defence is randomized without a key, or not by its key alone.
 
-    A yellow one where it changes the global random state and answers alike: a seed that is hidden
-    in it is no secret from an attacker (Carlini et al. 2019, arXiv 1902.06705), and attacks that
-    use the same generator lose their randomness.
+    It is yellow if a forward pass changes the global random state but all answers are equal. A
+    hidden seed is no secret from an attacker (Carlini et al. 2019, arXiv 1902.06705), and attacks
+    that use the same generator lose their randomness.
     """
     again, drew = _watched(sample)
     for _ in range(_MANY if drew else _FEW):
         if bool(changed(sample.logits, again, _LIMIT).any()):
             break
         again = sample.ask(sample.images)
+
     differs = changed(sample.logits, again, _LIMIT)
     if bool(differs.any()):
         return [_random(sample, differs, float(difference(sample.logits, again).max()))]
     return [_hidden(sample)] if drew else []
 
 
-def _random(sample: Probe, differs: Tensor, far: float) -> Finding:
+def _random(sample: Probe, differs: Tensor, distance: float) -> Finding:
     return Finding(
         check=_CHECK,
         severity=Severity.RED,
-        message=f"two answers to the same image differ on {int(differs.sum())} of {len(sample)} images, normalised logits by "
-        f"up to {far:.2g}",
+        message=f"two answers to the same image differ on {int(differs.sum())} of {len(sample)} "
+        f"images, normalised logits by up to {distance:.2g}",
         advice=_KEYED if sample.randomized else _UNDECLARED,
-        value=far,
+        value=distance,
         threshold=_LIMIT,
         examples=sample.examples(differs),
     )
@@ -59,8 +58,10 @@ def _hidden(sample: Probe) -> Finding:
     return Finding(
         check=_CHECK,
         severity=Severity.YELLOW,
-        message=f"a forward pass changes the global random state, but {len(sample)} images got the same answer each time",
-        advice="give the defence a generator of its own, or offer draw(images, key): a hidden seed protects nothing",
+        message="a forward pass changes the global random state, but each of "
+        f"{len(sample)} images got the same answer every time",
+        advice="give the defence a generator of its own, or offer draw(images, key): a hidden seed "
+        "protects nothing",
     )
 
 
@@ -77,6 +78,7 @@ def _watched(sample: Probe) -> tuple[Logits, bool]:
 
 
 def _state(devices: list[torch.device]) -> Tensor:
-    return torch.cat(
-        [torch.random.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-    )
+    """Returns the state of the global generators of the CPU and of devices."""
+    states = [torch.random.get_rng_state()]
+    states += [torch.cuda.get_rng_state(device) for device in devices]
+    return torch.cat(states)

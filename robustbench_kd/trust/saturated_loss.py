@@ -1,4 +1,4 @@
-"""The cross-entropy has no gradient left in float32, or is too flat for it."""
+"""The cross-entropy has no gradient in float32, or is too flat to have one."""
 
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.tensors.losses import cross_entropy
@@ -6,16 +6,16 @@ from robustbench_kd.tensors.probe import Probe
 from robustbench_kd.trust._grade import Limits, median, of_sample
 
 _CHECK = "saturated-loss"
-_SHARE = Limits(
-    yellow=0.1
-)  # none on honest networks, even where a third of them answers with confidence 1; all at x 1e4
+# No image of any honest network, even if a third of its answers have confidence 1; all images if
+# the logits are multiplied by 10,000.
+_LIMITS = Limits(yellow=0.1)
 _FLAT = 1e-3  # spread of the logits; honest ones above 1
 
 
 def probe(sample: Probe) -> list[Finding]:
-    """Returns a yellow finding where the cross-entropy gives nothing to follow although the margin does.
+    """Returns a yellow finding if the margin has a gradient and the cross-entropy has none.
 
-    Only yellow: losses of differences of logits, as in APGD-T, FAB and Square, see through both.
+    It is never red: losses of differences of logits, as in APGD-T, FAB and Square, still work.
     """
     spread = median(sample.logits.amax(dim=1) - sample.logits.amin(dim=1))
     return [*_saturated(sample, spread), *_flat(spread)]
@@ -23,14 +23,18 @@ def probe(sample: Probe) -> list[Finding]:
 
 def _saturated(sample: Probe, spread: float) -> list[Finding]:
     _, gradient = sample.slope(sample.images, cross_entropy)
-    lost = (gradient.flatten(1) == 0).all(dim=1) & (sample.clean[1].flatten(1) != 0).any(dim=1)
+    _, of_margin = sample.clean
+    is_zero = (gradient.flatten(1) == 0).all(dim=1)
+    is_saturated = is_zero & (of_margin.flatten(1) != 0).any(dim=1)
     return of_sample(
         _CHECK,
         sample,
-        sample.rows[lost],
-        _SHARE,
-        message=f"logits are spread over {spread:.2g}, and the cross-entropy has a gradient of exactly zero in float32",
-        advice="judge by margin losses (apgd-margin, apgd-t), or divide the logits by a constant",
+        sample.rows[is_saturated],
+        _LIMITS,
+        message=f"logits have a spread of {spread:.2g}, and the cross-entropy has a gradient of "
+        "exactly zero in float32",
+        advice="attack with margin losses (apgd-margin, apgd-t), or divide the logits by a "
+        "constant",
     )
 
 
@@ -41,7 +45,8 @@ def _flat(spread: float) -> list[Finding]:
         Finding(
             check=_CHECK,
             severity=Severity.YELLOW,
-            message=f"the logits of an image differ by {spread:.2g} (median): float32 hardly tells losses apart",
+            message=f"the logits of an image differ by {spread:.2g} (median): their losses are "
+            "nearly equal in float32",
             advice="multiply the logits by a constant; it changes no prediction",
             value=spread,
             threshold=_FLAT,

@@ -1,4 +1,4 @@
-"""Attacks without gradients break images that gradient attacks do not."""
+"""Attacks without gradients break images that gradient attacks do not break."""
 
 from robustbench_kd.core.records import Finding
 from robustbench_kd.tensors.probe import Facts
@@ -9,29 +9,32 @@ _LIMITS = Limits(yellow=0.002, red=0.02)
 
 
 def review(facts: Facts) -> list[Finding]:
-    """Returns a finding where queries alone broke examples after gradient attacks of the same kind had failed.
+    """Returns a finding if queries alone broke examples after gradient attacks had failed.
 
-    Standard attacks are held against standard ones. A single example is no evidence, whatever its
-    share.
+    Only standard attacks are compared. A single example is no evidence, however small the run.
     """
-    blind = _after_guided(facts)
-    share = len(blind) / facts.examples
+    broken = _broken_after_gradients(facts)
+    fraction = len(broken) / facts.examples
     return of_examples(
         "square-beats-white-box",
-        blind,
+        broken,
         facts.examples,
         _LIMITS,
-        message=f"attacks without gradients lowered the robust accuracy by {share:.1%} after the gradient attacks",
+        message=f"attacks without gradients lowered the robust accuracy by {fraction:.1%} after "
+        "the gradient attacks",
         advice="gradients may mislead: run more queries and an adaptive attack",
     )
 
 
-def _after_guided(facts: Facts) -> list[int]:
-    guided, found = False, set[int]()
+def _broken_after_gradients(facts: Facts) -> list[int]:
+    """Returns the examples that a stage without gradients broke after a stage with gradients."""
+    follows_gradients = False
+    broken = set[int]()
     for stage in facts.stages:
         if stage.adaptive:
             break
-        guided = guided or stage.guided
-        if guided and not stage.guided:
-            found |= stage.broken
-    return sorted(found)
+        if stage.guided:
+            follows_gradients = True
+        elif follows_gradients:
+            broken |= stage.broken
+    return sorted(broken)

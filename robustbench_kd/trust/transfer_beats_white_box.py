@@ -1,4 +1,4 @@
-"""An attack on a part of the defence breaks images that attacks on the whole do not."""
+"""An attack on a part of the defence breaks images that attacks on the whole do not break."""
 
 from robustbench_kd.core.records import Finding
 from robustbench_kd.tensors.probe import WHOLE, Facts
@@ -7,40 +7,49 @@ from robustbench_kd.trust._grade import Limits, of_examples, of_sample
 
 _CHECK = "transfer-beats-white-box"
 _ON_SAMPLE = Limits(yellow=0.02, red=0.1)
-_IN_RUN = Limits(yellow=0.002)  # what AutoAttack allows Square
-_SOURCE = "a white-box attack that loses to transfer lacks gradients"
+_IN_RUN = Limits(yellow=0.002)  # the limit of AutoAttack for Square
+_CAUSE = "a white-box attack that is weaker than transfer lacks gradients"
 
 
-def search(trials: ShortAttacks) -> list[Finding]:
-    """Returns a finding for the declared part whose attack breaks most of what gradients on the whole leave standing.
+def search(attacks: ShortAttacks) -> list[Finding]:
+    """Returns a finding for the declared part whose attack breaks most of the survivors.
 
-    Nothing is found where the run attacks the parts itself. Source of the symptom: Carlini et al.
-    2019 (arXiv 1902.06705).
+    Survivors are the images that gradient attacks on the whole defence do not break. There is no
+    finding if the run attacks the parts itself. Source of the symptom: Carlini et al. 2019 (arXiv
+    1902.06705).
     """
-    if not trials.parts:
+    if not attacks.parts:
         return []
-    name, broken = max(trials.transferred.items(), key=lambda found: len(found[1]))
+
+    name = max(attacks.transferred, key=lambda part: len(attacks.transferred[part]))
     return of_sample(
         _CHECK,
-        trials.sample,
-        broken,
+        attacks.sample,
+        attacks.transferred[name],
         _ON_SAMPLE,
-        message=f"10 steps on '{name}' alone break what gradient attacks on the whole defence do not",
-        advice=f"{_SOURCE}: run --suite standard+adaptive",
+        message=f"10 steps on '{name}' alone break what gradient attacks on the whole defence do "
+        "not",
+        advice=f"{_CAUSE}: run --suite standard+adaptive",
     )
 
 
 def review(facts: Facts) -> list[Finding]:
-    """Returns a yellow finding where adaptive attacks on parts and stand-ins broke what the standard ones left."""
-    stages = [stage for stage in facts.stages if stage.adaptive and stage.surface not in WHOLE]
-    broken = sorted(example for stage in stages for example in stage.broken)
-    names = ", ".join(dict.fromkeys(stage.surface for stage in stages if stage.broken))
-    share = len(broken) / facts.examples
+    """Returns a yellow finding if adaptive attacks on stand-ins broke survivors of the others."""
+    names: list[str] = []
+    broken: list[int] = []
+    for stage in facts.stages:
+        if stage.adaptive and stage.surface not in WHOLE and stage.broken:
+            names.append(stage.surface)
+            broken += stage.broken
+
+    fraction = len(broken) / facts.examples
+    surfaces = ", ".join(dict.fromkeys(names))
     return of_examples(
         _CHECK,
-        broken,
+        sorted(broken),
         facts.examples,
         _IN_RUN,
-        message=f"attacks on {names} lowered the robust accuracy by {share:.1%} after the standard ones",
-        advice=f"{_SOURCE}: quote the adaptive number, and look for stronger attacks still",
+        message=f"attacks on {surfaces} lowered the robust accuracy by {fraction:.1%} after the "
+        "standard ones",
+        advice=f"{_CAUSE}: report the adaptive number, and look for still stronger attacks",
     )

@@ -8,37 +8,39 @@ from robustbench_kd.tensors.losses import cross_entropy
 from robustbench_kd.tensors.probe import Probe
 from robustbench_kd.trust._grade import Limits, median, of_sample
 
-_TURNS = 20
+_REPEATS = 20
 _WIDTH = 1e-3  # of the cube of noise, in pixels of [0, 1]
 _CHANGE = 0.1  # by which the loss may change on average; both from Pintor et al. 2022
-_SHARE = Limits(yellow=0.5)
+_LIMITS = Limits(yellow=0.5)
 
 
 def probe(sample: Probe) -> list[Finding]:
-    """Returns a yellow finding where the cross-entropy changes by over a tenth in half of all images.
+    """Returns a yellow finding if noise changes the cross-entropy of half of all images.
 
-    Source: indicator I2 of Pintor et al. 2022 (arXiv 2106.09947): the mean over uniform noise of
-    the change relative to the loss, at most 1.
+    The limit is a change by a tenth. Source: indicator I2 of Pintor et al. 2022 (arXiv 2106.09947):
+    the mean over uniform noise of the change relative to the loss, at most 1.
     """
     change = changes(sample)
     return of_sample(
         "unstable-loss",
         sample,
         sample.rows[~(change <= _CHANGE)],
-        _SHARE,
-        message=f"unstable loss (IoAF I2): noise of {_WIDTH / 2:g} changes it by {median(change):.0%} (median), by over "
-        f"{_CHANGE:.0%}",
+        _LIMITS,
+        message=f"unstable loss (IoAF I2): noise of {_WIDTH / 2:g} changes it by "
+        f"{median(change):.0%} (median), by over {_CHANGE:.0%}",
         advice="smooth it: average gradients over noisy copies, or take larger steps",
     )
 
 
 def changes(sample: Probe) -> Tensor:
-    """Returns the mean change of the loss `(n,)` under noise, relative to the loss and at most 1."""
+    """Returns the mean change of the loss `(n,)` under noise, relative to it and at most 1."""
     loss = cross_entropy(sample.logits, sample.labels)
     size = torch.where(loss == 0, 1.0, loss.abs())
-    found = []
-    for turn in range(_TURNS):
-        noise = sample.uniform("unstable", turn) * _WIDTH / 2
-        noisy = cross_entropy(sample.ask((sample.images + noise).clamp(0, 1)), sample.labels)
-        found.append((noisy - loss).abs() / size)
-    return torch.stack(found).mean(dim=0).clamp(max=1)
+
+    relative = []
+    for repeat in range(_REPEATS):
+        noise = sample.uniform("unstable", repeat) * _WIDTH / 2
+        points = (sample.images + noise).clamp(0, 1)
+        noisy = cross_entropy(sample.ask(points), sample.labels)
+        relative.append((noisy - loss).abs() / size)
+    return torch.stack(relative).mean(dim=0).clamp(max=1)

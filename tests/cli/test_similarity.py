@@ -125,7 +125,7 @@ def test_the_shipped_cards_need_no_options(rkd, tmp_path):
         ),
         (
             ("nearest_mean", "three_classes"),
-            "'three_classes' tells 3 classes apart, the data set has 10",
+            "'three_classes' has 3 classes, the data set has 10",
         ),
         (("nearest_mean", "detached"), "'detached' cannot be compared, as it gives no gradient"),
         (("nearest_mean", "nan_logits"), "NaN or infinite logits"),

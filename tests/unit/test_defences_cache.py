@@ -1,4 +1,4 @@
-"""The cache: its formula in float64, its gradients where it is nearly one-hot, what it stores and how it is fitted."""
+"""The cache: its formula in float64, its gradients, the items that it stores, and its fit."""
 
 import math
 
@@ -59,8 +59,8 @@ def features(points):
     return functional.normalize(part().double()[:-1](points.double()), dim=1)
 
 
-def memory(defence, points, theta):
-    """What the paper writes: a softmax over all items, summed within each class."""
+def cached(defence, points, theta):
+    """The formula of the paper: a softmax over all items, summed within each class."""
     attention = (theta * features(points) @ defence.keys.double().T).softmax(dim=1)
     return attention @ functional.one_hot(defence.values, CLASSES).double()
 
@@ -69,25 +69,22 @@ def memory(defence, points, theta):
 @pytest.mark.parametrize("lambda_", [0.1, 0.5, 0.9])
 def test_the_answer_is_the_logarithm_of_the_mixture(theta, lambda_):
     defence = set_to(fitted(), theta, lambda_)
-    mixture = (1 - lambda_) * part().double()(images().double()).softmax(dim=1) + lambda_ * memory(
-        defence, images(), theta
-    )
+    of_part = part().double()(images().double()).softmax(dim=1)
+    mixture = (1 - lambda_) * of_part + lambda_ * cached(defence, images(), theta)
     torch.testing.assert_close(defence(images()).double(), mixture.log(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(defence(images()).exp().sum(dim=1), torch.ones(10))
 
 
-def test_a_class_without_items_has_what_the_classifier_leaves_it():
+def test_a_class_without_items_has_the_probability_of_the_classifier():
     defence = set_to(fitted(classes=3), 90, 0.5)
-    log_probabilities = defence(images())
-    torch.testing.assert_close(
-        log_probabilities[:, 3], part()(images()).log_softmax(dim=1)[:, 3] + math.log(0.5)
-    )
+    expected = part()(images()).log_softmax(dim=1)[:, 3] + math.log(0.5)
+    torch.testing.assert_close(defence(images())[:, 3], expected)
     assert surface(defence, "cache-only")(images()).isfinite().all()
 
 
 @pytest.mark.parametrize("classes", [3, CLASSES])
 def test_a_nearly_one_hot_cache_has_a_gradient(classes):
-    """Far from the deciding class the probability is no float32; its logarithm is, with a gradient."""
+    """The probability of a far class underflows in float32, but its logarithm has a gradient."""
     keys = torch.eye(CLASSES)[:classes].view(classes, 1, 2, 2)
     defence = assemble([nn.Flatten()], classes=CLASSES)
     defence.fit(keys, torch.arange(classes), keys, torch.arange(classes))
@@ -113,7 +110,7 @@ def test_all_training_images_are_stored_sorted_by_class():
     assert defence.keys.dtype == torch.float32
 
 
-def test_no_more_than_the_allowed_items_are_stored_from_all_over_the_data():
+def test_the_allowed_number_of_items_is_stored_spread_over_the_data():
     defence = fitted(60, items=7)
     assert len(defence.keys) == len(defence.values) == 7
     rows = torch.tensor([0, 8, 17, 25, 34, 42, 51])
@@ -125,16 +122,16 @@ def test_mirror_images_are_stored_beside_their_images(items, stored):
     defence = fitted(60, items=items, flips=True)
     assert len(defence.keys) == stored
     first = images(60, 1)[:1]
-    for one in (first, first.flip(3)):
-        similarity = (features(one) @ defence.keys.double().T)[
-            0, defence.values == labels_of(60)[0]
-        ]
+    keys = defence.keys[defence.values == labels_of(60)[0]].double()
+    for view in (first, first.flip(3)):
+        similarity = features(view) @ keys.T
         assert similarity.max().item() == pytest.approx(1, abs=1e-6)
 
 
 def test_theta_and_lambda_are_the_best_of_the_grid_on_the_held_out_images():
     defence = fitted()
-    held_out, labels = images(40, 2), labels_of(40, seed=1)
+    held_out = images(40, 2)
+    labels = labels_of(40, seed=1)
     scores = {}
     for theta in range(10, 91, 10):
         for tenths in range(1, 10):
@@ -142,13 +139,13 @@ def test_theta_and_lambda_are_the_best_of_the_grid_on_the_held_out_images():
             scores[theta, tenths] = (defence(held_out).argmax(dim=1) == labels).sum().item()
     most = max(scores.values())
     best = max((tenths, -theta) for (theta, tenths), score in scores.items() if score == most)
-    fresh = fitted()
+    chosen = fitted()
     assert min(scores.values()) < most
-    assert fresh.theta.item() == -best[1]
-    assert fresh.lambda_.item() == pytest.approx(best[0] / 10)
+    assert chosen.theta.item() == -best[1]
+    assert chosen.lambda_.item() == pytest.approx(best[0] / 10)
 
 
-def test_a_tie_goes_to_the_cache_and_then_to_the_smooth():
+def test_a_tie_goes_to_the_largest_lambda_and_then_to_the_smallest_theta():
     """Keys and held-out images coincide, and every pair is perfect."""
     defence = assemble([nn.Flatten()], classes=CLASSES)
     keys = torch.eye(CLASSES).view(CLASSES, 1, 2, 2)
@@ -162,14 +159,14 @@ def test_surfaces_are_the_classifier_the_cache_and_a_smoother_mixture():
     assert torch.equal(surface(defence, "backbone")(images()), part()(images()))
     only = surface(defence, "cache-only")(images())
     torch.testing.assert_close(
-        only.double(), memory(defence, images(), 90).log(), rtol=1e-4, atol=1e-3
+        only.double(), cached(defence, images(), 90).log(), rtol=1e-4, atol=1e-3
     )
     smooth = surface(defence, "temperature")(images())
     torch.testing.assert_close(smooth, set_to(defence, 10, 0.5)(images()))
 
 
 def query(defence, points):
-    return defence._look(points)[1]
+    return defence._embedded(points)[1]
 
 
 def test_the_features_are_the_input_of_the_last_linear_layer_where_none_is_named():
@@ -218,9 +215,9 @@ def test_no_hook_stays_in_the_classifier():
     network = part()
     defence = assemble([network], classes=CLASSES, layers=["0"])
     query(defence, images())
-    assert all(
-        not module._forward_hooks and not module._forward_pre_hooks for module in network.modules()
-    )
+    for module in network.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
 
 
 def test_an_empty_cache_says_what_to_do():
@@ -228,8 +225,9 @@ def test_an_empty_cache_says_what_to_do():
         assemble([part()], classes=CLASSES)(images())
 
 
-def test_loading_takes_as_many_items_as_the_file_holds():
-    first, second = fitted(60), fitted(20)
+def test_loading_takes_all_items_of_the_file():
+    first = fitted(60)
+    second = fitted(20)
     second.load_state_dict(first.state_dict())
     assert second.keys.shape == (60, 6)
     assert torch.equal(second(images()), first(images()))

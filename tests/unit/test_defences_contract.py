@@ -1,4 +1,4 @@
-"""What every family of defences keeps, found by file name: a new file is tested without a change here."""
+"""The contract of every family of defences; a new file is found by its name and tested too."""
 
 import inspect
 
@@ -57,17 +57,14 @@ def build(family):
 
 
 def from_data(family):
-    """What a family wants to know of the data set."""
-    known = {"classes": CLASSES, "shape": SHAPE}
-    return {
-        name: value
-        for name, value in known.items()
-        if name in inspect.signature(build(family)).parameters
-    }
+    """The facts of the data set that a family takes."""
+    parameters = inspect.signature(build(family)).parameters
+    facts = {"classes": CLASSES, "shape": SHAPE}
+    return {name: value for name, value in facts.items() if name in parameters}
 
 
 def assemble(family, arguments, parts=None):
-    """Assembles a family from one part, or from two where it wants more."""
+    """Assembles a family from one part, or from two if it needs more."""
     many = parts or [part(0), part(1)]
     try:
         return build(family)(many[:1], **from_data(family), **arguments)
@@ -76,7 +73,7 @@ def assemble(family, arguments, parts=None):
 
 
 def over(keeps):
-    """Runs a test over the defences that keep a condition."""
+    """Runs a test over the defences that meet a condition."""
     cases = [case for case in CASES if keeps(assemble(*case))]
     return pytest.mark.parametrize(("family", "arguments"), cases, ids=str)
 
@@ -93,7 +90,10 @@ def random_images(n=12, seed=0, shape=SHAPE):
 
 
 def fitted(family, arguments, shape=SHAPE):
-    """A defence in evaluation mode that has seen some data, with the classes in disorder and one without examples."""
+    """A fitted defence in evaluation mode.
+
+    The classes of the data are in disorder, and one has no examples.
+    """
     defence = assemble(family, arguments).eval()
     if isinstance(defence, Fitted):
         labels = torch.arange(40) % (CLASSES - 1)
@@ -115,12 +115,8 @@ def own(state):
     return {name: value.clone() for name, value in state.items() if not name.startswith("parts.")}
 
 
-def within_parts(defence):
-    return {
-        name: value.clone()
-        for name, value in defence.state_dict().items()
-        if name.startswith("parts.")
-    }
+def within_parts(state):
+    return {name: value.clone() for name, value in state.items() if name.startswith("parts.")}
 
 
 def surfaces_of(defence):
@@ -145,8 +141,10 @@ def test_images_may_have_any_size(family, arguments, shape):
 
 @every_defence
 def test_an_answer_changes_no_image_and_draws_no_global_random_number(family, arguments):
-    defence, images = fitted(family, arguments), random_images()
-    before, state = images.clone(), torch.get_rng_state()
+    defence = fitted(family, arguments)
+    images = random_images()
+    before = images.clone()
+    state = torch.get_rng_state()
     answer(defence, images)
     for surface in surfaces_of(defence):
         surface.answer(images, key_of(12))
@@ -157,14 +155,16 @@ def test_an_answer_changes_no_image_and_draws_no_global_random_number(family, ar
 @every_fitted_one
 def test_fitting_draws_no_global_random_number(family, arguments):
     defence = assemble(family, arguments)
-    state, labels = torch.get_rng_state(), torch.arange(40) % CLASSES
+    state = torch.get_rng_state()
+    labels = torch.arange(40) % CLASSES
     defence.fit(random_images(40), labels, random_images(40, 1), labels)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @every_defence
 def test_weights_come_from_the_seed_of_the_caller(family, arguments):
-    parts, made = [part(0), part(1)], []
+    parts = [part(0), part(1)]
+    made = []
     for _ in range(2):
         torch.manual_seed(5)
         made.append(own(assemble(family, arguments, parts).state_dict()))
@@ -175,7 +175,7 @@ def test_weights_come_from_the_seed_of_the_caller(family, arguments):
 @every_one_around_parts
 def test_parts_stay_in_evaluation_mode_and_are_left_as_they_are(family, arguments):
     defence = assemble(family, arguments)
-    before = within_parts(defence)
+    before = within_parts(defence.state_dict())
     assert not any(module.training for module in defence.parts.modules())
     defence.train()
     assert defence.training
@@ -185,13 +185,13 @@ def test_parts_stay_in_evaluation_mode_and_are_left_as_they_are(family, argument
         defence.fit(random_images(40), labels, random_images(40, 1), labels)
         assert defence.training
     answer(defence, random_images())
-    after = within_parts(defence)
+    after = within_parts(defence.state_dict())
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not any(module.training for module in defence.parts.modules())
 
 
 @every_defence
-def test_what_is_its_own_reads_back(family, arguments):
+def test_its_own_tensors_read_back(family, arguments):
     parts = [part(0), part(1)]
     first = assemble(family, arguments, parts).eval()
     if isinstance(first, Fitted):
@@ -208,10 +208,8 @@ def test_what_is_its_own_reads_back(family, arguments):
 
 @every_defence
 def test_the_whole_state_reads_back(family, arguments):
-    first, second = (
-        fitted(family, arguments),
-        assemble(family, arguments, [part(8), part(9)]).eval(),
-    )
+    first = fitted(family, arguments)
+    second = assemble(family, arguments, [part(8), part(9)]).eval()
     second.load_state_dict(first.state_dict())
     torch.testing.assert_close(
         answer(second, random_images()), answer(first, random_images()), rtol=0, atol=0
@@ -224,9 +222,8 @@ def test_every_surface_has_a_name_of_its_own_and_finite_answers_and_gradients(fa
     defence.requires_grad_(False)
     surfaces = surfaces_of(defence)
     assert len({surface.name for surface in surfaces}) == len(surfaces)
-    assert [surface.passes for surface in surfaces] == sorted(
-        surface.passes for surface in surfaces
-    )
+    passes = [surface.passes for surface in surfaces]
+    assert passes == sorted(passes)
     for surface in surfaces:
         images = random_images().requires_grad_()
         answers = surface.answer(images, key_of(12))
@@ -242,8 +239,9 @@ def test_every_surface_has_a_name_of_its_own_and_finite_answers_and_gradients(fa
 
 
 @every_deterministic_one
-def test_a_faithful_surface_of_a_deterministic_defence_gives_its_very_answers(family, arguments):
-    defence, images = fitted(family, arguments), random_images()
+def test_a_surface_with_the_same_outputs_gives_the_answers_of_the_defence(family, arguments):
+    defence = fitted(family, arguments)
+    images = random_images()
     for surface in surfaces_of(defence):
         if surface.same_outputs:
             assert torch.equal(surface.answer(images, key_of(12)), defence(images)), surface.name
@@ -252,7 +250,8 @@ def test_a_faithful_surface_of_a_deterministic_defence_gives_its_very_answers(fa
 @over(lambda defence: isinstance(defence, Armed))
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_attack_of_its_own_gives_candidates_in_the_ball(family, arguments, norm):
-    defence, images = fitted(family, arguments), random_images()
+    defence = fitted(family, arguments)
+    images = random_images()
     labels = answer(defence, images).argmax(dim=1)
     for make in defence.attacks().values():
         candidates = make(defence, norm=norm, eps=0.1, seed=0)(images, labels)
@@ -261,17 +260,18 @@ def test_an_attack_of_its_own_gives_candidates_in_the_ball(family, arguments, no
 
 
 @every_deterministic_one
-def test_what_is_deterministic_offers_nothing_of_what_is_not(family, arguments):
+def test_a_deterministic_defence_is_no_mixture(family, arguments):
     assert not isinstance(assemble(family, arguments), Mixture)
 
 
 @every_randomized_one
-def test_chance_is_in_the_key_alone(family, arguments):
-    defence, images = fitted(family, arguments), random_images()
+def test_all_randomness_comes_from_the_key(family, arguments):
+    defence = fitted(family, arguments)
+    images = random_images()
     first = defence.draw(images, key_of(12))
     assert torch.equal(defence.draw(images, key_of(12)), first)
     others = [defence.draw(images, key_of(12, seed=1)), defence.draw(images, key_of(12, draw=1))]
-    if not isinstance(defence, Abstaining):  # a detector may well decide the same
+    if not isinstance(defence, Abstaining):  # a detector may decide the same
         assert all(not torch.equal(other, first) for other in others)
     with pytest.raises(ModelError, match=r"expected draw\(images, key\)"):
         defence(images)
@@ -281,10 +281,12 @@ def test_chance_is_in_the_key_alone(family, arguments):
 @settings(max_examples=5)
 @given(rows=st.lists(st.integers(0, 11), min_size=1, max_size=14))
 def test_the_answer_to_an_image_does_not_depend_on_its_batch(family, arguments, rows):
-    defence, images = fitted(family, arguments).double(), random_images().double()
-    together, some = answer(defence, images), torch.tensor(rows)
-    apart = answer(defence, images[some], key_of(12).take(some))
-    torch.testing.assert_close(apart, together[some], rtol=1e-9, atol=1e-9)
+    defence = fitted(family, arguments).double()
+    images = random_images().double()
+    together = answer(defence, images)
+    chosen = torch.tensor(rows)
+    alone = answer(defence, images[chosen], key_of(12).take(chosen))
+    torch.testing.assert_close(alone, together[chosen], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -294,15 +296,16 @@ def test_no_part_at_all_is_refused(family):
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "classifier"])
-def test_parts_that_answer_by_chance_are_refused(family):
-    noisy, said = assemble("smoothed", {}), []
-    for parts in ([noisy], [noisy, noisy]):
+def test_randomized_parts_are_refused(family):
+    noisy = assemble("smoothed", {})
+    message = ""
+    for parts in ([noisy], [noisy, noisy]):  # a family takes one part or two
         with pytest.raises(UsageError) as refused:
             build(family)(parts, **from_data(family))
-        said.append(str(refused.value))
-    assert any(
-        "expected deterministic parts" in one and "got Smoothed as part 0" in one for one in said
-    )
+        if "deterministic" in str(refused.value):
+            message = str(refused.value)
+    assert "expected deterministic parts" in message
+    assert "got Smoothed as part 0, which is randomized" in message
 
 
 @pytest.mark.parametrize("family", FAMILIES)

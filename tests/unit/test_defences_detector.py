@@ -1,4 +1,4 @@
-"""The detector: scores known by hand on linear models, thresholds, the column that rejects, the stand-ins."""
+"""The detector: scores of linear models by hand, thresholds, the rejecting column, stand-ins."""
 
 import math
 
@@ -15,33 +15,32 @@ SHAPE = (1, 8, 8)
 
 
 def line(n=30, spread=0.02):
-    """Two classes apart by `w x + b`, and images in the middle of the box on both sides."""
+    """Two classes separated by `w x + b`, and images in the middle of the box on both sides."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, generator=generator)
     points = 0.5 + spread * torch.randn(n, *SHAPE, generator=generator)
-    bias = -0.5 * weight.sum()
-    return Linear(torch.stack([weight, torch.zeros(64)]), torch.tensor([bias, 0.0])).requires_grad_(
-        False
-    ), points
+    bias = torch.tensor([-0.5 * weight.sum(), 0.0])
+    part = Linear(torch.stack([weight, torch.zeros(64)]), bias)
+    return part.requires_grad_(False), points
 
 
 class Counting(nn.Module):
-    """Counts the images it is shown."""
+    """Counts the images of all its calls."""
 
     def __init__(self, part):
         super().__init__()
-        self.part, self.shown = part, 0
+        self.part = part
+        self.count = 0
 
     def forward(self, images):
-        self.shown += len(images)
+        self.count += len(images)
         return self.part(images)
 
 
 def several(classes=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return Linear(
-        torch.randn(classes, 64, generator=generator), torch.zeros(classes)
-    ).requires_grad_(False)
+    weight = torch.randn(classes, 64, generator=generator)
+    return Linear(weight, torch.zeros(classes)).requires_grad_(False)
 
 
 def images(n=40, seed=1):
@@ -67,8 +66,9 @@ def surface(defence, name):
 
 
 def steps_by_hand(margin, slope, rate, cap, *, targeted):
-    """Follows w x + b, the only number that matters, until its sign changes."""
-    size, taken = abs(margin), 0
+    """Counts steps until w x + b, the only number that matters, changes its sign."""
+    size = abs(margin)
+    taken = 0
     while size > 0 and taken < cap:
         confidence = 1 / (1 + math.exp(-size))
         size -= rate * slope * (confidence if targeted else 1 - confidence)
@@ -83,18 +83,18 @@ def test_steps_are_counted_until_the_prediction_changes(criterion, rate):
         part, criteria=[criterion], lr_t=rate, lr_u=rate, radius=1.0, steps_t=40, steps_u=40
     )
     slope = part.weight[0].square().sum().item()
-    margins = (part(points)[:, 0] - part(points)[:, 1]).tolist()
-    expected = [
-        steps_by_hand(margin, slope, rate, 40, targeted=criterion == "targeted")
-        for margin in margins
-    ]
-    found = defence.scores(points, key_of(30))
-    assert found[:, 0].tolist() == expected
+    margins = part(points)[:, 0] - part(points)[:, 1]
+    expected = []
+    for margin in margins.tolist():
+        targeted = criterion == "targeted"
+        expected.append(steps_by_hand(margin, slope, rate, 40, targeted=targeted))
+    scores = defence.scores(points, key_of(30))
+    assert scores[:, 0].tolist() == expected
     assert len(set(expected)) > 4
 
 
 def test_steps_stay_within_the_radius():
-    """Images further away than the radius (in the dual norm) never change; the others do, given time."""
+    """Images further away than the radius (in the dual norm) never change; all others do."""
     part, points = line(spread=0.05)
     radius = 0.004
     defence = detector(part, criteria=["untargeted"], lr_u=1.0, radius=radius, steps_u=200)
@@ -111,20 +111,22 @@ def test_rows_that_have_changed_take_no_more_steps():
     defence = detector(counting, criteria=["targeted"], lr_t=0.002, radius=1.0, steps_t=40)
     logits = part(points)
     score = defence.criteria[0].score(counting, points, logits, key_of(30))
-    assert counting.shown == int((score + 1).clamp(max=40).sum())
+    assert counting.count == int((score + 1).clamp(max=40).sum())
 
 
 def test_targets_are_drawn_from_all_other_classes():
-    part, points = several(4), images(1).repeat(600, 1, 1, 1)
+    part = several(4)
+    points = images(1).repeat(600, 1, 1, 1)
     targeted = detector(part, criteria=["targeted"]).criteria[0]
     prediction = part(points)[0].argmax()
-    counts = targeted._aims(part(points), key_of(600)).bincount(minlength=4)
+    counts = targeted._followed_classes(part(points), key_of(600)).bincount(minlength=4)
     assert counts[prediction] == 0
     assert ((counts - 200).abs() < 4 * math.sqrt(600 * 2 / 9))[torch.arange(4) != prediction].all()
 
 
 def test_noise_is_scored_by_the_change_of_all_probabilities():
-    part, key = several(), key_of(40)
+    part = several()
+    key = key_of(40)
     noisy = images() + 0.1 * key.normal("noise", 64).view(-1, *SHAPE)
     expected = (part(noisy).softmax(dim=1) - part(images()).softmax(dim=1)).abs().sum(dim=1)
     torch.testing.assert_close(detector(criteria=["noise"]).scores(images(), key)[:, 0], expected)
@@ -151,7 +153,7 @@ def test_nothing_is_rejected_before_it_is_fitted():
 
 
 @pytest.mark.parametrize("criteria", [["noise"], ["targeted"], ["noise", "targeted", "untargeted"]])
-def test_the_last_column_wins_just_where_a_score_is_above_its_threshold(criteria):
+def test_the_last_column_wins_exactly_if_a_score_is_above_its_threshold(criteria):
     defence = fit(detector(criteria=criteria, fpr=0.4))
     scores = defence.scores(images(100), key_of(100))
     fired = (scores > defence.thresholds).any(dim=1)
@@ -172,10 +174,11 @@ def test_a_score_at_its_threshold_is_accepted_and_the_next_one_above_is_not():
     assert defence.draw(images(), key_of(40))[7].argmax() == 5
 
 
-def test_the_column_stands_off_by_the_strangest_score():
+def test_the_gap_of_the_column_is_the_largest_excess():
     defence = detector(criteria=["noise", "targeted"])
     defence.thresholds.copy_(torch.tensor([0.5, 6.0]))
-    scores, logits = defence.scores(images(), key_of(40)), defence.draw(images(), key_of(40))
+    scores = defence.scores(images(), key_of(40))
+    logits = defence.draw(images(), key_of(40))
     expected = torch.maximum((scores[:, 0] - 0.5) / 2, (scores[:, 1] - 6) / 12)
     torch.testing.assert_close(
         logits[:, 5] - logits[:, :5].amax(dim=1), expected, rtol=0, atol=0.01
@@ -183,17 +186,21 @@ def test_the_column_stands_off_by_the_strangest_score():
 
 
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.05, 0.2, 1.0])
-def test_no_more_clean_images_are_rejected_than_allowed_and_as_many_as_can_be(fpr):
-    n, defence = 200, detector(fpr=fpr)
+def test_the_largest_allowed_number_of_clean_images_is_rejected(fpr):
+    n = 200
+    defence = detector(fpr=fpr)
     fit(defence, n)
-    scores = defence.scores(
-        images(n, 2), Key(0, "fit", ids=torch.arange(n), draw=torch.zeros(n, dtype=torch.int64))
-    )
-    rejected = (scores > defence.thresholds).any(dim=1).double().mean().item()
+    ids = torch.arange(n)
+    scores = defence.scores(images(n, 2), Key(0, "fit", ids=ids, draw=torch.zeros_like(ids)))
+
+    def rejection_rate(thresholds):
+        return (scores > thresholds).any(dim=1).double().mean().item()
+
+    rejected = rejection_rate(defence.thresholds)
     assert rejected <= fpr
     ordered = scores.sort(dim=0, descending=True).values
-    shares = [(scores > ordered[number]).any(dim=1).double().mean().item() for number in range(n)]
-    assert rejected == pytest.approx(max(share for share in shares if share <= fpr))
+    rates = [rejection_rate(thresholds) for thresholds in ordered]
+    assert rejected == pytest.approx(max(rate for rate in rates if rate <= fpr))
     if fpr in {0.05, 0.2}:
         assert rejected > 0
 
@@ -205,7 +212,7 @@ def test_each_criterion_alone_would_reject_as_many_of_untied_scores():
     assert (scores > defence.thresholds).sum() == 20
 
 
-def test_fresh_images_are_rejected_about_as_often():
+def test_new_images_are_rejected_about_as_often():
     defence = fit(detector(fpr=0.2), n=400)
     rejected = (defence.draw(images(400, 9), key_of(400)).argmax(dim=1) == 5).float().mean().item()
     assert rejected == pytest.approx(0.17, abs=0.08)
@@ -246,8 +253,8 @@ def test_the_classifier_alone_never_rejects():
 
 
 @pytest.mark.parametrize("criterion", ["targeted", "untargeted"])
-def test_one_long_step_tells_the_same_as_many_short_ones_where_the_gradient_is_constant(criterion):
-    """The stand-in is below zero just where the threshold's number of steps is enough."""
+def test_one_long_step_equals_many_short_ones_if_the_gradient_is_constant(criterion):
+    """The stand-in is below zero exactly if the threshold's number of steps is enough."""
     part, points = line(60)
     part.weight.data *= 0.01  # so flat that the loss is linear
     part.bias.data *= 0.01
@@ -270,19 +277,21 @@ def test_the_joint_surface_counts_its_passes():
     counting = Counting(several())
     defence = detector(counting)
     surface(defence, "joint").answer(images(), key_of(40))
-    assert counting.shown == 40 * surface(defence, "joint").passes
+    assert counting.count == 40 * surface(defence, "joint").passes
     assert [one.name for one in defence.surfaces()] == ["classifier", "joint"]
 
 
-def test_an_attacker_of_the_joint_surface_gets_past_a_detector_that_catches_the_oblivious_one():
-    """With the detector's own stand-ins in the loss fewer wrong answers are rejected."""
+def test_an_attack_on_the_joint_surface_passes_a_detector_that_rejects_the_oblivious_one():
+    """With the stand-ins of the detector in the loss it rejects fewer wrong answers."""
     part = several()
     defence = fit(detector(part, criteria=["noise"], fpr=0.3))
     points = images(100, 5)
-    labels, key = part(points).argmax(dim=1), key_of(100)
+    labels = part(points).argmax(dim=1)
+    key = key_of(100)
     passed = {}
     for name in ("classifier", "joint"):
-        answer, moved = surface(defence, name).answer, points
+        answer = surface(defence, name).answer
+        moved = points
         for _ in range(40):
             moved = moved.detach().requires_grad_()
             logits = answer(moved, key)

@@ -1,4 +1,4 @@
-"""Ensembles: who answers how often, who sees what, exact expectations, and the surfaces of members taken together."""
+"""Ensembles: which member answers, exact expectations, and the surfaces of all members."""
 
 import math
 
@@ -16,14 +16,15 @@ SHAPE = (1, 8, 8)
 
 
 class Watched(nn.Module):
-    """Gives every image the same logits and keeps what it was shown."""
+    """Gives every image the same logits and keeps the images of all calls."""
 
     def __init__(self, logits):
         super().__init__()
-        self.logits, self.seen = torch.tensor(logits), []
+        self.logits = torch.tensor(logits)
+        self.batches = []
 
     def forward(self, images):
-        self.seen.append(images)
+        self.batches.append(images)
         return self.logits.expand(len(images), -1)
 
 
@@ -61,37 +62,40 @@ def front_end(part, seed):
 
 @pytest.mark.parametrize("weights", [[], [0.7, 0.2, 0.1]])
 def test_members_answer_as_often_as_they_weigh(weights):
-    n, defence = 4000, assemble(constants(3), weights=weights)
+    n = 4000
+    defence = assemble(constants(3), weights=weights)
     chosen = members_of(defence.draw(torch.zeros(n, *SHAPE), key_of(n)))
     for index, weight in enumerate(weights or [1 / 3] * 3):
         noise = math.sqrt(weight * (1 - weight) / n)
         assert (chosen == index).float().mean().item() == pytest.approx(weight, abs=4 * noise)
 
 
-def test_a_member_sees_its_own_rows_alone_and_rows_keep_their_place():
-    parts, shown = constants(4), images(50)
+def test_a_member_gets_its_own_rows_alone_and_rows_keep_their_order():
+    parts = constants(4)
+    shown = images(50)
     chosen = members_of(assemble(parts).draw(shown, key_of(50)))
     for index, part in enumerate(parts):
-        assert torch.equal(torch.cat(part.seen), shown[chosen == index])
+        assert torch.equal(torch.cat(part.batches), shown[chosen == index])
 
 
-def test_a_member_that_nobody_drew_is_not_asked():
+def test_a_member_that_was_not_drawn_is_not_asked():
     parts = constants(5)
     assemble(parts).draw(images(1), key_of(1))
-    assert sum(len(part.seen) for part in parts) == 1
+    assert sum(len(part.batches) for part in parts) == 1
 
 
 def test_one_member_answers_a_whole_batch_drawn_by_its_first_row():
-    alone, together = assemble(constants(3)), assemble(constants(3), per="batch")
-    asked = [
-        torch.randperm(30, generator=torch.Generator().manual_seed(seed)) for seed in range(20)
-    ]
-    first = members_of(alone.draw(torch.zeros(30, *SHAPE), key_of(30)))
-    answered = [
-        members_of(together.draw(torch.zeros(30, *SHAPE), key_of(30).take(rows))) for rows in asked
-    ]
-    assert all((one == first[rows[0]]).all() for one, rows in zip(answered, asked, strict=True))
-    assert len({int(one[0]) for one in answered}) == 3
+    alone = assemble(constants(3))
+    together = assemble(constants(3), per="batch")
+    blank = torch.zeros(30, *SHAPE)
+    by_image = members_of(alone.draw(blank, key_of(30)))
+    answered = set()
+    for seed in range(20):
+        rows = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
+        by_batch = members_of(together.draw(blank, key_of(30).take(rows)))
+        assert (by_batch == by_image[rows[0]]).all()
+        answered.add(int(by_batch[0]))
+    assert len(answered) == 3
 
 
 def test_a_randomized_ensemble_shows_its_members_and_weights():
@@ -148,7 +152,7 @@ def test_expected_stacks_the_members_and_weighs_them():
 
 
 @pytest.mark.parametrize("mode", ["randomized", "logits", "probabilities"])
-def test_a_backbone_that_all_share_is_given_once(mode):
+def test_a_backbone_of_all_members_is_given_once(mode):
     shared = network()
     found = surfaces(assemble([front_end(shared, seed) for seed in range(3)], mode=mode))
     assert "expected-backbone" not in found
@@ -157,7 +161,8 @@ def test_a_backbone_that_all_share_is_given_once(mode):
 
 
 def test_the_weights_of_members_with_one_backbone_are_added():
-    one, two = network(0), network(1)
+    one = network(0)
+    two = network(1)
     members = [front_end(one, 0), front_end(two, 1), front_end(one, 2)]
     backbone = surfaces(assemble(members, weights=[0.2, 0.3, 0.5]))["expected-backbone"]
     assert torch.equal(
@@ -184,19 +189,18 @@ def test_surfaces_that_all_members_declare_are_stacked():
     points = images().requires_grad_()
     answers = straight.answer(points, key_of(6))
     assert torch.equal(answers, torch.stack([member(points) for member in members]))
-    own = [
-        surfaces(member)["straight-through"].answer(points, key_of(6)).sum() for member in members
-    ]
-    (found_gradient,) = torch.autograd.grad(answers.sum(), points, retain_graph=True)
-    torch.testing.assert_close(
-        found_gradient, sum(torch.autograd.grad(one, points)[0] for one in own)
-    )
+    (gradient,) = torch.autograd.grad(answers.sum(), points, retain_graph=True)
+    expected = torch.zeros_like(points)
+    for member in members:
+        own = surfaces(member)["straight-through"].answer(points, key_of(6))
+        expected = expected + torch.autograd.grad(own.sum(), points)[0]
+    torch.testing.assert_close(gradient, expected)
     assert straight.same_outputs
     assert not found["expected-backbone"].same_outputs
 
 
 @pytest.mark.parametrize("mode", ["logits", "probabilities"])
-def test_an_averaged_ensemble_combines_the_surfaces_of_its_members_as_it_combines_them(mode):
+def test_an_averaged_ensemble_combines_surfaces_by_its_rule(mode):
     members = [front_end(network(0), 0), front_end(network(1), 1)]
     defence = assemble(members, mode=mode, weights=[0.4, 0.6])
     found = surfaces(defence)
@@ -215,7 +219,7 @@ def test_an_averaged_ensemble_combines_the_surfaces_of_its_members_as_it_combine
     assert (found["backbone"].weights, found["backbone"].passes) == (None, 2)
 
 
-def test_surfaces_that_one_member_lacks_are_left_out():
+def test_surfaces_that_one_member_does_not_declare_are_left_out():
     found = surfaces(assemble([front_end(network(0), 0), network(1)]))
     assert list(found) == ["member-0", "member-1", "expected"]
 

@@ -1,4 +1,4 @@
-"""The front end: the identity at first, its own gradients and those put in their place, its calibration, its reversal."""
+"""The front end: the identity at first, its gradients and stand-ins, calibration and reversal."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_it_is_the_identity_at_first(kind, training):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_an_amplitude_fitting_leaves_it_the_identity(kind):
+def test_without_an_amplitude_it_is_the_identity_after_fitting(kind):
     assert torch.equal(fit(front_end(kind))(images()), backbone()(images()))
 
 
@@ -94,7 +94,8 @@ def test_fitting_sets_the_mean_change_of_a_pixel(kind):
 
 
 def test_fitting_fills_the_statistics_of_all_images_at_once():
-    defence, some = front_end(), images(48, 1)
+    defence = front_end()
+    some = images(48, 1)
     norm = next(module for module in defence.body.modules() if isinstance(module, nn.BatchNorm2d))
     norm.running_mean.fill_(7)
     fit(defence, n=48)
@@ -132,20 +133,21 @@ def test_straight_through_is_exact_with_the_gradient_of_the_backbone_behind_the_
     assert (gradient(defence, images()) - behind).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("share", [0.03, 0.1])
-def test_damping_keeps_that_share_of_the_gradient_through_h(share):
+@pytest.mark.parametrize("fraction", [0.03, 0.1])
+def test_damping_keeps_a_fraction_of_the_gradient_through_h(fraction):
     defence = masking()
-    damped = surface(defence, f"damped-{share}").answer
+    damped = surface(defence, f"damped-{fraction}").answer
     points = images().requires_grad_()
     assert torch.equal(damped(points, KEY), defence(points))
-    none, all_of_it = (gradient(lambda x, s=s: defence._damped(x, s), images()) for s in (0, 1))
-    torch.testing.assert_close(all_of_it, gradient(defence, images()))
+    none = gradient(lambda x: defence._damped(x, 0), images())
+    full = gradient(lambda x: defence._damped(x, 1), images())
+    torch.testing.assert_close(full, gradient(defence, images()))
     torch.testing.assert_close(
-        gradient(lambda x: damped(x, KEY), images()), none + share * (all_of_it - none)
+        gradient(lambda x: damped(x, KEY), images()), none + fraction * (full - none)
     )
 
 
-def test_the_surfaces_are_these():
+def test_it_declares_four_surfaces():
     names = [(one.name, one.same_outputs) for one in front_end().surfaces()]
     assert names == [
         ("backbone", False),
@@ -185,14 +187,15 @@ class Behind(nn.Module):
 
     def __init__(self, part, front):
         super().__init__()
-        self.part, self.front = part, front
+        self.part = part
+        self.front = front
 
     def forward(self, points):
         return self.part(self.front(points))
 
 
 def line(n=40):
-    """A linear classifier of two classes, images in the middle of the box, and how far they are from the other class."""
+    """A linear classifier of two classes, and images in the middle of the box."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(64, generator=generator)
     part = Linear(torch.stack([weight, -weight]), torch.zeros(2))
@@ -202,17 +205,17 @@ def line(n=40):
 
 
 def dual_distance(part, points, norm):
+    """The distance of each point to the other class."""
     logits = part(points)
-    length = torch.linalg.vector_norm(
-        part.weight[0] - part.weight[1], ord=1 if norm is Norm.LINF else 2
-    )
+    order = 1 if norm is Norm.LINF else 2
+    length = torch.linalg.vector_norm(part.weight[0] - part.weight[1], ord=order)
     return (logits[:, 0] - logits[:, 1]).abs() / length
 
 
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
-def test_reversal_breaks_just_what_is_near_enough(norm, scale):
-    """In front of a linear classifier a front end that scales divides every distance by its factor."""
+def test_reversal_breaks_exactly_the_images_that_are_near_enough(norm, scale):
+    """A front end that scales the input of a linear classifier divides all distances by it."""
     part, points = line()
     model = Behind(part, lambda x: scale * x + (1 - scale) / 2)
     eps = 0.01 if norm is Norm.LINF else 0.06
@@ -239,7 +242,8 @@ def test_reversal_needs_no_gradient_of_the_front_end():
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
 def test_a_reversal_depends_on_its_own_image_and_the_seed_alone(norm):
     defence = masking().double()
-    points, labels = images(5).double(), torch.arange(5)
+    points = images(5).double()
+    labels = torch.arange(5)
     attack = defence.attacks()["reversal"](defence, norm=str(norm), eps=0.05, seed=0)
     together = attack(points, labels)
     assert torch.equal(attack(points, labels), together)
@@ -251,7 +255,8 @@ def test_a_reversal_depends_on_its_own_image_and_the_seed_alone(norm):
 def test_a_reversal_changes_no_input_and_stops_at_the_first_success():
     model = Behind(Changed(line()[0], lambda logits: logits), lambda x: x)
     points = line()[1]
-    before, labels = points.clone(), model(points).argmax(dim=1)
+    before = points.clone()
+    labels = model(points).argmax(dim=1)
     wrong = 1 - labels
     candidates = Reversal(model, norm=Norm.LINF, eps=0.01, seed=0)(points, wrong)
     assert torch.equal(points, before)

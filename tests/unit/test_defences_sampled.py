@@ -1,4 +1,4 @@
-"""Random transformations and noise before a denoiser: what is drawn, what reaches the classifier, which gradient returns."""
+"""Random transformations and noisy denoisers: their draws, their outputs and their gradients."""
 
 from dataclasses import replace
 
@@ -16,9 +16,8 @@ SHAPE = (1, 8, 8)
 
 
 def network():
-    return Linear(
-        torch.randn(3, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(3)
-    ).requires_grad_(False)
+    weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    return Linear(weight, torch.zeros(3)).requires_grad_(False)
 
 
 def images(n=5, seed=0):
@@ -66,13 +65,14 @@ def test_a_shared_draw_is_the_same_at_every_step(make):
 
 @pytest.mark.parametrize("make", [noisy, resizer, denoising])
 def test_expected_stacks_ten_fresh_draws(make):
-    defence, key = make(), key_of(5, draw=3)
+    defence = make()
+    key = key_of(5, draw=3)
     expected = surface(defence, "expected")
     answers = expected.answer(images(), key)
     assert (len(answers), expected.passes, expected.same_outputs) == (10, 10, True)
-    for turn in range(10):
-        one = defence.draw(images(), replace(key, draw=key.draw * 10 + turn))
-        torch.testing.assert_close(answers[turn], one)
+    for index in range(10):
+        drawn = defence.draw(images(), replace(key, draw=key.draw * 10 + index))
+        torch.testing.assert_close(answers[index], drawn)
     assert not torch.allclose(expected.answer(images(), key_of(5, draw=4)), answers)
 
 
@@ -86,7 +86,7 @@ def test_resizing_to_one_size_is_what_torch_does():
     torch.testing.assert_close(once, images())
 
 
-def test_a_smaller_image_stands_somewhere_on_a_black_ground():
+def test_a_smaller_image_lies_at_a_random_place_on_black():
     n = 400
     drawn = resizer(low=0.5, high=1.0).draw(torch.ones(n, *SHAPE), key_of(n))[:, 0]
     assert drawn.shape == (n, 8, 8)
@@ -127,7 +127,8 @@ def test_impossible_transformations_are_refused(arguments, expected):
 
 
 def test_the_denoised_image_is_clipped_and_classified():
-    defence, key = denoising(), key_of(5)
+    defence = denoising()
+    key = key_of(5)
     with torch.no_grad():
         nn.init.normal_(defence.denoiser.decoder[-1].weight, std=10)
         raw = defence.reconstruct(images() + 0.3 * noise(key))
@@ -144,8 +145,9 @@ def test_straight_through_has_the_gradient_of_the_classifier_at_the_denoised_ima
     assert straight.same_outputs
 
 
-def test_ten_draws_may_pass_the_denoiser_by():
-    defence, key = denoising(), key_of(5)
+def test_ten_draws_may_leave_out_the_gradient_of_the_denoiser():
+    defence = denoising()
+    key = key_of(5)
     straight = surface(defence, "expected-straight-through").answer
     points = images().requires_grad_()
     answers = straight(points, key)
@@ -154,25 +156,26 @@ def test_ten_draws_may_pass_the_denoiser_by():
     torch.testing.assert_close(gradient, network().weight[0].view(1, *SHAPE).expand(5, -1, -1, -1))
 
 
-def test_known_noise_is_one_for_all_images_calls_and_processes():
+def test_known_noise_is_the_same_for_all_images_calls_and_processes():
     defence = denoising(known=True)
     assert not isinstance(defence, Randomized)
-    alike = images(1).repeat(3, 1, 1, 1)
-    assert torch.equal(defence(alike), defence(alike))
-    torch.testing.assert_close(defence(alike), defence(images(1)).expand(3, -1))
-    one = torch.zeros(1, dtype=torch.int64)
-    constant = Key(0, "denoiser", ids=one, draw=one).normal("noise", 64).view(1, *SHAPE)
+    copies = images(1).repeat(3, 1, 1, 1)
+    assert torch.equal(defence(copies), defence(copies))
+    torch.testing.assert_close(defence(copies), defence(images(1)).expand(3, -1))
+    zero = torch.zeros(1, dtype=torch.int64)
+    constant = Key(0, "denoiser", ids=zero, draw=zero).normal("noise", 64).view(1, *SHAPE)
     with torch.no_grad():
         clean = defence.reconstruct(images() + 0.3 * constant).clamp(0, 1)
         torch.testing.assert_close(defence(images()), network()(clean))
 
 
 def test_known_and_fresh_noise_share_their_weights():
-    fresh, known = denoising(), denoising(known=True)
+    fresh = denoising()
+    known = denoising(known=True)
     known.load_state_dict(fresh.state_dict())
 
 
-def test_the_surfaces_of_a_denoiser_are_these():
+def test_a_denoiser_declares_these_surfaces():
     assert [one.name for one in denoising().surfaces()] == [
         "backbone",
         "shared-noise",
@@ -189,9 +192,8 @@ def test_a_denoiser_learns_to_remove_noise():
     defence = denoising()
     start = next(defence.denoiser.parameters()).clone()
     optimiser = torch.optim.Adam(defence.denoiser.parameters(), lr=0.02)
-    clean = torch.linspace(0, 1, 8).expand(16, 1, 8, 8) * torch.linspace(0.2, 1, 16).view(
-        16, 1, 1, 1
-    )
+    ramp = torch.linspace(0, 1, 8).expand(16, 1, 8, 8)
+    clean = ramp * torch.linspace(0.2, 1, 16).view(16, 1, 1, 1)
     losses = []
     for draw in range(40):
         added = 0.3 * noise(key_of(16, draw))

@@ -18,7 +18,8 @@ EXAMPLES = settings(max_examples=40, deadline=None)
 
 @st.composite
 def points_and_centres(draw, dtype=torch.float32):
-    n, d = draw(st.integers(1, 3)), draw(st.integers(1, 10))
+    n = draw(st.integers(1, 3))
+    d = draw(st.integers(1, 10))
 
     def tensor(low, high):
         values = st.lists(st.floats(low, high, width=32), min_size=n * d, max_size=n * d)
@@ -38,7 +39,7 @@ def test_distance_is_the_norm_of_the_difference(case):
     gaps = (a - b).abs().flatten(1).tolist()
     expected = {
         Norm.LINF: [max(gap) for gap in gaps],
-        Norm.L2: [math.sqrt(sum(g * g for g in gap)) for gap in gaps],
+        Norm.L2: [math.hypot(*gap) for gap in gaps],
         Norm.L1: [sum(gap) for gap in gaps],
     }
     for norm in NORMS:
@@ -80,9 +81,8 @@ def test_projecting_twice_changes_nothing(norm, case, eps):
 def test_a_point_that_is_inside_is_not_moved(norm, case, eps):
     points, centre = case
     points = points.clamp(0, 1)
-    within = inside(points, centre, eps, norm) & (
-        distance(points.double(), centre.double(), norm) <= eps
-    )
+    near = distance(points.double(), centre.double(), norm) <= eps
+    within = inside(points, centre, eps, norm) & near
     assert torch.equal(project(points, centre, eps, norm)[within], points[within])
 
 
@@ -99,9 +99,10 @@ def test_linf_and_l2_projections_are_autoattacks(case, eps):
 
 
 def furthest_along(direction, centre, eps):
-    """Spends the budget greedily on the steepest coordinates: the maximiser of a linear function on ball and box."""
+    """Maximises a linear function on ball and box: moves the steepest coordinates first."""
     room = torch.where(direction > 0, 1 - centre, centre)
-    best, budget = centre.clone(), eps
+    best = centre.clone()
+    budget = eps
     for index in direction.abs().argsort(descending=True):
         step = min(float(room[index]), budget)
         best[index] += direction[index].sign() * step
@@ -112,7 +113,7 @@ def furthest_along(direction, centre, eps):
 @EXAMPLES
 @given(points_and_centres(torch.float64), EPS)
 def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(case, eps):
-    """The nearest point p of x in a convex set is the one with (x - p) . (z - p) <= 0 for every z of the set."""
+    """The nearest point p of x in a convex set has (x - p) . (z - p) <= 0 for every z of it."""
     points, centre = case
     projected = project(points, centre, eps, Norm.L1)
     for x, p, c in zip(points.flatten(1), projected.flatten(1), centre.flatten(1), strict=True):
@@ -124,33 +125,34 @@ def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(case, eps):
 @given(points_and_centres(torch.float64), EPS)
 def test_the_l1_projection_equals_a_bisection(case, eps):
     points, centre = case
-    size, room = (points - centre).abs(), torch.where(points > centre, 1 - centre, centre)
-    low, high = (
-        torch.zeros(len(points), 1, 1, 1, dtype=torch.float64),
-        size.amax((1, 2, 3), keepdim=True),
-    )
+    size = (points - centre).abs()
+    room = torch.where(points > centre, 1 - centre, centre)
+    low = torch.zeros(len(points), 1, 1, 1, dtype=torch.float64)
+    high = size.amax((1, 2, 3), keepdim=True)
     if_free = torch.minimum(size, room).sum((1, 2, 3), keepdim=True) <= eps
     for _ in range(100):
         middle = (low + high) / 2
         above = torch.minimum((size - middle).clamp(min=0), room).sum((1, 2, 3), keepdim=True) > eps
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        low = torch.where(above, middle, low)
+        high = torch.where(above, high, middle)
     moved = torch.minimum((size - torch.where(if_free, 0, high)).clamp(min=0), room)
     expected = centre + (points - centre).sign() * moved
     torch.testing.assert_close(project(points, centre, eps, Norm.L1), expected, rtol=0, atol=1e-9)
 
 
 def sorted_l1(points, centre, eps):
-    """The l1 projection by sorting: walks down the corners of the sum of what is kept, which is linear between them.
+    """The l1 projection by sorting the corners of the sum of what is kept.
 
-    A coordinate starts to count where the shrinkage is its size, and is full where that is its size
-    less its room.
+    The sum is linear between two corners. A coordinate starts to count where the shrinkage is its
+    size, and is full where the shrinkage is its size minus its room.
     """
     offset = (points - centre).flatten(1)
-    size, room = offset.abs(), torch.where(points > centre, 1 - centre, centre).flatten(1)
+    size = offset.abs()
+    room = torch.where(points > centre, 1 - centre, centre).flatten(1)
     corners, order = torch.cat([size, size - room], dim=1).sort(dim=1, descending=True)
-    turn = torch.where(order < size.shape[1], 1.0, -1.0).double()
-    slope = turn.cumsum(dim=1)
-    total = (turn * corners).cumsum(dim=1) - slope * corners
+    change = torch.where(order < size.shape[1], 1.0, -1.0).double()
+    slope = change.cumsum(dim=1)
+    total = (change * corners).cumsum(dim=1) - slope * corners
     last = ((total < eps).sum(dim=1, keepdim=True) - 1).clamp(min=0)
     corner, reached, rate = (values.gather(1, last) for values in (corners, total, slope))
     kept = torch.minimum((size - (corner - (eps - reached) / rate)).clamp(min=0), room)
@@ -161,8 +163,9 @@ def sorted_l1(points, centre, eps):
 
 @st.composite
 def awkward_l1_cases(draw):
-    """Walls, ties, steps of all sizes: what makes a piecewise linear sum steep in one place and flat in another."""
-    n, d = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 5, 40]))
+    """Walls, ties and steps of all sizes make the piecewise linear sum both steep and flat."""
+    n = draw(st.integers(1, 4))
+    d = draw(st.sampled_from([1, 2, 5, 40]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
     def powers(low, high):
@@ -170,17 +173,14 @@ def awkward_l1_cases(draw):
 
     near_a_wall = powers(draw(st.sampled_from([-40, -8, -2])), 0)
     on_grid = torch.randint(0, 5, (n, 1, 1, d), generator=generator).double() / 4
-    centre = draw(
-        st.sampled_from([near_a_wall, 1 - near_a_wall, on_grid, 0.5 * torch.ones_like(on_grid)])
-    )
+    middle = 0.5 * torch.ones_like(on_grid)
+    centre = draw(st.sampled_from([near_a_wall, 1 - near_a_wall, on_grid, middle]))
     sign = torch.randint(-1, 2, (n, 1, 1, d), generator=generator).double()
-    spread = draw(
-        st.sampled_from(
-            [torch.ones_like(sign), torch.rand(sign.shape, generator=generator).double()]
-        )
-    )
+    uneven = torch.rand(sign.shape, generator=generator).double()
+    spread = draw(st.sampled_from([torch.ones_like(sign), uneven]))
     eps = draw(st.sampled_from([0.0, 1e-3, 0.25, 1.0, 3.0, 1e6]))
-    return centre + sign * spread * powers(draw(st.sampled_from([-20, -3, 0])), 3), centre, eps
+    steps = sign * spread * powers(draw(st.sampled_from([-20, -3, 0])), 3)
+    return centre + steps, centre, eps
 
 
 @settings(max_examples=200, deadline=None)
@@ -195,14 +195,9 @@ def test_the_l1_projection_is_that_by_sorting(case):
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8)])
 @pytest.mark.parametrize("eps", [1e-6, 0.5, 12.0])
 def test_the_l1_projection_of_images_is_that_by_sorting(shape, eps):
-    """Of a few large steps, as an attack takes them, and of noise in every pixel."""
-    centre = (
-        torch.rand(12, *shape, generator=torch.Generator().manual_seed(0))
-        .mul(255)
-        .round()
-        .div(255)
-        .double()
-    )
+    """The points are a few large steps, as an attack takes them, or noise in every pixel."""
+    pixels = torch.rand(12, *shape, generator=torch.Generator().manual_seed(0))
+    centre = pixels.mul(255).round().div(255).double()
     noise = torch.randn(12, *shape, generator=torch.Generator().manual_seed(1)).double()
     for points in (centre + noise, centre + noise.sign() * (noise.abs() > 2) / 3):
         projected = project(points, centre, eps, Norm.L1)
@@ -224,36 +219,40 @@ def test_the_l1_projection_of_images_is_that_by_sorting(shape, eps):
     ],
 )
 def test_the_l1_projection_where_it_degenerates(points, centre, eps, expected):
-    points, centre, expected = (
-        row(*values, dtype=torch.float64) for values in (points, centre, expected)
-    )
+    points = row(*points, dtype=torch.float64)
+    centre = row(*centre, dtype=torch.float64)
+    expected = row(*expected, dtype=torch.float64)
     # As exact as the size of the largest offset allows.
     atol = 1e-15 * max(1, float((points - centre).abs().max()))
     torch.testing.assert_close(project(points, centre, eps, Norm.L1), expected, rtol=0, atol=atol)
 
 
 def staircase(n=32, d=64):
-    """Coordinates with little room and large offsets: the sum is flat nearly everywhere, and Newton's method is lost."""
+    """Coordinates with little room and large offsets: Newton's method fails on the flat sum."""
     generator = torch.Generator().manual_seed(0)
     centre = 1e-12 * torch.rand(n, 1, 1, d, generator=generator, dtype=torch.float64)
-    return centre - torch.rand(n, 1, 1, d, generator=generator, dtype=torch.float64), centre, 1e-11
+    offsets = torch.rand(n, 1, 1, d, generator=generator, dtype=torch.float64)
+    return centre - offsets, centre, 1e-11
 
 
-def test_an_easy_row_of_an_l1_projection_does_not_notice_a_hard_one():
+def test_an_easy_row_of_an_l1_projection_does_not_depend_on_a_hard_one():
     points, centre, eps = staircase()
-    parts = (points, centre), (centre - points, 0.5 + centre)
-    together = project(*(torch.cat(both) for both in zip(*parts, strict=True)), eps, Norm.L1)
-    assert torch.equal(together, torch.cat([project(*part, eps, Norm.L1) for part in parts]))
+    hard = project(points, centre, eps, Norm.L1)
+    easy = project(centre - points, 0.5 + centre, eps, Norm.L1)
+    both_points = torch.cat([points, centre - points])
+    both_centres = torch.cat([centre, 0.5 + centre])
+    together = project(both_points, both_centres, eps, Norm.L1)
+    assert torch.equal(together, torch.cat([hard, easy]))
 
 
 @pytest.fixture
-def _unseen(monkeypatch):
-    """As on a GPU, nobody looks at the values on the way."""
+def _unread(monkeypatch):
+    """As on a GPU, a loop does not read the values."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
 
 
-@pytest.mark.usefixtures("_unseen")
-def test_an_l1_projection_that_may_not_look_gives_the_same_images():
+@pytest.mark.usefixtures("_unread")
+def test_an_l1_projection_that_reads_no_value_gives_the_same_images():
     centre = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     points = centre + torch.randn(centre.shape, generator=torch.Generator().manual_seed(1))
     exact = sorted_l1(points.double(), centre.double(), 12.0)
@@ -262,8 +261,8 @@ def test_an_l1_projection_that_may_not_look_gives_the_same_images():
     )
 
 
-@pytest.mark.usefixtures("_unseen")
-def test_an_l1_projection_that_may_not_look_never_leaves_the_ball():
+@pytest.mark.usefixtures("_unread")
+def test_an_l1_projection_that_reads_no_value_never_leaves_the_ball():
     points, centre, eps = staircase()
     projected = project(points, centre, eps, Norm.L1)
     assert (distance(projected, centre, Norm.L1) <= eps * (1 + 1e-9)).all()
@@ -289,7 +288,8 @@ def test_a_radius_per_row_acts_as_each_row_alone(norm, case, radii):
 
 
 def test_linf_inside_uses_the_rounded_bounds_of_the_pixels():
-    centre, eps = row(*torch.linspace(0, 1, 97).tolist()), 8 / 255
+    centre = row(*torch.linspace(0, 1, 97).tolist())
+    eps = 8 / 255
     edge = (centre + eps).clamp(max=1)
     assert float(distance(edge.double(), centre.double(), Norm.LINF)) > eps
     assert inside(edge, centre, eps, Norm.LINF).all()
@@ -313,7 +313,7 @@ def test_no_point_outside_the_box_is_inside(norm, value):
     assert inside(row(value, 0.5), row(0.0, 0.5), 6.0, norm).tolist() == [False]
 
 
-def test_inside_judges_every_row_alone():
+def test_inside_decides_on_every_row_alone():
     points = torch.tensor([[0.1, 0.1], [0.1, 0.4]]).view(2, 1, 1, 2)
     assert inside(points, torch.zeros(2, 1, 1, 2), 0.2, Norm.LINF).tolist() == [True, False]
 
@@ -342,9 +342,8 @@ def test_l1_has_neither_plain_steps_nor_starts():
 def test_random_starts_are_inside_and_follow_from_the_generator(norm, case, eps, seed):
     _, centre = case
     before = torch.get_rng_state()
-    first, second = (
-        random_start(centre, eps, norm, torch.Generator().manual_seed(seed)) for _ in range(2)
-    )
+    first = random_start(centre, eps, norm, torch.Generator().manual_seed(seed))
+    second = random_start(centre, eps, norm, torch.Generator().manual_seed(seed))
     assert torch.equal(first, second)
     assert inside(first, centre, eps, norm).all()
     assert torch.equal(before, torch.get_rng_state())

@@ -1,4 +1,4 @@
-"""Steps to hyperplanes, against bisections and greedy sums in plain Python, and against AutoAttack's projections."""
+"""Steps to hyperplanes, against bisections in plain Python and AutoAttack's projections."""
 
 import math
 
@@ -21,7 +21,7 @@ PACKAGE = {
 }
 WEIGHTS = st.one_of(st.just(0.0), st.floats(0.001, 10), st.floats(-10, -0.001))
 PIXELS = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
-SHARES = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-1.5, 1.5))
+FRACTIONS = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-1.5, 1.5))
 
 
 def capacity(points, weights, excess):
@@ -37,62 +37,70 @@ def removed(steps, weights, excess):
 
 @st.composite
 def planes(draw):
-    """Points, weights and an excess, given as a share of what the box lets a step remove; float64."""
-    n, d = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    """Points, weights and an excess, a fraction of what a step in the box can remove; float64."""
+    n = draw(st.integers(1, 3))
+    d = draw(st.integers(1, 8))
 
     def tensor(elements, *shape):
         size = math.prod(shape)
-        return torch.tensor(
-            draw(st.lists(elements, min_size=size, max_size=size)), dtype=torch.float64
-        ).view(shape)
+        values = draw(st.lists(elements, min_size=size, max_size=size))
+        return torch.tensor(values, dtype=torch.float64).view(shape)
 
-    points, weights, share = tensor(PIXELS, n, d), tensor(WEIGHTS, n, d), tensor(SHARES, n)
-    return points, weights, share * capacity(points, weights, share)
+    points = tensor(PIXELS, n, d)
+    weights = tensor(WEIGHTS, n, d)
+    fraction = tensor(FRACTIONS, n)
+    return points, weights, fraction * capacity(points, weights, fraction)
 
 
-def random_planes(n, d, share, dtype=torch.float32, seed=0):
+def random_planes(n, d, fraction, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    points = (
-        (1.4 * torch.rand(n, d, generator=generator, dtype=torch.float64) - 0.2)
-        .clamp(0, 1)
-        .to(dtype)
-    )
+    numbers = torch.rand(n, d, generator=generator, dtype=torch.float64)
+    points = (1.4 * numbers - 0.2).clamp(0, 1).to(dtype)
     weights = torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype)
     weights[:, ::7] = 0
     sign = torch.where(torch.arange(n) % 2 == 0, 1, -1).to(dtype)
-    return points, weights, share * sign * capacity(points, weights, sign)
+    return points, weights, fraction * sign * capacity(points, weights, sign)
+
+
+def walls_of(points, weights, excess):
+    """The size of each weight, and the room up to the wall; without coordinates of no weight."""
+    walls = []
+    for point, weight in zip(points, weights, strict=True):
+        if weight:
+            is_down = weight * (excess or 1.0) > 0
+            walls.append((abs(weight), point if is_down else 1 - point))
+    return walls
+
+
+def shortest_l1(walls, target):
+    total = 0.0
+    for weight, room in sorted(walls, reverse=True):
+        step = min(room, target / weight)
+        total += step
+        target -= step * weight
+    return total
 
 
 def shortest_length(points, weights, excess, norm):
     """The length of the shortest step of one point; the plane must be reachable."""
-    c = abs(excess)
-    walls = [
-        (abs(w), x if w * (excess or 1.0) > 0 else 1 - x)
-        for x, w in zip(points, weights, strict=True)
-    ]
+    walls = walls_of(points, weights, excess)
     if norm is Norm.L1:
-        total = 0.0
-        for weight, room in sorted(walls, reverse=True):
-            step = min(room, c / weight) if weight else 0.0
-            total, c = total + step, c - step * weight
-        return total
+        return shortest_l1(walls, abs(excess))
 
     def moves(t):
-        return [
-            min(t * (weight if norm is Norm.L2 else 1), room) if weight else 0.0
-            for weight, room in walls
-        ]
+        if norm is Norm.L2:
+            return [min(t * weight, room) for weight, room in walls]
+        return [min(t, room) for _, room in walls]
 
     low, high = 0.0, 1e4
     for _ in range(120):
         middle = (low + high) / 2
-        enough = (
-            sum(move * weight for move, (weight, _) in zip(moves(middle), walls, strict=True)) >= c
-        )
-        low, high = (low, middle) if enough else (middle, high)
-    return (
-        max(moves(high)) if norm is Norm.LINF else math.sqrt(sum(move**2 for move in moves(high)))
-    )
+        pairs = zip(moves(middle), walls, strict=True)
+        if sum(move * weight for move, (weight, _) in pairs) >= abs(excess):
+            high = middle
+        else:
+            low = middle
+    return max(moves(high), default=0.0) if norm is Norm.LINF else math.hypot(*moves(high))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -123,13 +131,10 @@ def test_a_step_ends_on_the_plane_or_as_near_as_the_box_allows(norm, case):
 def test_no_shorter_step_reaches_the_plane(norm, case):
     points, weights, excess = case
     assume((excess.abs() < capacity(points, weights, excess)).all())
-    expected = [
-        shortest_length(*row, norm)
-        for row in zip(points.tolist(), weights.tolist(), excess.tolist(), strict=True)
-    ]
-    assert length(
-        step_to_hyperplane(points, weights, excess, norm), norm
-    ).tolist() == pytest.approx(expected, abs=1e-9)
+    rows = zip(points.tolist(), weights.tolist(), excess.tolist(), strict=True)
+    expected = [shortest_length(*row, norm) for row in rows]
+    steps = step_to_hyperplane(points, weights, excess, norm)
+    assert length(steps, norm).tolist() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -160,7 +165,7 @@ def test_without_weights_no_coordinate_moves(norm):
 
 
 @pytest.mark.parametrize(("norm", "moves"), [(Norm.LINF, True), (Norm.L2, False), (Norm.L1, False)])
-def test_l2_and_l1_take_the_smallest_weights_for_none(norm, moves):
+def test_l2_and_l1_ignore_the_smallest_weights(norm, moves):
     steps = step_to_hyperplane(
         torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 1e-9]]), torch.tensor([9.0]), norm
     )
@@ -171,8 +176,9 @@ def test_l2_and_l1_take_the_smallest_weights_for_none(norm, moves):
     ("norm", "expected"),
     [(Norm.LINF, [-0.05, -0.05]), (Norm.L2, [-0.06, -0.03]), (Norm.L1, [-0.075, 0.0])],
 )
-def test_far_from_the_walls_each_norm_shares_the_excess_in_its_way(norm, expected):
-    points, weights = torch.tensor([[0.1, 0.5]]), torch.tensor([[2.0, 1.0]])
+def test_far_from_the_walls_each_norm_divides_the_excess_in_its_own_way(norm, expected):
+    points = torch.tensor([[0.1, 0.5]])
+    weights = torch.tensor([[2.0, 1.0]])
     torch.testing.assert_close(
         step_to_hyperplane(points, weights, torch.tensor([0.15]), norm), torch.tensor([expected])
     )
@@ -181,7 +187,8 @@ def test_far_from_the_walls_each_norm_shares_the_excess_in_its_way(norm, expecte
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_full_coordinate_leaves_the_rest_to_the_others(norm):
     """The first coordinate has room for 0.1 only and removes 0.2 of the excess."""
-    points, weights = torch.tensor([[0.1, 0.5]]), torch.tensor([[2.0, 1.0]])
+    points = torch.tensor([[0.1, 0.5]])
+    weights = torch.tensor([[2.0, 1.0]])
     steps = step_to_hyperplane(points, weights, torch.tensor([0.5]), norm)
     torch.testing.assert_close(steps, torch.tensor([[-0.1, -0.3]]))
 
@@ -190,7 +197,8 @@ def test_a_full_coordinate_leaves_the_rest_to_the_others(norm):
 def test_points_that_share_a_plane_are_projected_as_if_alone(norm):
     points, weights, excess = random_planes(6, 40, 0.6)
     others, _, _ = random_planes(6, 40, 0.6, seed=1)
-    pair, both = torch.stack([points, others]), torch.stack([excess, -0.2 * excess])
+    pair = torch.stack([points, others])
+    both = torch.stack([excess, -0.2 * excess])
     together = step_to_hyperplane(pair, weights, both, norm)
     for index in range(2):
         for row in range(6):
@@ -200,20 +208,20 @@ def test_points_that_share_a_plane_are_projected_as_if_alone(norm):
             assert torch.equal(together[index, row, None], alone)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999, 1.2])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.3, 0.9, 0.999, 1.2])
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_steps_are_autoattacks(norm, share):
-    points, weights, excess = random_planes(20, 192, share, torch.float64)
+def test_the_steps_are_autoattacks(norm, fraction):
+    points, weights, excess = random_planes(20, 192, fraction, torch.float64)
     expected = PACKAGE[norm](points.clone(), weights.clone(), (weights * points).sum(1) - excess)
     torch.testing.assert_close(
         step_to_hyperplane(points, weights, excess, norm), expected, rtol=0, atol=1e-10
     )
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.3])
 @pytest.mark.parametrize("norm", NORMS)
-def test_single_precision_costs_no_more_than_in_autoattack(norm, share):
-    points, weights, excess = random_planes(20, 192, share)
+def test_single_precision_costs_no_more_than_in_autoattack(norm, fraction):
+    points, weights, excess = random_planes(20, 192, fraction)
     expected = PACKAGE[norm](points.clone(), weights.clone(), (weights * points).sum(1) - excess)
     torch.testing.assert_close(
         step_to_hyperplane(points, weights, excess, norm), expected, rtol=0, atol=2e-6
@@ -224,7 +232,8 @@ def test_single_precision_costs_no_more_than_in_autoattack(norm, share):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_plane_just_within_reach_of_wildly_unequal_weights_is_nearly_reached(norm, dtype):
     points, weights, _ = random_planes(20, 3072, 1.0, torch.float64)
-    points, weights = points.to(dtype), (weights**5).to(dtype)
+    points = points.to(dtype)
+    weights = (weights**5).to(dtype)
     excess = 0.99999 * capacity(points, weights, torch.ones(20))
     steps = step_to_hyperplane(points, weights, excess, norm)
     gone = removed(steps, weights, excess)
@@ -234,34 +243,32 @@ def test_a_plane_just_within_reach_of_wildly_unequal_weights_is_nearly_reached(n
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", NORMS)
-def test_beyond_reach_even_the_smallest_weights_go_to_the_wall(norm, dtype):
-    points, weights = (
-        torch.tensor([[0.3, 0.6, 0.8]], dtype=dtype),
-        torch.tensor([[1e4, -1e-7, 1e-7]], dtype=dtype),
-    )
+def test_if_the_plane_is_out_of_reach_even_the_smallest_weights_move_to_the_wall(norm, dtype):
+    points = torch.tensor([[0.3, 0.6, 0.8]], dtype=dtype)
+    weights = torch.tensor([[1e4, -1e-7, 1e-7]], dtype=dtype)
     steps = step_to_hyperplane(points, weights, torch.tensor([1e5], dtype=dtype), norm)
     torch.testing.assert_close(points + steps, torch.tensor([[0.0, 1.0, 0.0]], dtype=dtype))
 
 
 def test_l1_tells_nearly_equal_weights_apart():
-    points, weights, excess = (
-        torch.tensor(v, dtype=torch.float64) for v in ([[0.5, 0.5]], [[1, 1 - 1e-8]], [0.3])
-    )
+    points = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    weights = torch.tensor([[1, 1 - 1e-8]], dtype=torch.float64)
+    excess = torch.tensor([0.3], dtype=torch.float64)
     steps = step_to_hyperplane(points, weights, excess, Norm.L1)
     assert steps[0].tolist() == pytest.approx([-0.3, 0.0])
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_looking_at_the_numbers_changes_no_result(norm, monkeypatch):
+def test_reading_the_values_changes_no_result(norm, monkeypatch):
     arguments = random_planes(6, 40, 0.6)
-    looked = step_to_hyperplane(*arguments, norm)
-    monkeypatch.setattr(hyperplane, "_may_look", lambda _: False)
-    assert torch.equal(looked, step_to_hyperplane(*arguments, norm))
+    reading = step_to_hyperplane(*arguments, norm)
+    monkeypatch.setattr(hyperplane, "is_cheap_to_read", lambda _: False)
+    assert torch.equal(reading, step_to_hyperplane(*arguments, norm))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_shapes_alone_decide_what_is_computed(norm):
-    """A tensor without numbers cannot be looked at, as a GPU must not be."""
+    """A tensor without values cannot be read, and values on a GPU must not be read."""
     arguments = [values.to("meta") for values in random_planes(6, 40, 0.6)]
     assert step_to_hyperplane(*arguments, norm).shape == (6, 40)
 
@@ -271,7 +278,8 @@ def test_the_arguments_are_left_alone(norm):
     arguments = random_planes(6, 40, 0.6)
     copies = [values.clone() for values in arguments]
     step_to_hyperplane(*arguments, norm)
-    assert all(torch.equal(value, copy) for value, copy in zip(arguments, copies, strict=True))
+    for value, copy in zip(arguments, copies, strict=True):
+        assert torch.equal(value, copy)
 
 
 @pytest.mark.parametrize(("norm", "expected"), [(Norm.LINF, 4.0), (Norm.L2, 5.0), (Norm.L1, 7.0)])

@@ -16,7 +16,8 @@ EXAMPLES = settings(max_examples=40, deadline=None)
 
 @st.composite
 def logits_and_labels(draw, least=4):
-    n, k = draw(st.integers(1, 4)), draw(st.integers(least, 8))
+    n = draw(st.integers(1, 4))
+    k = draw(st.integers(least, 8))
     rows = st.lists(st.floats(-20, 20, width=32), min_size=k, max_size=k, unique=True)
     logits = torch.tensor([draw(rows) for _ in range(n)], dtype=torch.float64)
     return logits, torch.tensor([draw(st.integers(0, k - 1)) for _ in range(n)])
@@ -33,7 +34,10 @@ def best_other(z, y):
 @EXAMPLES
 @given(logits_and_labels())
 def test_cross_entropy_is_minus_the_log_probability(case):
-    expected = [math.log(sum(math.exp(v) for v in z)) - z[y] for z, y in by_row(*case)]
+    expected = []
+    for z, y in by_row(*case):
+        total = sum(math.exp(value) for value in z)
+        expected.append(math.log(total) - z[y])
     assert cross_entropy(*case).tolist() == pytest.approx(expected, abs=1e-9)
 
 
@@ -77,7 +81,8 @@ def test_targeted_dlr_is_the_published_ratio(case, random):
 def test_dlr_ignores_shift_and_scale(seed, shift, scale):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, 6, generator=generator, dtype=torch.float64)
-    labels, targets = torch.tensor([0, 1, 2]), torch.tensor([3, 3, 3])
+    labels = torch.tensor([0, 1, 2])
+    targets = torch.tensor([3, 3, 3])
     changed = scale * (logits + shift)
     torch.testing.assert_close(dlr(changed, labels), dlr(logits, labels), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
@@ -89,18 +94,21 @@ def test_dlr_ignores_shift_and_scale(seed, shift, scale):
 
 
 def test_the_tiny_term_keeps_equal_logits_finite():
-    flat, label = torch.ones(1, 5), torch.tensor([2])
+    flat = torch.ones(1, 5)
+    label = torch.tensor([2])
     assert dlr(flat, label).tolist() == [0]
     assert targeted_dlr(flat, label, torch.tensor([1])).tolist() == [0]
 
 
 @EXAMPLES
 @given(logits_and_labels(), logits_and_labels())
-def test_the_divergence_is_positive_and_zero_only_towards_itself(case, other):
+def test_the_divergence_is_never_negative_and_zero_from_itself(case, other):
     logits, _ = case
     assert kl_divergence(logits, logits).tolist() == [0] * len(logits)
-    n, k = min(len(logits), len(other[0])), min(logits.shape[1], other[0].shape[1])
-    assert (kl_divergence(logits[:n, :k], other[0][:n, :k]) >= -1e-12).all()
+    target, _ = other
+    n = min(len(logits), len(target))
+    k = min(logits.shape[1], target.shape[1])
+    assert (kl_divergence(logits[:n, :k], target[:n, :k]) >= -1e-12).all()
 
 
 @EXAMPLES

@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process, so that the next step needs no new pages."""
+"""The process keeps the memory that it frees, so that the next step needs no new pages."""
 
 import platform
 import subprocess
@@ -32,7 +32,7 @@ def test_memory_that_is_freed_and_taken_again_costs_no_page_faults():
     assert int(out.stdout) < 100
 
 
-def test_elsewhere_nothing_happens(monkeypatch):
+def test_nothing_happens_with_another_c_library(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(malloc.ctypes, "CDLL", lambda _name: pytest.fail("there is no mallopt"))
     malloc.keep_freed_memory()

@@ -1,4 +1,4 @@
-"""What a student has of its teacher: measures on networks with known answers, their intervals, and stored runs."""
+"""Similarity: measures on networks with known answers, their intervals, and stored runs."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def subject(model, name="net", sha="0", parameters=100):
 
 
 def other(seed=5):
-    """A convolutional network with random weights that gives random images answers of every kind."""
+    """A convolutional network with random weights whose answers to random images differ."""
     torch.manual_seed(seed)
     layers = [nn.Conv2d(1, 6, 3, 1, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU()]
     built = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96, 10)).eval()
@@ -66,25 +66,21 @@ def other(seed=5):
     return built
 
 
-def asked(*networks, n=20, threat=LINF, batch_size=250):
+def comparison_of(*networks, n=20, threat=LINF, batch_size=250):
     data = Dataset("random", images(n), torch.arange(n) % 10, tuple(range(100, 100 + n)), 10)
-    named = tuple(subject(network, f"net-{place}") for place, network in enumerate(networks))
+    named = tuple(subject(network, f"net-{index}") for index, network in enumerate(networks))
     return Comparison(named, data, threat, torch.device("cpu"), batch_size=batch_size)
 
 
 def means(series):
-    return {
-        (one.measure, one.place): (one.values.sum() / one.weights.sum()).item()
-        for one in series
-        if one.weights.any()
-    }
+    return {(one.measure, one.network): one.mean for one in series if one.weights.any()}
 
 
 # Measures
 
 
-def test_a_copy_of_the_teacher_has_everything_of_it():
-    found = means(compare(asked(other(1), other(1), other(2))))
+def test_a_copy_of_the_teacher_is_the_most_similar():
+    found = means(compare(comparison_of(other(1), other(1), other(2))))
     for name in ("", " on noise", " on blur", " on edges", " on negatives"):
         assert found[f"teacher's answer{name}", 1] == 1
         assert found[f"teacher's answer{name}", 2] < 1
@@ -101,17 +97,21 @@ def test_a_copy_of_the_teacher_has_everything_of_it():
         assert found[name, 0] == found[name, 1]
 
 
-def test_two_independent_networks_alike_win_half_of_the_time():
-    found = means(compare(asked(other(1), other(2), other(3), other(3))))
+def test_two_equal_independent_networks_win_half_of_the_time():
+    found = means(compare(comparison_of(other(1), other(2), other(3), other(3))))
     assert found["attention nearer than independent", 3] == 0.5
     assert ("attention nearer than independent", 2) not in found
 
 
 def test_measures_are_those_of_the_definition():
-    teacher, student = linear(), other()
-    comparison = asked(teacher, student)
-    found, x, labels = means(compare(comparison)), comparison.data.images, comparison.data.labels
-    answer, own = teacher(x).argmax(dim=1), student(x).argmax(dim=1)
+    teacher = linear()
+    student = other()
+    comparison = comparison_of(teacher, student)
+    found = means(compare(comparison))
+    x = comparison.data.images
+    labels = comparison.data.labels
+    answer = teacher(x).argmax(dim=1)
+    own = student(x).argmax(dim=1)
     assert found["teacher's answer", 1] == pytest.approx((answer == own).double().mean().item())
     assert found["accuracy", 1] == pytest.approx((own == labels).double().mean().item())
     gradients = []
@@ -128,9 +128,10 @@ def test_measures_are_those_of_the_definition():
 def test_only_attacks_that_work_on_their_own_network_count():
     calm = linear()
     calm.bias.data[3] += 60  # it never changes its answer, but its gradient is not quite zero
-    # Far enough to change the student's answers by attacks on anybody.
+    # So far that any attack changes the student's answers.
     wide = Threat.parse("linf:0.5")
-    series = {(one.measure, one.place): one for one in compare(asked(calm, other(), threat=wide))}
+    made = compare(comparison_of(calm, other(), threat=wide))
+    series = {(one.measure, one.network): one for one in made}
     assert not series["fooled by attacks on the teacher", 1].weights.any()
     assert not series["fooled by attacks on the teacher", 1].values.any()
     assert series["attacks on it fool the teacher", 1].weights.any()
@@ -138,25 +139,24 @@ def test_only_attacks_that_work_on_their_own_network_count():
 
 
 def test_batches_change_nothing():
-    whole, parts = (compare(asked(conv(channels=1), other(), batch_size=size)) for size in (250, 7))
-    for one, same in zip(whole, parts, strict=True):
-        assert (one.measure, one.place) == (same.measure, same.place)
+    large = compare(comparison_of(conv(channels=1), other(), batch_size=250))
+    small = compare(comparison_of(conv(channels=1), other(), batch_size=7))
+    for one, same in zip(large, small, strict=True):
+        assert (one.measure, one.network) == (same.measure, same.network)
         torch.testing.assert_close(one.values, same.values, rtol=1e-4, atol=1e-5)
         assert torch.equal(one.weights, same.weights)
 
 
 def test_networks_without_feature_maps_have_no_attention():
-    measures = {one.measure for one in compare(asked(linear(), conv(channels=1)))}
+    measures = {one.measure for one in compare(comparison_of(linear(), conv(channels=1)))}
     assert not any("attention" in measure for measure in measures)
 
 
-def test_progress_is_told():
-    told = []
-    compare(
-        asked(linear(), linear(), n=10, batch_size=4),
-        lambda done, whole: told.append((done, whole)),
-    )
-    assert told == [(4, 10), (8, 10), (10, 10)]
+def test_progress_is_reported():
+    reports = []
+    comparison = comparison_of(linear(), linear(), n=10, batch_size=4)
+    compare(comparison, lambda done, total: reports.append((done, total)))
+    assert reports == [(4, 10), (8, 10), (10, 10)]
 
 
 @pytest.mark.parametrize(
@@ -167,31 +167,33 @@ def test_progress_is_told():
             three_classes(),
             "linf:0.1",
             UsageError,
-            "'net-1' tells 3 classes apart, the data set has 10",
+            "'net-1' has 3 classes, the data set has 10",
         ),
         (detached(), "linf:0.1", ModelError, "'net-1' cannot be compared, as it gives no gradient"),
     ],
 )
-def test_what_cannot_be_compared_is_said(network, threat, error, message):
+def test_networks_that_cannot_be_compared_are_refused(network, threat, error, message):
     with pytest.raises(error, match=message):
-        compare(asked(linear(), network, threat=Threat.parse(threat)))
+        compare(comparison_of(linear(), network, threat=Threat.parse(threat)))
 
 
-def test_a_network_that_answers_by_chance_is_refused():
-    class Chance(nn.Module):
+def test_a_randomized_network_is_refused():
+    class Random(nn.Module):
         def draw(self, images, key):
             return linear()(images)
 
         def forward(self, images):
             return linear()(images)
 
-    with pytest.raises(UsageError, match="'net-1' answers by chance"):
-        compare(asked(linear(), Chance()))
+    with pytest.raises(UsageError, match="'net-1' is randomized"):
+        compare(comparison_of(linear(), Random()))
 
 
 @pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.5"])
 def test_the_transferred_attack_climbs_and_stays_inside(threat):
-    network, ball, x = linear(), Threat.parse(threat), images()
+    network = linear()
+    ball = Threat.parse(threat)
+    x = images()
     labels = network(x).argmax(dim=1)
 
     def slope(points):
@@ -201,9 +203,8 @@ def test_the_transferred_attack_climbs_and_stays_inside(threat):
 
     moved = fool(slope, x, ball)
     assert inside(moved, x, ball.eps, ball.norm).all()
-    before, after = (
-        nn.functional.cross_entropy(network(z), labels, reduction="none") for z in (x, moved)
-    )
+    before = nn.functional.cross_entropy(network(x), labels, reduction="none")
+    after = nn.functional.cross_entropy(network(moved), labels, reduction="none")
     assert (after > before).all()
 
 
@@ -217,11 +218,12 @@ def test_operations_are_counted():
 
 
 class Maps(nn.Module):
-    """Two maps, the bright and the dark side of an image, which a linear layer weighs by their means."""
+    """Two maps, an image and its negative; a linear layer weights their means."""
 
     def __init__(self, weights):
         super().__init__()
-        self.maps, self.weights = nn.Conv2d(1, 2, 1), torch.tensor(weights)
+        self.maps = nn.Conv2d(1, 2, 1)
+        self.weights = torch.tensor(weights)
         self.maps.weight.data = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
         self.maps.bias.data = torch.tensor([0.0, 1.0])
 
@@ -230,10 +232,12 @@ class Maps(nn.Module):
 
 
 def test_gradcam_of_a_network_made_by_hand():
-    """The weights of the maps are those of the class over the number of pixels, so that the map is known."""
-    network, x = Maps([[2.0, 0.0], [1.0, 3.0], [-1.0, 0.0]]), images(3)
+    """The weights of the maps are those of the class, divided by the number of pixels."""
+    network = Maps([[2.0, 0.0], [1.0, 3.0], [-1.0, 0.0]])
+    x = images(3)
     found = gradcam(network, network.maps, x, torch.tensor([0, 1, 2]))
-    bright, dark = x[:, 0], 1 - x[:, 0]
+    bright = x[:, 0]
+    dark = 1 - x[:, 0]
     expected = torch.stack([2 * bright[0], bright[1] + 3 * dark[1], torch.zeros(8, 8)]) / 64
     torch.testing.assert_close(found, expected)
 
@@ -269,7 +273,8 @@ class TestEveryChange:
         assert not torch.equal(changed, images(channels=channels))
 
     def test_depends_on_the_example_and_the_seed_alone(self, name, channels):
-        x, ids = images(channels=channels), torch.arange(100, 112)
+        x = images(channels=channels)
+        ids = torch.arange(100, 112)
         rows = torch.tensor([7, 2])
         whole = CHANGES[name](x, ids, 1)
         torch.testing.assert_close(CHANGES[name](x[rows], ids[rows], 1), whole[rows])
@@ -302,7 +307,8 @@ def test_crops_show_between_thirty_and_sixty_percent_of_the_area():
 
 
 def test_known_changes():
-    x, ids = images(), torch.arange(12)
+    x = images()
+    ids = torch.arange(12)
     assert torch.equal(negative(x, ids, 0), 1 - x)
     flat = torch.full((2, 3, 5, 5), 0.25)
     torch.testing.assert_close(blur(flat, ids[:2], 0), flat)
@@ -319,11 +325,10 @@ def test_known_changes():
 # Series and intervals
 
 
-def series(values, place=0, *, weights=None, share=False, measure="m"):
-    kept = torch.tensor(values, dtype=torch.float64)
-    return Series(
-        measure, place, kept, torch.ones_like(kept) if weights is None else weights, share
-    )
+def series(values, network=0, *, weights=None, is_fraction=False, measure="m"):
+    values = torch.tensor(values, dtype=torch.float64)
+    weights = torch.ones_like(values) if weights is None else weights
+    return Series(measure, network, values, weights, is_fraction)
 
 
 NAMES = [("T", "teacher"), ("S", "student"), ("I", "independent")]
@@ -333,8 +338,8 @@ def summed(*given_series, reference=2, seed=0):
     return summarise(given_series, NAMES, reference=reference, seed=seed)
 
 
-def test_a_share_has_wilson_s_interval():
-    (row,) = summed(series([1.0] * 15 + [0.0] * 5, share=True))
+def test_a_fraction_has_wilson_s_interval():
+    (row,) = summed(series([1.0] * 15 + [0.0] * 5, is_fraction=True))
     assert (row.value, row.n) == (0.75, 20)
     assert (row.ci_low, row.ci_high) == interval(15, 20)
     assert (row.model, row.role) == ("T", "teacher")
@@ -350,7 +355,7 @@ def test_a_mean_has_a_bootstrapped_interval_of_the_size_of_theory():
 
 
 def test_differences_are_paired():
-    """Two series that differ by a constant have a difference without doubt, however much each of them varies."""
+    """If two series differ by a constant, the interval of the difference has no width."""
     values = torch.randn(50, generator=torch.Generator().manual_seed(0))
     mine, theirs = summed(series((values + 0.25).tolist(), 1), series(values.tolist(), 2))
     found = (mine.difference, mine.difference_low, mine.difference_high)
@@ -364,15 +369,15 @@ def test_differences_are_of_the_same_measure():
     assert all(row.difference is None for row in rows)
 
 
-def test_only_what_is_weighed_counts():
+def test_only_examples_with_a_weight_count():
     weights = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    (row,) = summed(series([1.0, 0.0, 0.0, 0.0], weights=weights, share=True))
+    (row,) = summed(series([1.0, 0.0, 0.0, 0.0], weights=weights, is_fraction=True))
     assert (row.value, row.n) == (0.5, 2)
 
 
-def test_nothing_that_counts_is_no_number():
+def test_without_an_example_that_counts_there_is_no_number():
     nothing = torch.zeros(3, dtype=torch.float64)
-    row, _ = summed(series([0.0] * 3, 1, weights=nothing, share=True), series([1.0] * 3, 2))
+    row, _ = summed(series([0.0] * 3, 1, weights=nothing, is_fraction=True), series([1.0] * 3, 2))
     assert row.n == 0
     assert (row.value, row.ci_low, row.ci_high, row.difference) == (None,) * 4
 
@@ -405,26 +410,20 @@ def test_robustness_retained_is_read_from_runs_of_both(tmp_path):
     )
     (found,) = retained.protocols(tmp_path, networks)
     assert found.name == "linf 8/255, standard by autoattack, 100 examples"
-    rows = {
-        (row.measure, row.role): row
-        for row in summed(
-            *retained.series(found, [one.parameters for one in networks], [10**9, 5 * 10**8])
-        )
-    }
+    parameters = [network.parameters for network in networks]
+    made = retained.series(found, parameters, [10**9, 5 * 10**8])
+    rows = {(row.measure, row.role): row for row in summed(*made)}
+    student = rows["robustness retained", "student"]
     assert rows["robust accuracy", "teacher"].value == 0.8
-    assert rows["robustness retained", "student"].value == pytest.approx(0.75)
-    assert (
-        rows["robustness retained", "student"].ci_low
-        < 0.75
-        < rows["robustness retained", "student"].ci_high
-    )
+    assert student.value == pytest.approx(0.75)
+    assert student.ci_low < 0.75 < student.ci_high
     assert rows["robust accuracy per million parameters", "student"].value == pytest.approx(1.2)
     assert rows["robust accuracy per GFLOP", "student"].value == pytest.approx(1.2)
     assert rows["robust accuracy per GFLOP", "teacher"].value == pytest.approx(0.8)
     assert ("robustness retained", "teacher") not in rows
 
 
-def test_runs_that_cannot_be_used_are_passed_over(tmp_path):
+def test_runs_that_cannot_be_used_are_skipped(tmp_path):
     networks = (subject(linear(), sha="t"), subject(linear(), sha="s"))
     assert retained.protocols(tmp_path / "nowhere", networks) == []
     store(tmp_path, model="T", checkpoint_sha256="t")
@@ -453,6 +452,6 @@ def test_the_newest_of_several_runs_counts(tmp_path):
 
 
 def test_norms_are_taken_from_the_threat():
-    comparison = asked(linear(), other(), threat=Threat.parse("l2:0.5"))
+    comparison = comparison_of(linear(), other(), threat=Threat.parse("l2:0.5"))
     assert comparison.threat.norm is Norm.L2
     assert means(compare(comparison)) != means(compare(replace(comparison, threat=LINF)))

@@ -1,4 +1,4 @@
-"""The check-up as a whole: which images, at what cost, and what it survives."""
+"""The check-up as a whole: its images, its cost, and models that fail."""
 
 import json
 from dataclasses import replace
@@ -47,6 +47,10 @@ def checks_of(entry):
     return {finding.check for finding in entry.findings}
 
 
+def examples_of(entry):
+    return {finding.check: finding.examples for finding in entry.findings}
+
+
 @pytest.mark.parametrize("name", components("trust"))
 def test_every_check_offers_a_function_and_says_what_it_finds(name):
     check = module("trust", name)
@@ -67,12 +71,13 @@ def test_an_entry_holds_findings_and_costs_and_survives_the_ledger():
 
 def test_passes_are_counted_as_the_model_sees_them():
     model = Counting(linear())
-    oracle, data = oracle_of(model), data_of()
+    oracle = oracle_of(model)
+    data = data_of()
     entry = checkup(oracle, data, range(40), THREAT)
     assert entry.forwards == model.images == oracle.meter.forwards
 
 
-def test_where_a_short_attack_breaks_all_of_a_few_images_nothing_else_is_probed():
+def test_if_a_short_attack_breaks_all_of_a_few_images_nothing_else_is_probed():
     entry = checkup(
         oracle_of(linear()), data_of(), range(40), Threat.parse("linf:0.9"), Scope(scout=True)
     )
@@ -81,7 +86,7 @@ def test_where_a_short_attack_breaks_all_of_a_few_images_nothing_else_is_probed(
     assert checks_of(run(linear(), scout=True)) == set()
 
 
-def test_one_draw_of_a_randomized_defence_that_falls_excuses_nothing():
+def test_a_randomized_defence_is_probed_even_if_one_draw_is_broken():
     model = declared_ensemble()
     entry = checkup(
         oracle_of(model), data_of(linear()), range(40), Threat.parse("linf:0.9"), Scope(scout=True)
@@ -92,7 +97,8 @@ def test_one_draw_of_a_randomized_defence_that_falls_excuses_nothing():
 class Counting(nn.Module):
     def __init__(self, network):
         super().__init__()
-        self.network, self.images = network, 0
+        self.network = network
+        self.images = 0
 
     def forward(self, images):
         self.images += len(images)
@@ -100,15 +106,15 @@ class Counting(nn.Module):
 
 
 def test_probes_of_a_robust_model_cost_at_most_fifteen_percent_of_the_standard_suite():
-    model, data = digits("small"), open_dataset("digits", split="test", limit=20)
-    oracle, threat = oracle_of(model), Threat.parse("linf:0.02")
-    right = (oracle.logits(data.images).argmax(dim=1) == data.labels).nonzero()[:, 0].tolist()
-    entry = checkup(oracle, data, right, threat)
-    standard = sum(
-        stage.passes(threat.norm, 10)
-        for stage in plan_stages(parse_suite("standard"), oracle, threat, Extra())
-    )
-    assert entry.forwards + entry.backwards < 0.15 * standard * len(right)
+    model = digits("small")
+    data = open_dataset("digits", split="test", limit=20)
+    oracle = oracle_of(model)
+    threat = Threat.parse("linf:0.02")
+    correct = (oracle.logits(data.images).argmax(dim=1) == data.labels).nonzero()[:, 0].tolist()
+    entry = checkup(oracle, data, correct, threat)
+    stages = plan_stages(parse_suite("standard"), oracle, threat, Extra())
+    standard = sum(stage.passes(threat.norm, 10) for stage in stages)
+    assert entry.forwards + entry.backwards < 0.15 * standard * len(correct)
     assert entry.findings == []
 
 
@@ -117,55 +123,50 @@ def test_without_searches_a_few_dozen_passes_are_spent():
     assert entry.forwards + entry.backwards < 90 * 40
 
 
-def test_progress_is_told_after_every_pass():
-    told = []
-    oracle = Oracle(linear(), torch.device("cpu"), Meter(told.append))
+def test_progress_is_reported_after_every_pass():
+    reports = []
+    oracle = Oracle(linear(), torch.device("cpu"), Meter(reports.append))
     entry = checkup(oracle, data_of(), range(40), THREAT, Scope(searches=False))
-    assert told == sorted(told)
-    assert told[-1] == entry.forwards + entry.backwards
+    assert reports == sorted(reports)
+    assert reports[-1] == entry.forwards + entry.backwards
 
 
 def test_the_same_images_are_probed_whatever_their_order():
     data = data_of(masked())
-    turned = data.take(torch.arange(39, -1, -1))
-    first, second = (
-        {
-            finding.check: finding.examples
-            for finding in run(masked(), one, size=10, searches=False).findings
-        }
-        for one in (data, turned)
-    )
-    assert first == second
-    assert len(first["zero-gradients"]) == 10
+    backwards = data.take(torch.arange(39, -1, -1))
+    first = run(masked(), data, size=10, searches=False)
+    second = run(masked(), backwards, size=10, searches=False)
+    assert examples_of(first) == examples_of(second)
+    assert len(examples_of(first)["zero-gradients"]) == 10
 
 
 def test_another_seed_probes_other_images():
-    one, other = (
-        run(masked(), size=8, searches=False, seed=seed).findings[0].examples for seed in (0, 1)
-    )
-    assert one != other
+    first = run(masked(), size=8, searches=False, seed=0)
+    second = run(masked(), size=8, searches=False, seed=1)
+    assert examples_of(first) != examples_of(second)
 
 
 @settings(max_examples=20)
 @given(st.integers(1, 12), st.integers(2, 12))
-def test_no_more_images_are_taken_than_there_are_or_than_asked_for(size, n):
+def test_no_more_images_are_taken_than_there_are_or_than_the_limit(size, n):
     model = Counting(linear())
     run(model, data_of(linear(), n=n), size=size, searches=False)
     assert model.images <= 90 * min(size, n)
 
 
 def test_only_the_given_rows_are_probed():
-    found = run(coin_flip(), data_of(linear()), rows=[3, 5, 8], searches=False).findings
-    assert {example for finding in found for example in finding.examples} <= {103, 105, 108}
+    entry = run(coin_flip(), data_of(linear()), rows=[3, 5, 8], searches=False)
+    for examples in examples_of(entry).values():
+        assert set(examples) <= {103, 105, 108}
 
 
 @pytest.mark.parametrize("rows", [[], [0, 1]])
-def test_without_an_image_that_is_right_nothing_is_probed(rows):
+def test_without_a_correctly_classified_image_nothing_is_probed(rows):
     entry = run(linear(), images_for(linear(), n=4, wrong=2, shape=SHAPE), rows=rows)
     assert checks_of(entry) == {"no-sample"}
 
 
-def test_a_model_without_gradients_is_probed_as_far_as_it_goes():
+def test_a_model_without_gradients_is_probed_as_far_as_possible():
     assert checks_of(run(detached())) == {"zero-gradients"}
 
 
@@ -193,12 +194,12 @@ class Applied(nn.Module):
         return self.function.apply(images)
 
 
-def test_a_model_that_fails_on_images_is_an_error_that_says_so():
+def test_a_model_that_fails_on_images_is_an_error():
     with pytest.raises(ModelError, match="failed on 40 images in \\[0, 1\\]: bad shape"):
         run(Failing(linear(), ValueError("bad shape"), after=0).eval(), data_of(linear()))
 
 
-def test_fewer_images_are_taken_where_memory_runs_out():
+def test_fewer_images_are_taken_if_memory_runs_out():
     entry = run(Failing(linear(), torch.OutOfMemoryError(), most=10).eval(), data_of(linear()))
     assert entry.findings == []
     assert entry.forwards > 0
@@ -209,7 +210,7 @@ def test_memory_that_holds_no_image_is_an_incomplete_run():
         run(Failing(linear(), torch.OutOfMemoryError(), most=0).eval(), data_of(linear()))
 
 
-def test_the_random_state_is_left_alone():
+def test_the_random_state_is_not_changed():
     before = torch.random.get_rng_state()
     run(linear())
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -240,10 +241,9 @@ class Cast(nn.Module):
 def test_a_randomized_defence_is_asked_about_one_draw_for_each_image(make):
     probe = probe_of(oracle_of(make()), open_dataset("digits", limit=30), THREAT, Scope())
     assert torch.equal(probe.again, probe.logits)
-    some = torch.tensor([5, 2, 2])
-    torch.testing.assert_close(
-        probe.ask(probe.images[some], some), probe.logits[some], rtol=1e-5, atol=1e-5
-    )
+    rows = torch.tensor([5, 2, 2])
+    answers = probe.ask(probe.images[rows], rows)
+    torch.testing.assert_close(answers, probe.logits[rows], rtol=1e-5, atol=1e-5)
 
 
 def test_an_ensemble_answers_with_the_member_that_was_drawn():
@@ -257,7 +257,7 @@ def test_an_ensemble_answers_with_the_member_that_was_drawn():
 
 
 class Careful(nn.Module):
-    """Rejects what it is unsure of."""
+    """Rejects images if it is not certain."""
 
     abstains = True
 
@@ -270,7 +270,7 @@ class Careful(nn.Module):
         return torch.cat([logits, logits.amax(dim=1, keepdim=True) - 1e-3], dim=1)
 
 
-def test_an_answer_that_rejects_counts_as_right():
+def test_a_rejection_counts_as_correct():
     data = data_of(linear())
     probe = probe_of(oracle_of(Careful(linear()).eval()), data, THREAT, Scope())
     assert probe.logits.shape[1] == 10

@@ -1,4 +1,4 @@
-"""Checks of what a finished run left behind."""
+"""Checks that review the facts of a finished run."""
 
 import pytest
 import torch
@@ -25,10 +25,9 @@ from robustbench_kd.trust import (
 YELLOW, RED = Severity.YELLOW, Severity.RED
 
 
-def stage(name="apgd-ce", broken=0, start=0, **how):
-    return FinishedStage(
-        name, frozenset(range(start, start + broken)), **{"guided": name != "square", **how}
-    )
+def stage(name="apgd-ce", broken=0, start=0, **changes):
+    examples = frozenset(range(start, start + broken))
+    return FinishedStage(name, examples, **{"guided": name != "square", **changes})
 
 
 def facts(*stages, n=1000, **known):
@@ -50,8 +49,8 @@ def severities(found):
         (100, 2, [YELLOW]),
     ],
 )
-def test_square_is_held_against_the_gradient_attacks_before_it(n, broken, expected):
-    """A single example is no evidence, even where it is one in a hundred."""
+def test_square_is_compared_with_the_gradient_attacks_before_it(n, broken, expected):
+    """A single example is no evidence, even if it is one of a hundred."""
     found = square_beats_white_box.review(
         facts(stage(broken=300), stage("square", broken, start=400), n=n)
     )
@@ -59,7 +58,7 @@ def test_square_is_held_against_the_gradient_attacks_before_it(n, broken, expect
     assert all(finding.examples == list(range(400, 400 + broken)) for finding in found)
 
 
-def test_square_without_a_gradient_attack_before_it_says_nothing():
+def test_square_without_a_gradient_attack_before_it_is_no_finding():
     assert square_beats_white_box.review(facts(stage("square", 500))) == []
     adaptive = stage("defence:square", 500, start=300, guided=False, adaptive=True)
     assert square_beats_white_box.review(facts(stage(broken=1), adaptive)) == []
@@ -68,11 +67,13 @@ def test_square_without_a_gradient_attack_before_it_says_nothing():
 @pytest.mark.parametrize(
     ("surface", "expected"), [("backbone", [YELLOW]), ("defence", []), ("expected", [])]
 )
-def test_adaptive_attacks_on_parts_are_held_against_the_standard_ones(surface, expected):
+def test_adaptive_attacks_on_parts_are_compared_with_the_standard_ones(surface, expected):
     part = stage(f"{surface}:apgd-margin", 30, start=400, surface=surface, adaptive=True)
     found = transfer_beats_white_box.review(facts(stage(broken=300), part))
     assert severities(found) == expected
-    assert all(surface in finding.message and "3.0%" in finding.message for finding in found)
+    for finding in found:
+        assert surface in finding.message
+        assert "3.0%" in finding.message
 
 
 @pytest.mark.parametrize(("refused", "expected"), [(0, []), (4, []), (5, [YELLOW])])
@@ -86,7 +87,7 @@ def test_few_refused_points_among_many_are_rounding():
 
 
 @pytest.mark.parametrize(("marginal", "expected"), [(0, []), (10, []), (11, [YELLOW])])
-def test_margins_that_rounding_could_turn_are_counted(marginal, expected):
+def test_margins_that_rounding_could_change_are_counted(marginal, expected):
     margins = dict.fromkeys(range(500), -0.5) | dict.fromkeys(range(marginal), -0.0009)
     assert severities(marginal_verdicts.review(facts(margins=margins))) == expected
 
@@ -126,7 +127,8 @@ def test_findings_of_all_kinds_come_together():
 
 
 def test_facts_are_read_from_the_ledger():
-    oracle, threat = Oracle(linear(), torch.device("cpu")), Threat.parse("linf:0.1")
+    oracle = Oracle(linear(), torch.device("cpu"))
+    threat = Threat.parse("linf:0.1")
     stages = plan_stages(parse_suite("apgd-ce,square+adaptive"), oracle, threat, Extra())
 
     def decision(index, broken, margin):
@@ -146,8 +148,8 @@ def test_facts_are_read_from_the_ledger():
         ),
         Entry(stage="square", decisions=[decision(3, broken=True, margin=-0.5)]),
     ]
-    known = [planned_stage(stage, Norm.LINF) for stage in stages]
-    found = facts_of(known, LedgerIndex(ledger), examples=4, composite=False)
+    planned = [planned_stage(stage, Norm.LINF) for stage in stages]
+    found = facts_of(planned, LedgerIndex(ledger), examples=4, composite=False)
     first, second, *others = found.stages
     assert first == FinishedStage("apgd-ce", frozenset({2}), guided=True, refused=5)
     assert second == FinishedStage("square", frozenset({3}), guided=False)

@@ -1,4 +1,4 @@
-"""Checks that probe a defence: each is silent on what is known to be sound and speaks of what is known to be broken."""
+"""Checks that probe a defence: none raises a finding on sound models, each on broken ones."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def sample(model, data=None, threat="linf:0.05", **scope):
 
 
 def of_digits(model, n=24, **options):
-    """A probe of test digits, whatever the model makes of them."""
+    """A probe of the test digits that the model classifies correctly."""
     data = open_dataset("digits", split="test", limit=n)
     return sample(model, data, threat="linf:0.15", **options)
 
@@ -86,15 +86,15 @@ def test_a_declared_ensemble_is_probed_under_one_draw_and_has_no_finding():
     assert all_findings(of_digits(declared_ensemble())) == []
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(make, marks=pytest.mark.slow if make is masked_ensemble else ())
-        for make, meant in BROKEN.items()
-        if meant != "normalisation"
-    ],
-)
-def test_what_is_broken_on_purpose_raises_the_finding_meant_for_it(make):
+def broken_models():
+    for make, meant in BROKEN.items():
+        if meant != "normalisation":
+            marks = pytest.mark.slow if make is masked_ensemble else ()
+            yield pytest.param(make, marks=marks)
+
+
+@pytest.mark.parametrize("make", list(broken_models()))
+def test_a_broken_model_raises_the_finding_meant_for_it(make):
     found = []
     probe = of_digits(make())
     for check in offered("probe"):
@@ -113,23 +113,20 @@ def test_the_same_answer_twice_is_no_randomness():
 
 
 def test_noise_is_red_and_measured_on_normalised_logits():
-    (found,) = randomness.probe(
-        sample(Through(linear(), lambda images: images + 0.1 * torch.rand_like(images)).eval())
-    )
+    noisy = Through(linear(), lambda images: images + 0.1 * torch.rand_like(images)).eval()
+    (found,) = randomness.probe(sample(noisy))
     assert (found.severity, found.threshold) == (RED, 1e-4)
     assert found.value > 1e-2
     assert found.examples == sorted(found.examples)
 
 
 def test_noise_below_the_limit_is_no_randomness():
-    tiny = Through(
-        linear(), after=lambda logits: logits * (1 + 1e-7 * torch.rand_like(logits))
-    ).eval()
+    tiny = changed(lambda logits: logits * (1 + 1e-7 * torch.rand_like(logits)))
     assert [found.severity for found in randomness.probe(sample(tiny))] == [YELLOW]
 
 
 def test_a_flipping_prediction_is_randomness_however_small_the_change():
-    """Two classes are equal but for a coin."""
+    """Two classes are equal except for a random tie break."""
 
     def coin(logits):
         tied = torch.zeros_like(logits)
@@ -153,7 +150,7 @@ def test_a_hidden_seed_is_yellow():
     assert found.severity is YELLOW
 
 
-def test_a_member_drawn_for_the_whole_batch_is_randomness_though_it_may_be_drawn_again():
+def test_a_member_drawn_for_the_whole_batch_is_randomness():
     members = [digits("plain"), digits("plain"), digits("small")]
     for seed in range(4):
         torch.manual_seed(seed)
@@ -161,7 +158,7 @@ def test_a_member_drawn_for_the_whole_batch_is_randomness_though_it_may_be_drawn
         assert found.severity is RED
 
 
-def test_watching_for_a_hidden_seed_leaves_the_random_state_alone():
+def test_the_search_for_a_hidden_seed_does_not_change_the_random_state():
     before = torch.random.get_rng_state()
     randomness.probe(sample(linear()))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -178,7 +175,7 @@ def test_a_declared_defence_that_ignores_its_key_is_red():
     assert "key" in found.advice
 
 
-# The rest of the batch
+# Other images of the batch
 
 
 def test_running_statistics_do_not_depend_on_the_batch():
@@ -194,17 +191,15 @@ def test_statistics_of_the_batch_are_red(model):
     assert found.severity is RED
 
 
-def test_chance_is_not_taken_for_batch_dependence():
-    assert (
-        batch_dependence.probe(of_digits(Undeclared([digits("plain"), digits("small")]).eval()))
-        == []
-    )
+def test_randomness_is_no_batch_dependence():
+    model = Undeclared([digits("plain"), digits("small")]).eval()
+    assert batch_dependence.probe(of_digits(model)) == []
 
 
 # Mode
 
 
-def test_only_a_model_in_training_mode_is_said_to_have_been():
+def test_only_a_model_in_training_mode_is_reported():
     assert training_mode.probe(sample(linear())) == []
     (found,) = training_mode.probe(sample(nn.Sequential(linear(), nn.Dropout(0.5)).train()))
     assert found.severity is INFO
@@ -226,33 +221,29 @@ def by_backward(images):
 
 
 def by_transform(images):
-    return (
-        images
-        - 0.01 * torch.func.grad(lambda points: linear()(points).square().sum())(images).sign()
-    )
+    slope = torch.func.grad(lambda points: linear()(points).square().sum())
+    return images - 0.01 * slope(images).sign()
 
 
 @pytest.mark.parametrize(
     "inner", [by_grad, by_backward, pytest.param(by_transform, marks=pytest.mark.slow)]
 )
 def test_gradients_within_the_forward_pass_are_noticed_however_they_are_computed(inner):
-    (found,) = optimisation_in_forward.probe(
-        sample(Through(linear(), torch.enable_grad()(inner)).eval())
-    )
+    model = Through(linear(), torch.enable_grad()(inner)).eval()
+    (found,) = optimisation_in_forward.probe(sample(model))
     assert found.severity is YELLOW
 
 
 def test_recording_gradients_without_using_them_is_no_optimisation():
-    model = Through(
-        linear(), torch.enable_grad()(lambda images: images.clone().requires_grad_() * 2)
-    ).eval()
+    doubled = torch.enable_grad()(lambda images: images.clone().requires_grad_() * 2)
+    model = Through(linear(), doubled).eval()
     assert optimisation_in_forward.probe(sample(model)) == []
 
 
 # Outputs
 
 
-def test_probabilities_are_told_from_logits_and_log_probabilities():
+def test_logits_and_log_probabilities_are_no_probabilities():
     (found,) = probabilities.probe(sample(changed(lambda logits: logits.softmax(dim=1))))
     assert found.severity is YELLOW
     for change in (lambda logits: logits.log_softmax(dim=1), lambda logits: logits.sigmoid()):
@@ -261,18 +252,17 @@ def test_probabilities_are_told_from_logits_and_log_probabilities():
 
 @pytest.mark.parametrize(
     ("scale", "expected"),
-    [(1e4, "gradient of exactly zero"), (1, ""), (1e-3, ""), (1e-7, "hardly tells losses apart")],
+    [(1e4, "gradient of exactly zero"), (1, ""), (1e-3, ""), (1e-7, "losses are nearly equal")],
 )
 def test_scaled_logits_saturate_or_flatten_the_cross_entropy(scale, expected):
-    found = saturated_loss.probe(
-        sample(Linear(scale * linear().weight, scale * linear().bias).eval())
-    )
+    model = Linear(scale * linear().weight, scale * linear().bias).eval()
+    found = saturated_loss.probe(sample(model))
     assert [expected in finding.message for finding in found] == ([True] if expected else [])
     assert all(finding.severity is YELLOW for finding in found)
 
 
 def test_confidence_of_exactly_one_alone_is_no_saturation():
-    """Other classes keep a share that float32 holds, though the label's is 1."""
+    """The label has probability 1 in float32, but the other classes have more than 0."""
     probe = sample(Linear(linear().weight * 12, linear().bias * 12).eval())
     assert (probe.logits.softmax(dim=1).amax(dim=1) == 1).float().mean() > 0.1
     assert saturated_loss.probe(probe) == []
@@ -282,7 +272,7 @@ def test_confidence_of_exactly_one_alone_is_no_saturation():
 
 
 def half_dead(logits):
-    """No gradient, and nothing else changed, where the first logit is positive."""
+    """The same logits, without a gradient where the first logit is positive."""
     return torch.where(logits[:, :1] > 0, logits.detach(), logits)
 
 
@@ -301,18 +291,15 @@ def test_one_zero_gradient_among_many_is_yellow():
     first = data.images[:1]
 
     def dead(images):
-        return torch.where(
-            (images - first).abs().flatten(1).amax(dim=1)[:, None, None, None] < 1e-6,
-            images.detach(),
-            images,
-        )
+        far = (images - first).abs().flatten(1).amax(dim=1)
+        return torch.where(far[:, None, None, None] < 1e-6, images.detach(), images)
 
     (found,) = zero_gradients.probe(sample(Through(linear(), dead).eval(), data))
     assert found.severity is YELLOW
     assert found.examples == [100]
 
 
-def test_gradients_that_are_no_numbers_are_counted():
+def test_gradients_that_are_not_finite_are_counted():
     model = Through(linear(), lambda images: (images * 0).sqrt() + images).eval()
     (found,) = zero_gradients.probe(sample(model))
     assert found.severity is RED
@@ -326,7 +313,7 @@ def raises_under_autograd(images):
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         (changed(torch.Tensor.detach), "does not require grad"),
         (Through(linear(), raises_under_autograd), "inference only"),
@@ -336,10 +323,10 @@ def raises_under_autograd(images):
         ),
     ],
 )
-def test_a_missing_gradient_is_a_finding_and_no_crash(model, said):
+def test_a_missing_gradient_is_a_finding_and_no_crash(model, message):
     (found,) = zero_gradients.probe(sample(model.eval()))
     assert found.severity is RED
-    assert said in found.message
+    assert message in found.message
 
 
 def test_a_constant_model_has_zero_gradients():
@@ -347,7 +334,7 @@ def test_a_constant_model_has_zero_gradients():
     assert "12 exactly zero" in found.message
 
 
-def test_a_detached_half_is_a_mismatch_and_the_whole_is_none():
+def test_a_detached_half_is_a_mismatch():
     other = Linear(linear().weight.flip(1), linear().bias.flip(0))
     (found,) = gradient_mismatch.probe(sample(Detached(linear(), other).eval()))
     assert found.severity is RED
@@ -355,7 +342,7 @@ def test_a_detached_half_is_a_mismatch_and_the_whole_is_none():
 
 
 def lying(images):
-    """The identity, with the gradient of a turn by half a circle."""
+    """The identity, with the gradient of a rotation by half a circle."""
     turned = images.flip(2, 3)
     return images.detach() + turned - turned.detach()
 
@@ -366,14 +353,14 @@ def test_a_wrong_gradient_is_red():
 
 
 def test_rounding_with_a_straight_gradient_agrees_in_large_steps():
-    """What hides in small steps is not taken for a wrong gradient."""
+    """Rounding in small steps is not a wrong gradient."""
     model = Through(linear(), lambda x: x + ((x * 64).round() / 64 - x).detach()).eval()
     found = gradient_mismatch.probe(sample(model, threat="linf:0.05"))
     assert all(finding.severity is YELLOW for finding in found)
 
 
 def test_ripples_as_wide_as_a_tenth_of_the_radius_are_rough():
-    """The gradient is right in small steps and says nothing of larger ones."""
+    """The gradient is correct in small steps and useless in larger ones."""
     model = Through(linear(), lambda images: images + 0.03 * torch.sin(300 * images)).eval()
     (found,) = gradient_mismatch.probe(sample(model, threat="linf:0.2"))
     assert found.severity is YELLOW
@@ -381,7 +368,7 @@ def test_ripples_as_wide_as_a_tenth_of_the_radius_are_rough():
 
 
 def rippled(images):
-    """A slope of -9 everywhere on a grid where images lie, and of 1 over any distance."""
+    """The slope is -9 on a grid where the images lie, and 1 over any distance."""
     return images - 10 * torch.sin(images * 1e5) / 1e5
 
 
@@ -391,13 +378,12 @@ def test_the_gain_of_a_linear_model_is_what_its_gradient_predicts():
 
 
 def test_a_gradient_that_holds_only_at_the_point_is_red():
-    """On the grid of the ripples, where their slope is -10 everywhere."""
+    """All pixels lie on the grid of the ripples."""
     data = images_for(linear(), n=12, shape=SHAPE)
     period = 2 * torch.pi / 1e5
     images = (data.images / period).round() * period
-    (found,) = loss_gain.probe(
-        sample(Through(linear(), rippled).eval(), replace(data, images=images))
-    )
+    model = Through(linear(), rippled).eval()
+    (found,) = loss_gain.probe(sample(model, replace(data, images=images)))
     assert found.severity is RED
     assert abs(found.value) < 0.15
 
@@ -430,9 +416,8 @@ def test_rounded_input_is_noticed_on_and_off_the_grid(levels):
 
 
 def test_half_precision_counts_as_rounding_and_single_does_not():
-    (found,) = quantised_input.probe(
-        sample(Through(linear().double(), lambda x: x.half().double()).eval())
-    )
+    model = Through(linear().double(), lambda x: x.half().double()).eval()
+    (found,) = quantised_input.probe(sample(model))
     assert found.check == "quantised-input"
     assert quantised_input.probe(sample(linear())) == []
 
@@ -440,12 +425,13 @@ def test_half_precision_counts_as_rounding_and_single_does_not():
 # Normalisation
 
 
-def rights(**right):
-    return {name: torch.arange(100) < count for name, count in right.items()}
+def correct(**counts):
+    """Which of 100 images are correct under each normalisation: the first ones of a count."""
+    return {name: torch.arange(100) < count for name, count in counts.items()}
 
 
 @pytest.mark.parametrize(
-    ("right", "expected"),
+    ("counts", "expected"),
     [
         ({"none": 60, "cifar10": 90}, RED),
         ({"none": 84, "cifar10": 90}, YELLOW),
@@ -455,13 +441,13 @@ def rights(**right):
         ({}, None),
     ],
 )
-def test_a_better_normalisation_is_named(right, expected):
-    found = normalisation.probe(sample(linear(), right=rights(**right), normalisation="none"))
+def test_a_better_normalisation_is_named(counts, expected):
+    found = normalisation.probe(sample(linear(), right=correct(**counts), normalisation="none"))
     assert [finding.severity for finding in found] == ([expected] if expected else [])
     assert all("'cifar10'" in finding.message for finding in found)
 
 
-def test_a_difference_that_chance_explains_is_none():
+def test_a_difference_that_is_not_significant_is_no_finding():
     """Ten images gained and seven lost."""
     used = torch.arange(100) >= 7
     other = torch.arange(100) < 100

@@ -1,4 +1,4 @@
-"""Checks that look at short attacks: on traces with known answers, and on models with known answers."""
+"""Checks that read short attacks, on traces and on models with known answers."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ SHAPE = (1, 8, 8)
 YELLOW, RED = Severity.YELLOW, Severity.RED
 
 
-def trials(model=None, data=None, threat="linf:0.02", meter=None, n=50):
+def attacks(model=None, data=None, threat="linf:0.02", meter=None, n=50):
     model = model or linear()
     data = data or images_for(model, n=n, shape=SHAPE)
     oracle = Oracle(model, torch.device("cpu"), meter)
@@ -38,10 +38,10 @@ def trials(model=None, data=None, threat="linf:0.02", meter=None, n=50):
     return short_attacks(sample, oracle, parts=True)
 
 
-def told(**known):
-    """Trials whose attacks have run already, with the given outcome."""
-    made = trials()
-    vars(made).update(known)
+def outcomes(**results):
+    """Attacks that have run already, with the given results."""
+    made = attacks()
+    vars(made).update(results)
     return made
 
 
@@ -52,36 +52,44 @@ def trace(rows, wrong, losses=None):
 
 
 def outcome(broken, n=50):
-    """A trace of one point over `n` rows, the first of which are broken."""
+    """A trace of one point over `n` rows; the first `broken` rows are broken."""
     return trace(slice(None, n), [[row < broken for row in range(n)]])
+
+
+def all_findings(made):
+    found = []
+    for check in offered("search"):
+        found += check(made)
+    return found
 
 
 @pytest.mark.parametrize("threat", ["linf:0.05", "l2:0.5", "l1:3"])
 @pytest.mark.parametrize("make", [linear, nearest_mean])
 def test_a_sound_model_has_no_finding(make, threat):
-    made = trials(make(), threat=threat, n=24)
-    assert [finding for check in offered("search") for finding in check(made)] == []
+    assert all_findings(attacks(make(), threat=threat, n=24)) == []
 
 
 def test_a_declared_ensemble_has_no_finding():
-    made = trials(declared_ensemble(), open_dataset("digits", split="test", limit=12), "linf:0.15")
-    assert [finding for check in offered("search") for finding in check(made)] == []
+    data = open_dataset("digits", split="test", limit=12)
+    assert all_findings(attacks(declared_ensemble(), data, "linf:0.15")) == []
 
 
 def test_masked_gradients_lose_to_their_backbone():
-    made = trials(masked(), open_dataset("digits", split="test", limit=16), "linf:0.15")
+    made = attacks(masked(), open_dataset("digits", split="test", limit=16), "linf:0.15")
     (found,) = transfer_beats_white_box.search(made)
     assert found.severity is RED
     assert len(found.examples) > 5
 
 
-# What attacks do
+# Short attacks
 
 
 def test_attacks_on_two_linear_classes_break_exactly_what_can_be_broken():
-    model, eps = linear(classes=2), torch.tensor(0.05)
-    made = trials(model, threat="linf:0.05")
-    sample, weight = made.sample, model.weight.detach()
+    model = linear(classes=2)
+    eps = torch.tensor(0.05)
+    made = attacks(model, threat="linf:0.05")
+    sample = made.sample
+    weight = model.weight.detach()
     slope = weight[1 - sample.labels] - weight[sample.labels]
     images = sample.images.flatten(1)
     reach = torch.minimum(torch.where(slope > 0, 1 - images, images), eps)
@@ -92,15 +100,15 @@ def test_attacks_on_two_linear_classes_break_exactly_what_can_be_broken():
     assert sorted([*made.standing.tolist(), *broken]) == list(range(50))
 
 
-def test_rows_that_fell_are_not_attacked_again():
-    made = trials()
+def test_broken_rows_are_not_attacked_again():
+    made = attacks()
     assert torch.equal(made.second.rows, made.first.standing)
     assert torch.equal(made.prolonged.rows, made.second.standing)
     assert torch.equal(made.repeated.rows, made.second.standing)
 
 
 def test_a_row_leaves_when_it_is_broken_and_stays_to_the_end_in_the_first_attack():
-    made = trials(threat="linf:0.05")
+    made = attacks(threat="linf:0.05")
     assert made.first.losses.isfinite().all()
     wide = made.widened[1.0]
     last = wide.losses.isfinite().sum(dim=0)
@@ -111,12 +119,12 @@ def test_a_row_leaves_when_it_is_broken_and_stays_to_the_end_in_the_first_attack
     ("threat", "radii"), [("linf:0.2", [0.4, 0.8, 1]), ("linf:0.3", [0.6, 1]), ("l2:1", [2, 4, 8])]
 )
 def test_radii_grow_to_the_whole_box(threat, radii):
-    assert list(trials(threat=threat, n=4).widened) == radii
+    assert list(attacks(threat=threat, n=4).widened) == radii
 
 
 @pytest.mark.parametrize("norm", list(Norm))
 def test_random_points_lie_in_the_ball(norm):
-    sample = trials(threat=f"{norm}:0.3").sample
+    sample = attacks(threat=f"{norm}:0.3").sample
     for points in (
         sample.nearby("noise", 1),
         sample.corners("noise"),
@@ -127,27 +135,27 @@ def test_random_points_lie_in_the_ball(norm):
 
 
 def test_random_points_depend_on_the_example_alone():
-    sample = trials().sample
-    some = torch.tensor([7, 3])
-    assert torch.equal(sample.nearby("noise", 1, rows=some), sample.nearby("noise", 1)[some])
+    sample = attacks().sample
+    rows = torch.tensor([7, 3])
+    assert torch.equal(sample.nearby("noise", 1, rows=rows), sample.nearby("noise", 1)[rows])
     assert not torch.equal(sample.nearby("noise", 1, turn=1), sample.nearby("noise", 1))
 
 
-def test_without_survivors_nothing_is_spent():
+def test_without_survivors_there_is_no_pass():
     meter = Meter()
-    made = trials(threat="linf:0.5", meter=meter)
+    made = attacks(threat="linf:0.5", meter=meter)
     assert len(made.standing) == 0
     before = meter.passes
     assert len(made.unlucky) == len(made.prolonged.broken) == len(made.repeated.broken) == 0
     assert meter.passes == before
 
 
-# What checks make of it
+# Checks
 
 
-def test_a_single_step_is_held_against_all_others():
-    """Everything falls by one step at this radius, but attacks are said to have broken nothing."""
-    made = trials(threat="linf:0.5")
+def test_a_single_step_is_compared_with_all_others():
+    """One step breaks every image at this radius, but the attacks have broken none."""
+    made = attacks(threat="linf:0.5")
     assert single_step_beats_many.search(made) == []
     vars(made).update(second=outcome(0))
     (found,) = single_step_beats_many.search(made)
@@ -156,17 +164,17 @@ def test_a_single_step_is_held_against_all_others():
 
 @pytest.mark.parametrize(("count", "severity"), [(1, None), (2, YELLOW), (3, RED)])
 def test_noise_counts_what_gradients_left(count, severity):
-    found = noise_beats_gradients.search(told(second=outcome(0), unlucky=torch.arange(count)))
+    found = noise_beats_gradients.search(outcomes(second=outcome(0), unlucky=torch.arange(count)))
     assert [finding.severity for finding in found] == ([severity] if severity else [])
     assert all(finding.value == count / 50 for finding in found)
 
 
 def test_noise_finds_what_rounding_hides_from_gradients():
     model = Quantised(linear(), levels=3).eval()
-    made = trials(model, threat="linf:0.2")
+    made = attacks(model, threat="linf:0.2")
     (found,) = noise_beats_gradients.search(made)
     assert found.severity is RED
-    assert noise_beats_gradients.search(trials(linear(), threat="linf:0.2")) == []
+    assert noise_beats_gradients.search(attacks(linear(), threat="linf:0.2")) == []
 
 
 @pytest.mark.parametrize(
@@ -174,60 +182,59 @@ def test_noise_finds_what_rounding_hides_from_gradients():
 )
 def test_more_steps_and_restarts_are_counted_once_per_image(longer, again, severity):
     found = more_budget_helps.search(
-        told(second=outcome(0), prolonged=outcome(longer), repeated=outcome(again))
+        outcomes(second=outcome(0), prolonged=outcome(longer), repeated=outcome(again))
     )
     assert [finding.severity for finding in found] == ([severity] if severity else [])
 
 
-def rising(share):
-    """Losses of three rows over fifty points; the last ten gain a share of their range."""
-    path = torch.cat([torch.linspace(0, 1 - share, 41), torch.linspace(1 - share, 1, 11)[2:]])
-    return path[:, None].expand(50, 3)
+def rising(fraction):
+    """Losses of three rows over fifty points; the last ten gain a fraction of their range."""
+    start = torch.linspace(0, 1 - fraction, 41)
+    end = torch.linspace(1 - fraction, 1, 11)[2:]
+    return torch.cat([start, end])[:, None].expand(50, 3)
 
 
-@pytest.mark.parametrize(("share", "found"), [(0.0, 0), (0.03, 0), (0.1, 1)])
-def test_a_loss_that_still_rises_is_incomplete(share, found):
-    path = trace(slice(0, 3), [[False] * 3] * 50, rising(share))
-    assert len(incomplete_optimisation.search(told(second=path))) == found
+@pytest.mark.parametrize(("fraction", "found"), [(0.0, 0), (0.03, 0), (0.1, 1)])
+def test_a_loss_that_still_rises_is_incomplete(fraction, found):
+    path = trace(slice(0, 3), [[False] * 3] * 50, rising(fraction))
+    assert len(incomplete_optimisation.search(outcomes(second=path))) == found
 
 
 def test_attacks_that_succeeded_are_complete():
     path = trace(slice(0, 3), [[False] * 3] * 49 + [[True] * 3], rising(0.5))
-    assert incomplete_optimisation.search(told(second=path)) == []
+    assert incomplete_optimisation.search(outcomes(second=path)) == []
 
 
 def test_a_loss_that_falls_back_keeps_its_best():
     """Only the best loss so far counts, as for an attack that keeps its best point."""
     losses = rising(0.0).clone()
     losses[-5:] = 0
-    assert (
-        incomplete_optimisation.search(told(second=trace(slice(0, 3), [[False] * 3] * 50, losses)))
-        == []
-    )
+    path = trace(slice(0, 3), [[False] * 3] * 50, losses)
+    assert incomplete_optimisation.search(outcomes(second=path)) == []
 
 
-def test_success_is_silent_where_the_last_point_is_right_again():
+def test_success_is_silent_if_the_last_point_is_correct_again():
     passing = trace(
         slice(0, 4), [[False] * 4, [True, True, True, False], [True, False, False, False]]
     )
-    (found,) = silent_success.search(told(first=passing))
+    (found,) = silent_success.search(outcomes(first=passing))
     assert found.examples == [101, 102]
-    assert silent_success.search(told(first=outcome(4))) == []
+    assert silent_success.search(outcomes(first=outcome(4))) == []
 
 
 def test_an_attack_without_limit_fails_where_gradients_are_zero():
     model = constant()
-    (found,) = unbounded_attack_fails.search(trials(model, images_for(model, n=6, shape=SHAPE)))
+    (found,) = unbounded_attack_fails.search(attacks(model, images_for(model, n=6, shape=SHAPE)))
     assert (found.severity, found.value) == (RED, 1)
-    assert unbounded_attack_fails.search(trials()) == []
+    assert unbounded_attack_fails.search(attacks()) == []
 
 
 def grown(*broken):
-    """Trials in which so many rows fall at the radius, at twice and four times as much, and anywhere."""
-    made = told(second=outcome(broken[0]))
-    vars(made).update(widened=dict(zip((0.04, 0.08, 1.0), map(outcome, broken[1:]), strict=True)))
-    vars(made).update(first=outcome(0))
-    return made
+    """Attacks that broke these numbers of rows at the radius, twice, four times, anywhere."""
+    at_radius, *wider = broken
+    traces = [outcome(count) for count in wider]
+    widened = dict(zip((0.04, 0.08, 1.0), traces, strict=True))
+    return outcomes(first=outcome(0), second=outcome(at_radius), widened=widened)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +255,8 @@ def test_accuracy_must_fall_with_the_radius(broken, severity):
 
 
 def test_transfer_is_judged_on_the_defence_itself():
-    """An attack on a part that has nothing to do with the defence breaks nothing, whatever the part says."""
-    made = trials(
+    """An attack on an unrelated part breaks nothing, whatever the part answers."""
+    made = attacks(
         nearest_mean(), open_dataset("digits", split="test", limit=24), threat="linf:0.05"
     )
     useless = replace(made, parts={"useless": lambda points, _rows: Through(linear())(points)})
@@ -259,14 +266,14 @@ def test_transfer_is_judged_on_the_defence_itself():
 
 
 def test_the_part_that_breaks_most_is_named():
-    made = replace(trials(), parts={"a": None, "b": None})
+    made = replace(attacks(), parts={"a": None, "b": None})
     vars(made).update(second=outcome(0), transferred={"a": torch.arange(2), "b": torch.arange(6)})
     (found,) = transfer_beats_white_box.search(made)
     assert "'b'" in found.message
     assert found.severity is RED
 
 
-def test_parts_are_what_a_defence_declares():
-    made = trials(declared_ensemble(), open_dataset("digits", split="test", limit=4))
+def test_parts_are_the_declared_surfaces():
+    made = attacks(declared_ensemble(), open_dataset("digits", split="test", limit=4))
     assert list(made.parts) == ["member-0", "member-1", "member-2", "expected"]
-    assert trials(digits("plain"), open_dataset("digits", split="test", limit=4)).parts == {}
+    assert attacks(digits("plain"), open_dataset("digits", split="test", limit=4)).parts == {}
