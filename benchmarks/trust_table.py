@@ -148,7 +148,7 @@ def examine(case: Case) -> Row:
     data, threat = case.data(), Threat.parse(case.threat)
     oracle = Oracle(case.model(), torch.device("cpu"))
     right = (oracle.logits(data.images).argmax(dim=1) == data.labels).nonzero()[:SAMPLE, 0]
-    scope = Scope(right=case.right, normalisation=case.normalisation)
+    scope = Scope(correct=case.right, normalisation=case.normalisation)
     before = oracle.meter.passes
     with full_precision():
         sample = probe_of(oracle, data.take(right), threat, scope)
@@ -180,7 +180,12 @@ def measure(sample: Probe, trials: ShortAttacks) -> list[str]:
             middle(gradient_mismatch.agreement(sample, share)) for share in gradient_mismatch.SCALES
         ]
         steady = [middle(gradient_coherence.cosines(sample)), middle(unstable_loss.changes(sample))]
-        rows = [trials.broken, trials.unlucky, trials.prolonged.broken, trials.repeated.broken]
+        rows = [
+            trials.broken,
+            trials.broken_by_noise,
+            trials.prolonged.broken,
+            trials.repeated.broken,
+        ]
     except NoGradientError:
         return ["-"] * 11
     return [*gains, *agreed, *steady, *(f"{len(found) / len(sample):.0%}" for found in rows)]

@@ -93,7 +93,7 @@ def inspect(
         right = _usual(subject, data, device, batch_size) if subject.family == "classifier" else {}
         used = _name(subject)
         correct = logits.argmax(dim=1) == data.labels
-        scope = Scope(seed=seed, searches=False, right=right, normalisation=used)
+        scope = Scope(seed=seed, searches=False, correct=right, normalisation=used)
         found = checkup(oracle, data, correct.nonzero()[:, 0].tolist(), threat, scope).findings
         speed = _speed(oracle, data.images[:batch_size])
     return Inspection(

@@ -1,17 +1,17 @@
-"""The contract of a defence: what may be random about it, what an attacker may use in its place.
+"""The contract of a defence: how it draws, and what an attacker may use in its place.
 
-Any module that maps images to logits is a defence. What `defences/` builds may offer more, and so
-may anybody's own module; each offer is a protocol of one method and none needs a base class:
+Any module that maps images to logits is a defence. It may offer more; each offer is a protocol of
+one method, and none needs a base class:
 
 - `Randomized`: `draw(images, key)` gives one answer per image; the key, never a global generator,
   decides which.
 - `Mixture`: a finite randomized ensemble shows its members and weights, so that expectations are
   exact.
 - `Surfaced`: named stand-ins with useful gradients, for adaptive attacks.
-- `Armed`: attacks of its own that no surface can express.
+- `Armed`: attacks against itself that no surface can express.
 - `Fitted`: fills its own tensors from data, without gradients.
-- `Abstaining`: its last logit means "rejected"; such an answer fools nobody, but it is no correct
-  one on a clean image.
+- `Abstaining`: its last logit means "rejected"; such an answer counts as correct on an attacked
+  image and as wrong on a clean one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from robustbench_kd.tensors.contracts import Images, Labels, Logits
 
 @dataclass(frozen=True)
 class Key:
-    """Names one draw of each row; equal keys give equal draws, on every device and in every batch.
+    """Names one draw of each row; equal keys give equal draws, on every device, in any batch.
 
     `ids` `(n,)` int64 are example ids, `draw` `(n,)` int64 numbers the draws under a `stream`.
     Searching and scoring use different streams, so they never share a draw.
@@ -43,7 +43,7 @@ class Key:
     draw: Tensor
 
     def uniform(self, part: str, size: int) -> Tensor:
-        """Returns numbers in [0, 1), float32 `(n, size)`; `part` names what they are for."""
+        """Returns numbers in [0, 1), float32 `(n, size)`; `part` names their purpose."""
         return keyed_random.uniform(
             self.seed, self._stream(part), self.ids, torch.zeros_like(self.ids), self.draw, size
         )
@@ -55,15 +55,17 @@ class Key:
         )
 
     def under(self, name: str) -> "Key":
-        """Returns a key whose draws are independent of this one's: for a part that draws for itself."""
+        """Returns a key with independent draws, for a part of a defence that draws for itself."""
         return replace(self, stream=self._stream(name))
 
     def repeated(self, times: int) -> "Key":
-        """Returns the key of `times` different draws of each row, `(times * n,)`: all rows once, then all again."""
-        turns = torch.arange(times, device=self.ids.device).repeat_interleave(len(self.ids))
-        return replace(
-            self, ids=self.ids.repeat(times), draw=self.draw.repeat(times) * times + turns
-        )
+        """Returns the key of `times` different draws of each row, `(times * n,)`.
+
+        All rows come once, then all again.
+        """
+        repeats = torch.arange(times, device=self.ids.device).repeat_interleave(len(self.ids))
+        draw = self.draw.repeat(times) * times + repeats
+        return replace(self, ids=self.ids.repeat(times), draw=draw)
 
     def take(self, rows: Tensor) -> "Key":
         """Returns the key of the given rows, int64 or bool."""
@@ -73,8 +75,7 @@ class Key:
         return f"{self.stream}/{part}"
 
 
-# Names of surfaces that are the defence itself, and all members of an ensemble or several draws at
-# once.
+# Names of surfaces: the defence itself, and all members of an ensemble or several draws at once.
 OWN, EXPECTED = "defence", "expected"
 Answer = Callable[[Images, Key], Logits]
 
@@ -87,9 +88,9 @@ class Surface:
         name: What it is: `backbone`, `straight-through`, `member-2`.
         answer: Maps images `(n, c, h, w)` and a key to logits `(n, classes)`, or to `(k, n,
             classes)` where an attack should average its loss over k answers.
-        weights: What each of k answers counts, `(k,)`; equal if None.
+        weights: The weight of each of k answers, `(k,)`; equal if None.
         passes: Passes of a network that one image costs.
-        faithful: Whether the answers are the defence's own, so that only gradients differ.
+        same_outputs: Whether the answers are the defence's own, so that only gradients differ.
             Candidates of other surfaces are always judged on the defence.
     """
 
@@ -102,7 +103,7 @@ class Surface:
 
 @runtime_checkable
 class Randomized(Protocol):
-    """A defence that answers by chance."""
+    """A defence that is randomized."""
 
     def draw(self, images: Images, key: Key) -> Logits:
         """Returns the logits `(n, classes)` of one draw of each row."""
@@ -111,7 +112,7 @@ class Randomized(Protocol):
 
 @runtime_checkable
 class Mixture(Protocol):
-    """A finite randomized ensemble: one member answers, drawn by `weights` `(m,)`, which sum to 1."""
+    """A finite randomized ensemble: one member is drawn by `weights` `(m,)` with sum 1."""
 
     weights: Tensor
 
@@ -122,7 +123,7 @@ class Mixture(Protocol):
 
 @runtime_checkable
 class Surfaced(Protocol):
-    """A defence that declares what an adaptive attacker would attack in its place."""
+    """A defence that declares the surfaces which an adaptive attacker would use."""
 
     def surfaces(self) -> Sequence[Surface]:
         """Returns the surfaces, cheapest first, with names that differ."""
@@ -130,7 +131,10 @@ class Surfaced(Protocol):
 
 
 class Adversary(Protocol):
-    """An attack that calls the defence itself; judged like any other, but neither batched nor counted for it."""
+    """An attack that calls the defence itself.
+
+    It is judged like any other, but the engine makes no batches and counts no passes for it.
+    """
 
     def __call__(self, images: Images, labels: Labels) -> Images:
         """Returns candidates `(n, c, h, w)` for correctly classified images."""
@@ -142,7 +146,7 @@ class Armed(Protocol):
     """A defence that knows attacks against itself which no surface can express."""
 
     def attacks(self) -> Mapping[str, Callable[..., Adversary]]:
-        """Returns factories by name; each is called with the defence and `norm=`, `eps=` and `seed=`."""
+        """Returns factories by name, called with the defence, `norm=`, `eps=` and `seed=`."""
         ...
 
 
@@ -153,22 +157,24 @@ class Fitted(Protocol):
     def fit(
         self, images: Images, labels: Labels, held_out: Images, held_out_labels: Labels
     ) -> None:
-        """Fills its tensors from clean training images; thresholds are chosen on the held-out ones."""
+        """Fills its tensors from training images; the held-out ones choose thresholds."""
         ...
 
 
 @runtime_checkable
 class Abstaining(Protocol):
-    """A defence that may refuse: its logits have one column more than there are classes, the last for "rejected"."""
+    """A defence that may reject: its logits have one more column, the last one."""
 
     abstains: bool
 
 
 def without_rejection(answers: Tensor, labels: Labels) -> Tensor:
-    """Returns the answers `(..., n, classes + 1)` of an abstaining defence without their last column.
+    """Returns the answers `(..., n, classes + 1)` of an abstaining defence without the last column.
 
     Its logit is credited to the label: an attacker gains nothing from an image that is rejected.
     """
-    known, rejected = answers[..., :-1], answers[..., -1:]
-    column = labels.expand(known.shape[:-1])[..., None]
-    return known.scatter(-1, column, torch.maximum(known.gather(-1, column), rejected))
+    classes = answers[..., :-1]
+    rejected = answers[..., -1:]
+    column = labels.expand(classes.shape[:-1])[..., None]
+    credited = torch.maximum(classes.gather(-1, column), rejected)
+    return classes.scatter(-1, column, credited)

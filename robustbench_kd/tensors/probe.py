@@ -4,9 +4,9 @@ A check is one file of `trust/`. It offers functions of up to three names, each 
 findings:
 
 - `probe(sample: Probe)` spends a few dozen passes on each image; `rkd check` runs no others.
-- `search(trials: Trials)` looks at short attacks (`tensors/short_attacks.py`), which run once for
-  all checks.
-- `review(facts: Facts)` reads what a finished run left behind, without a pass.
+- `search(attacks: ShortAttacks)` looks at short attacks (`tensors/short_attacks.py`), which run
+  once for all checks.
+- `review(facts: Facts)` reads what a finished run left, without a pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from robustbench_kd.core.errors import reason
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.attack import per_row
@@ -29,7 +30,7 @@ from robustbench_kd.tensors.oracle import is_out_of_memory
 Ask = Callable[[Images, Tensor], Logits]
 Loss = Callable[[Logits, Labels], Tensor]
 
-WHOLE = (OWN, EXPECTED)  # surfaces that are the defence itself
+DEFENCE_ITSELF = (OWN, EXPECTED)  # surfaces that are the defence itself
 
 
 class NoGradientError(Exception):
@@ -58,17 +59,17 @@ def differentiated(
     except Exception as error:  # a model is a person's own code and can raise anything
         if is_out_of_memory(error):
             raise
-        raise NoGradientError(str(error).partition("\n")[0] or type(error).__name__) from error
+        raise NoGradientError(reason(error)) from error
     return logits.detach(), values.detach(), gradient
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probe:
-    """A sample of images that a defence classifies rightly, and how to ask about them.
+    """A sample of images that a defence classifies correctly, and how to ask about them.
 
-    Of a randomized defence every question is about one draw for each image, the same in all calls:
-    an attack must succeed with the randomness fixed (Carlini et al. 2019, arXiv 1902.06705), and
-    luck is no finding.
+    A randomized defence answers with one draw for each image, the same in all calls: an attack must
+    succeed with the randomness fixed (Carlini et al. 2019, arXiv 1902.06705), and luck is no
+    finding.
 
     Args:
         answer: Maps images `(m, c, h, w)` and the rows of the sample `(m,)` that they stand for to
@@ -77,11 +78,11 @@ class Probe:
             `logits` `(n, classes)`.
         ids: Example ids, int64 `(n,)`; with the seed they key all randomness.
         threat: The norm and the radius that set the scale.
-        randomized: Whether the defence says itself that it answers by chance.
+        randomized: Whether the defence declares that it is randomized.
         was_training: Whether it came in training mode.
-        right: Which images of a larger sample it classifies rightly under usual normalisations,
+        correct: Which images of a larger sample it classifies correctly under usual normalisations,
             `(m,)` by name.
-        normalisation: The name among these of the one that it has.
+        normalisation: The name of its own normalisation among these.
     """
 
     answer: Ask
@@ -93,7 +94,7 @@ class Probe:
     seed: int = 0
     randomized: bool = False
     was_training: bool = False
-    right: Mapping[str, Tensor] = field(default_factory=dict)
+    correct: Mapping[str, Tensor] = field(default_factory=dict)
     normalisation: str = ""
 
     def __len__(self) -> int:
@@ -106,12 +107,15 @@ class Probe:
 
     @cached_property
     def again(self) -> Logits:
-        """What the defence says when it is asked about the clean images a second time."""
+        """The logits of the clean images in a second call."""
         return self.ask(self.images)
 
     @cached_property
     def clean(self) -> tuple[Tensor, Tensor]:
-        """The reversed margin `(n,)` of the clean images and its gradient; raises `NoGradientError`."""
+        """The reversed margin `(n,)` of the clean images and its gradient.
+
+        Raises `NoGradientError`.
+        """
         return self.slope(self.images)
 
     def examples(self, rows: Tensor) -> list[int]:
@@ -128,7 +132,10 @@ class Probe:
         return reversed_margin(self.ask(points), self.labels)
 
     def slope(self, points: Images, loss: Loss = reversed_margin) -> tuple[Tensor, Tensor]:
-        """Returns the loss `(n,)` of one point for each row, and its gradient; raises `NoGradientError`."""
+        """Returns the loss `(n,)` of one point for each row, and its gradient.
+
+        Raises `NoGradientError`.
+        """
         _, values, gradient = differentiated(
             lambda images: self.answer(images, self.rows),
             points,
@@ -137,52 +144,59 @@ class Probe:
         return values, gradient
 
     def nearby(
-        self, part: str, share: float, *, turn: int = 0, rows: Tensor | None = None
+        self, part: str, fraction: float, *, repeat: int = 0, rows: Tensor | None = None
     ) -> Images:
-        """Returns random points in the box, others for each `part` and `turn`.
+        """Returns random points in the box, different ones for each `part` and `repeat`.
 
-        For linf they are uniform in the cube of `share` of the radius; for l2 and l1 they lie on
+        For linf they are uniform in the cube of a fraction of the radius; for l2 and l1 they lie on
         the sphere.
         """
         rows = self.rows if rows is None else rows
-        return self._moved(rows, share * self.noise(part, turn, rows))
+        return self._moved(rows, fraction * self.noise(part, repeat, rows))
 
-    def corners(self, part: str, *, turn: int = 0, rows: Tensor | None = None) -> Images:
-        """Returns random corners of the cube for linf, cut off by the box, and points like `nearby` for l2 and l1."""
+    def corners(self, part: str, *, repeat: int = 0, rows: Tensor | None = None) -> Images:
+        """Returns random corners of the cube for linf, and points like `nearby` for l2 and l1.
+
+        The box cuts off the corners.
+        """
         rows = self.rows if rows is None else rows
-        noise = self.noise(part, turn, rows)
+        noise = self.noise(part, repeat, rows)
         return self._moved(rows, noise.sign() if self.threat.norm is Norm.LINF else noise)
 
-    def ascent(self, share: float, gradient: Tensor) -> Images:
-        """Returns the points at `share` of the radius along a gradient, in the box."""
-        eps, norm = share * self.threat.eps, self.threat.norm
+    def ascent(self, fraction: float, gradient: Tensor) -> Images:
+        """Returns the points at a fraction of the radius along a gradient, in the box."""
+        eps = fraction * self.threat.eps
+        norm = self.threat.norm
         # The steepest step of l1 moves a single pixel, which says little of an image.
         size = per_row(length(gradient.flatten(1), norm), gradient)
         unit = gradient / size if norm is Norm.L1 else steepest(gradient, norm)
         return project(self.images + eps * unit.nan_to_num(), self.images, eps, norm)
 
-    def uniform(self, part: str, turn: int) -> Tensor:
-        """Returns numbers in [-1, 1) for every pixel, others for each `part` and `turn`."""
-        return self._drawn(keyed_random.uniform, part, turn, self.rows) * 2 - 1
+    def uniform(self, part: str, repeat: int) -> Tensor:
+        """Returns numbers in [-1, 1) for every pixel, other ones for each `part` and `repeat`."""
+        return self._drawn(keyed_random.uniform, part, repeat, self.rows) * 2 - 1
 
-    def noise(self, part: str, turn: int, rows: Tensor) -> Tensor:
-        """Returns noise for rows: uniform in [-1, 1) for linf, in a random direction and of length 1 for l2 and l1."""
+    def noise(self, part: str, repeat: int, rows: Tensor) -> Tensor:
+        """Returns noise for rows: uniform in [-1, 1) for linf, random directions for l2 and l1.
+
+        The directions have length 1.
+        """
         if self.threat.norm is Norm.LINF:
-            return self._drawn(keyed_random.uniform, part, turn, rows) * 2 - 1
-        steps = self._drawn(keyed_random.normal, part, turn, rows)
+            return self._drawn(keyed_random.uniform, part, repeat, rows) * 2 - 1
+        steps = self._drawn(keyed_random.normal, part, repeat, rows)
         return steps / per_row(length(steps.flatten(1), self.threat.norm), steps)
 
-    def _drawn(self, draw: Callable[..., Tensor], part: str, turn: int, rows: Tensor) -> Tensor:
+    def _drawn(self, draw: Callable[..., Tensor], part: str, repeat: int, rows: Tensor) -> Tensor:
         like = self.images[rows]
-        found = draw(
+        drawn = draw(
             self.seed,
             f"trust/{part}",
             self.ids[rows],
             torch.zeros_like(rows),
-            turn,
+            repeat,
             like[0].numel(),
         )
-        return found.view_as(like).to(like.dtype)
+        return drawn.view_as(like).to(like.dtype)
 
     def _moved(self, rows: Tensor, steps: Tensor) -> Images:
         return (self.images[rows] + self.threat.eps * steps).clamp(0, 1)
@@ -192,15 +206,15 @@ class Probe:
 class FinishedStage:
     """One stage of a run: which examples it broke, and how.
 
-    `guided` says whether it follows gradients, `surface` on what it searched, `adaptive` whether it
+    `guided` says whether it follows gradients, `surface` what it searched on, `adaptive` whether it
     came after the standard attacks. `refused` counts points that the search took for adversarial
-    and the defence did not.
+    and that the defence classified correctly.
     """
 
     name: str
     broken: frozenset[int]
     guided: bool
-    surface: str = WHOLE[0]
+    surface: str = DEFENCE_ITSELF[0]
     adaptive: bool = False
     refused: int = 0
 

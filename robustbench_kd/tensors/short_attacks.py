@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ _WIDER = (2, 4)
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What an attack met on its way.
+    """The points that an attack evaluated.
 
     `rows` `(n,)` are the attacked rows of the sample, `losses` `(points, n)` the objective, NaN
     once a row has left, and `wrong` `(points, n)` tells which points are misclassified.
@@ -30,18 +30,18 @@ class Trace:
 
     @property
     def broken(self) -> Tensor:
-        """The rows of which some point is misclassified."""
+        """The rows with a misclassified point."""
         return self.rows[self.wrong.any(dim=0)]
 
     @property
-    def standing(self) -> Tensor:
+    def survivors(self) -> Tensor:
         """The other rows."""
         return self.rows[~self.wrong.any(dim=0)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShortAttacks:
-    """Attacks on a sample, each of which runs when it is first asked for. All raise `NoGradientError`.
+    """Attacks on a sample; each runs at its first use. All raise `NoGradientError`.
 
     Args:
         sample: What is attacked.
@@ -49,8 +49,7 @@ class ShortAttacks:
         brief: Takes a few steps that adapt.
         thorough: Takes as many steps as usual.
         longer: Takes twice as many.
-        parts: What the defence declares in its own place, by name, and the run itself does not
-            attack.
+        parts: The surfaces that the defence declares and that the run does not attack, by name.
     """
 
     sample: Probe
@@ -62,7 +61,7 @@ class ShortAttacks:
 
     @cached_property
     def first(self) -> Trace:
-        """The plain attack on all rows; they stay after a success, so that the path shows what followed."""
+        """The plain attack on all rows, which go on after a success."""
         return self._follow(self.plain, self.sample.rows, stay=True)
 
     @cached_property
@@ -72,71 +71,76 @@ class ShortAttacks:
 
     @cached_property
     def second(self) -> Trace:
-        """The thorough attack on the rows that the first one left."""
-        return self._follow(self.thorough, self.first.standing)
+        """The thorough attack on the survivors of the first one."""
+        return self._follow(self.thorough, self.first.survivors)
 
     @property
-    def standing(self) -> Tensor:
-        """The rows that neither broke."""
-        return self.second.standing
+    def survivors(self) -> Tensor:
+        """The rows that both attacks left."""
+        return self.second.survivors
 
     @property
     def broken(self) -> Tensor:
-        """The rows that one of them broke."""
+        """The rows that one of both attacks broke."""
         return torch.cat([self.first.broken, self.second.broken])
 
     @property
     def limit(self) -> float:
         """The radius of a ball around any image that holds the whole box."""
         pixels = self.sample.images[0].numel()
-        return float(
-            pixels ** {Norm.LINF: 0.0, Norm.L2: 0.5, Norm.L1: 1.0}[self.sample.threat.norm]
-        )
+        exponent = {Norm.LINF: 0.0, Norm.L2: 0.5, Norm.L1: 1.0}[self.sample.threat.norm]
+        return float(pixels**exponent)
 
     @cached_property
     def prolonged(self) -> Trace:
-        """The thorough attack with twice the steps, on the standing rows."""
-        return self._follow(self.longer, self.standing)
+        """The thorough attack with twice the steps, on the survivors."""
+        return self._follow(self.longer, self.survivors)
 
     @cached_property
     def repeated(self) -> Trace:
-        """The thorough attack from another start, on the standing rows."""
-        return self._follow(self.thorough, self.standing, restart=1)
+        """The thorough attack from another start, on the survivors."""
+        return self._follow(self.thorough, self.survivors, restart=1)
 
     @cached_property
     def widened(self) -> dict[float, Trace]:
-        """Brief attacks from the clean images, on all rows, at 2 and 4 times the radius and without limit, by radius."""
+        """Brief attacks on all rows from the clean images, at larger radii, by radius.
+
+        The radii are 2 and 4 times that of the threat, and the one that holds the whole box.
+        """
         sample = self.sample
-        radii = [radius for factor in _WIDER if (radius := factor * sample.threat.eps) < self.limit]
-        return {
-            radius: self._follow(
-                self.brief, sample.rows, threat=replace(sample.threat, eps=radius), centred=True
-            )
-            for radius in (*radii, self.limit)
-        }
+        wider = [factor * sample.threat.eps for factor in _WIDER]
+        traces = {}
+        for radius in (*(radius for radius in wider if radius < self.limit), self.limit):
+            threat = replace(sample.threat, eps=radius)
+            traces[radius] = self._follow(self.brief, sample.rows, threat=threat, centred=True)
+        return traces
 
     @cached_property
-    def unlucky(self) -> Tensor:
-        """The standing rows of which some random point is misclassified."""
-        left = self.standing
-        for turn in range(_ROUNDS):
-            for points in (
-                partial(self.sample.nearby, "noise", 1),
-                partial(self.sample.corners, "noise"),
-            ):
-                left = self._right(points(turn=turn, rows=left), left) if len(left) else left
-        return self.standing[~torch.isin(self.standing, left)]
+    def broken_by_noise(self) -> Tensor:
+        """The survivors with a misclassified random point."""
+        left = self.survivors
+        for repeat in range(_ROUNDS):
+            if len(left):
+                points = self.sample.nearby("noise", 1, repeat=repeat, rows=left)
+                left = self._correct(points, left)
+            if len(left):
+                points = self.sample.corners("noise", repeat=repeat, rows=left)
+                left = self._correct(points, left)
+        return self.survivors[~torch.isin(self.survivors, left)]
 
     @cached_property
     def transferred(self) -> dict[str, Tensor]:
-        """The standing rows that an attack on a part breaks, by the part's name; judged on the defence itself."""
+        """The survivors that an attack on a surface breaks, by its name.
+
+        The defence itself judges the points.
+        """
         return {
-            name: self._follow(self.brief, self.standing, part=part).broken
+            name: self._follow(self.brief, self.survivors, part=part).broken
             for name, part in self.parts.items()
         }
 
-    def _right(self, points: Images, rows: Tensor) -> Tensor:
-        """Returns the rows whose points are classified rightly."""
+    def _correct(self, points: Images, rows: Tensor) -> Tensor:
+        """Returns the rows whose points are classified correctly."""
         return rows[self.sample.ask(points, rows).argmax(dim=1) == self.sample.labels[rows]]
 
     def _follow(

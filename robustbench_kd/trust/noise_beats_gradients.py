@@ -17,7 +17,7 @@ def search(attacks: ShortAttacks) -> list[Finding]:
     return of_sample(
         "noise-beats-gradients",
         attacks.sample,
-        attacks.unlucky,
+        attacks.broken_by_noise,
         _LIMITS,
         message="200 random points in the ball break what gradient attacks do not",
         advice="gradients are masked: attack a stand-in, by transfer, or by queries",

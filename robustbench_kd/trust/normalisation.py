@@ -15,15 +15,15 @@ def probe(sample: Probe) -> list[Finding]:
     Both are compared on the same images by McNemar's statistic; the finding is red if the accuracy
     is ten points higher.
     """
-    used = sample.right.get(sample.normalisation)
+    used = sample.correct.get(sample.normalisation)
     if used is None:
         return []
 
     def rank(name: str) -> tuple[int, bool]:
-        return int(sample.right[name].sum()), name == sample.normalisation
+        return int(sample.correct[name].sum()), name == sample.normalisation
 
-    best = max(sample.right, key=rank)
-    other = sample.right[best]
+    best = max(sample.correct, key=rank)
+    other = sample.correct[best]
     gained = int((other & ~used).sum())
     lost = int((used & ~other).sum())
     by_chance = _DEVIATIONS * (gained + lost) ** 0.5

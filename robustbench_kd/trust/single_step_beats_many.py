@@ -22,7 +22,7 @@ def search(attacks: ShortAttacks) -> list[Finding]:
     return of_sample(
         "single-step-beats-many",
         sample,
-        broken[torch.isin(broken, attacks.standing)],
+        broken[torch.isin(broken, attacks.survivors)],
         _LIMITS,
         message="one step along the gradient breaks what many steps do not",
         advice="gradients mislead away from the image: average them, attack a stand-in, or by "

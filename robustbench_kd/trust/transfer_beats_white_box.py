@@ -1,7 +1,7 @@
 """An attack on a part of the defence breaks images that attacks on the whole do not break."""
 
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.probe import WHOLE, Facts
+from robustbench_kd.tensors.probe import DEFENCE_ITSELF, Facts
 from robustbench_kd.tensors.short_attacks import ShortAttacks
 from robustbench_kd.trust._grade import Limits, of_examples, of_sample
 
@@ -38,7 +38,7 @@ def review(facts: Facts) -> list[Finding]:
     names: list[str] = []
     broken: list[int] = []
     for stage in facts.stages:
-        if stage.adaptive and stage.surface not in WHOLE and stage.broken:
+        if stage.adaptive and stage.surface not in DEFENCE_ITSELF and stage.broken:
             names.append(stage.surface)
             broken += stage.broken
 

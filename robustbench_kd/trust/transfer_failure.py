@@ -1,7 +1,7 @@
 """The defence itself refuses points that the search found adversarial (IoAF I5)."""
 
 from robustbench_kd.core.records import Finding, Severity
-from robustbench_kd.tensors.probe import WHOLE, Facts
+from robustbench_kd.tensors.probe import DEFENCE_ITSELF, Facts
 
 _FRACTION, _LEAST = 0.1, 5  # of the candidates; rounding alone refuses hardly any
 
@@ -16,7 +16,7 @@ def review(facts: Facts) -> list[Finding]:
     refused = 0
     broken = 0
     for stage in facts.stages:
-        if stage.surface in WHOLE:
+        if stage.surface in DEFENCE_ITSELF:
             refused += stage.refused
             broken += len(stage.broken)
 

@@ -17,7 +17,7 @@ def search(attacks: ShortAttacks) -> list[Finding]:
     return of_sample(
         "unbounded-attack-fails",
         attacks.sample,
-        attacks.widened[attacks.limit].standing,
+        attacks.widened[attacks.limit].survivors,
         _LIMITS,
         message="unconstrained attack failure (IoAF I6): a gradient attack without limit on its "
         "size fails",

@@ -442,7 +442,7 @@ def correct(**counts):
     ],
 )
 def test_a_better_normalisation_is_named(counts, expected):
-    found = normalisation.probe(sample(linear(), right=correct(**counts), normalisation="none"))
+    found = normalisation.probe(sample(linear(), correct=correct(**counts), normalisation="none"))
     assert [finding.severity for finding in found] == ([expected] if expected else [])
     assert all("'cifar10'" in finding.message for finding in found)
 
@@ -454,4 +454,4 @@ def test_a_difference_that_is_not_significant_is_no_finding():
     other[20:27] = False
     used[40:50] = False
     right = {"none": used & other | used, "cifar10": other & (torch.arange(100) >= 7)}
-    assert normalisation.probe(sample(linear(), right=right, normalisation="none")) == []
+    assert normalisation.probe(sample(linear(), correct=right, normalisation="none")) == []

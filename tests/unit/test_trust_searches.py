@@ -97,14 +97,14 @@ def test_attacks_on_two_linear_classes_break_exactly_what_can_be_broken():
     broken = (loss + (slope.abs() * reach).sum(dim=1) > 0).nonzero()[:, 0].tolist()
     assert 5 < len(broken) < 45
     assert sorted(made.broken.tolist()) == broken
-    assert sorted([*made.standing.tolist(), *broken]) == list(range(50))
+    assert sorted([*made.survivors.tolist(), *broken]) == list(range(50))
 
 
 def test_broken_rows_are_not_attacked_again():
     made = attacks()
-    assert torch.equal(made.second.rows, made.first.standing)
-    assert torch.equal(made.prolonged.rows, made.second.standing)
-    assert torch.equal(made.repeated.rows, made.second.standing)
+    assert torch.equal(made.second.rows, made.first.survivors)
+    assert torch.equal(made.prolonged.rows, made.second.survivors)
+    assert torch.equal(made.repeated.rows, made.second.survivors)
 
 
 def test_a_row_leaves_when_it_is_broken_and_stays_to_the_end_in_the_first_attack():
@@ -138,15 +138,15 @@ def test_random_points_depend_on_the_example_alone():
     sample = attacks().sample
     rows = torch.tensor([7, 3])
     assert torch.equal(sample.nearby("noise", 1, rows=rows), sample.nearby("noise", 1)[rows])
-    assert not torch.equal(sample.nearby("noise", 1, turn=1), sample.nearby("noise", 1))
+    assert not torch.equal(sample.nearby("noise", 1, repeat=1), sample.nearby("noise", 1))
 
 
 def test_without_survivors_there_is_no_pass():
     meter = Meter()
     made = attacks(threat="linf:0.5", meter=meter)
-    assert len(made.standing) == 0
+    assert len(made.survivors) == 0
     before = meter.passes
-    assert len(made.unlucky) == len(made.prolonged.broken) == len(made.repeated.broken) == 0
+    assert len(made.broken_by_noise) == len(made.prolonged.broken) == len(made.repeated.broken) == 0
     assert meter.passes == before
 
 
@@ -164,7 +164,9 @@ def test_a_single_step_is_compared_with_all_others():
 
 @pytest.mark.parametrize(("count", "severity"), [(1, None), (2, YELLOW), (3, RED)])
 def test_noise_counts_what_gradients_left(count, severity):
-    found = noise_beats_gradients.search(outcomes(second=outcome(0), unlucky=torch.arange(count)))
+    found = noise_beats_gradients.search(
+        outcomes(second=outcome(0), broken_by_noise=torch.arange(count))
+    )
     assert [finding.severity for finding in found] == ([severity] if severity else [])
     assert all(finding.value == count / 50 for finding in found)
 

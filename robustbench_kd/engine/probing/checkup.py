@@ -63,7 +63,7 @@ class Scope:
     seed: int = 0
     searches: bool = True
     parts: bool = True
-    right: Mapping[str, Tensor] = field(default_factory=dict)
+    correct: Mapping[str, Tensor] = field(default_factory=dict)
     normalisation: str = ""
     size: int = _SAMPLE
     scout: bool = False
@@ -161,7 +161,7 @@ def probe_of(oracle: Oracle, sample: Dataset, threat: Threat, scope: Scope) -> P
         seed=scope.seed,
         randomized=oracle.randomized,
         was_training=oracle.was_training,
-        right=scope.right,
+        correct=scope.correct,
         normalisation=scope.normalisation,
     )
 
@@ -216,7 +216,7 @@ def _scouted(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope) -> lis
     spread = torch.arange(_SCOUTED) * len(data) // _SCOUTED
     sample = probe_of(oracle, data.take(spread), threat, scope)
     try:
-        survivors = short_attacks(sample, oracle, parts=False).scouted.standing
+        survivors = short_attacks(sample, oracle, parts=False).scouted.survivors
     except NoGradientError:
         return []
     if len(survivors):
