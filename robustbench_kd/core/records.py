@@ -199,6 +199,16 @@ class Work(Frozen):
     marginal: int = 0
     model_seconds: float = 0.0
 
+    def plus(self, other: "Work") -> "Work":
+        """Returns the work of both together."""
+        return Work(
+            computed=self.computed + other.computed,
+            live=self.live + other.live,
+            disagreements=self.disagreements + other.disagreements,
+            marginal=self.marginal + other.marginal,
+            model_seconds=self.model_seconds + other.model_seconds,
+        )
+
 
 class StageResult(Frozen):
     """One attack of the suite: the accuracy left after it, and what it cost."""

@@ -74,15 +74,25 @@ def report(index: LedgerIndex, fates: Mapping[int, tuple[Decision, Decision]]) -
     # Who knows the detector may still attack the classifier alone, and show the detector the image
     # with the lower score.
     knowing = [min(oblivious[example], joint[example], key=_suspicion) for example in correct]
-    rejected = {example: decision.rejected or 0.0 for example, (decision, _) in fates.items()}
-    outcomes = [_outcomes(example, fate, (oblivious, joint)) for example, fate in fates.items()]
+
+    rejected: dict[int, float] = {}
+    handled: list[float] = []
+    accepted: list[float] = []
+    attacked_rejected: list[float] = []
+    for example, fate in fates.items():
+        rejected[example] = fate[0].rejected or 0.0
+        outcomes = _outcomes(example, fate, (oblivious, joint))
+        worst = max(outcomes, key=_not_accepted)
+        handled.append(1 - max(outcomes)[0])
+        attacked_rejected.append(max(outcomes)[1])
+        accepted.append(1 - min(1, _not_accepted(worst)))
 
     return Detection(
         clean_rejected=mean_accuracy(rejected.values()),
         clean_rejected_right=_mean([rejected[example] for example in correct]),
-        robust_handled=mean_accuracy(1 - max(_wrong(images)) for images in outcomes),
-        attacked_rejected=mean_accuracy(max(images)[1] for images in outcomes),
-        robust_accepted=mean_accuracy(1 - min(1, max(_not_handled(images))) for images in outcomes),
+        robust_handled=mean_accuracy(handled),
+        attacked_rejected=mean_accuracy(attacked_rejected),
+        robust_accepted=mean_accuracy(accepted),
         oblivious=_roc(clean_scores, oblivious.values()),
         joint=_roc(clean_scores, knowing),
     )
@@ -162,19 +172,18 @@ def _scored(run: Run, clean: Dataset, points: Images) -> list[RejectionScore]:
         (weights @ ((predictions != clean.labels) & ~rejects).double()).tolist(),
         (weights @ rejects.double()).tolist(),
     )
-    return [
-        RejectionScore(
+    scores = []
+    for index, fooled, label, height, wrong, rejected in zip(clean.ids, *columns, strict=True):
+        score = RejectionScore(
             index=index,
             fooled=fooled,
             prediction=label,
-            score=score,
-            accepted_wrong=accepted_wrong,
+            score=height,
+            accepted_wrong=wrong,
             rejected=rejected,
         )
-        for index, fooled, label, score, accepted_wrong, rejected in zip(
-            clean.ids, *columns, strict=True
-        )
-    ]
+        scores.append(score)
+    return scores
 
 
 def _classifier_loss(state: AttackState, logits: Logits) -> Tensor:
@@ -258,12 +267,9 @@ def _outcomes(
     return outcomes
 
 
-def _wrong(images: Iterable[tuple[float, float]]) -> list[float]:
-    return [wrong for wrong, _ in images]
-
-
-def _not_handled(images: Iterable[tuple[float, float]]) -> list[float]:
-    return [wrong + rejected for wrong, rejected in images]
+def _not_accepted(outcome: tuple[float, float]) -> float:
+    """Returns the fraction of answers that are wrong or reject."""
+    return sum(outcome)
 
 
 def _suspicion(score: RejectionScore) -> tuple[bool, float]:
@@ -276,11 +282,15 @@ def _mean(values: list[float]) -> Accuracy | None:
 
 
 def _roc(clean: list[float], attacked: Iterable[RejectionScore]) -> Roc:
-    attempts = list(attacked)
-    successes = [attempt.score for attempt in attempts if attempt.fooled]
+    attempts: list[float] = []
+    successes: list[float] = []
+    for attempt in attacked:
+        attempts.append(attempt.score)
+        if attempt.fooled:
+            successes.append(attempt.score)
     return Roc(
         clean=len(clean),
-        attempts=_caught(clean, [attempt.score for attempt in attempts]),
+        attempts=_caught(clean, attempts),
         successes=_caught(clean, successes),
     )
 

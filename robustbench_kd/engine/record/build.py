@@ -44,6 +44,15 @@ class _DrawnResults(NamedTuple):
     robust_draws: Draws | None = None
 
 
+class _Costs(NamedTuple):
+    """What some entries of a ledger cost together."""
+
+    forwards: int
+    backwards: int
+    seconds: float
+    work: Work | None
+
+
 def interrupted_record(header: RunHeader, ledger: Sequence[Entry]) -> RunRecord:
     """Returns the record of an unfinished run: what is known so far, and no robust accuracy."""
     stages = _stages(header, LedgerIndex(ledger))
@@ -80,12 +89,13 @@ def adversarial_images(header: RunHeader, data: Dataset, ledger: Sequence[Entry]
     """Returns the image that decided each example that attacks made worse, in the data's order."""
     identity = header.identity
     found = fates(header, LedgerIndex(ledger))
-    rows = [
-        row
-        for row, example in enumerate(data.ids)
-        if example in found and found[example].worst.image
-    ]
-    deciding = [found[data.ids[row]].worst for row in rows]
+    rows: list[int] = []
+    deciding: list[Decision] = []
+    for row, example in enumerate(data.ids):
+        if example in found and found[example].worst.image:
+            rows.append(row)
+            deciding.append(found[example].worst)
+
     texts = [decision.image for decision in deciding]
     images = unpack(texts, tuple(data.images.shape[1:]))
     return StoredImages(
@@ -105,6 +115,7 @@ def _record(
     stages: list[StageResult],
     findings: list[Finding],
 ) -> RunRecord:
+    costs = _costs(ledger)
     return RunRecord(
         run_id=header.identity.run_id(),
         status="interrupted",
@@ -112,9 +123,9 @@ def _record(
         protocol_hash=header.identity.protocol_hash(),
         clean=stages[0].accuracy if stages else None,
         stages=stages,
-        forwards=sum(entry.forwards for entry in ledger),
-        backwards=sum(entry.backwards for entry in ledger),
-        seconds=sum(entry.seconds for entry in ledger),
+        forwards=costs.forwards,
+        backwards=costs.backwards,
+        seconds=costs.seconds,
         findings=findings,
         parameters=header.parameters,
         environment=header.environment,
@@ -134,7 +145,9 @@ def _stages(header: RunHeader, index: LedgerIndex) -> list[StageResult]:
             return results  # this accuracy is not known yet, nor is any later one
 
         for example, decision in decisions.items():
-            rate = float(decision.broken) if header.one_draw_breaks else decision.error_rate
+            rate = decision.error_rate
+            if header.one_draw_breaks:
+                rate = float(decision.broken)
             error_rates[example] = max(error_rates[example], rate)
         accuracy = mean_accuracy(1 - rate for rate in error_rates.values())
         results.append(_stage_result(name, accuracy, index.entries(name)))
@@ -142,26 +155,28 @@ def _stages(header: RunHeader, index: LedgerIndex) -> list[StageResult]:
 
 
 def _stage_result(name: str, accuracy: Accuracy, entries: list[Entry]) -> StageResult:
+    costs = _costs(entries)
     return StageResult(
         stage=name,
         accuracy=accuracy,
-        forwards=sum(entry.forwards for entry in entries),
-        backwards=sum(entry.backwards for entry in entries),
-        seconds=sum(entry.seconds for entry in entries),
-        work=_total_work([entry.work for entry in entries if entry.work]),
+        forwards=costs.forwards,
+        backwards=costs.backwards,
+        seconds=costs.seconds,
+        work=costs.work,
     )
 
 
-def _total_work(parts: Sequence[Work]) -> Work | None:
-    if not parts:
-        return None
-    return Work(
-        computed=sum(part.computed for part in parts),
-        live=sum(part.live for part in parts),
-        disagreements=sum(part.disagreements for part in parts),
-        marginal=sum(part.marginal for part in parts),
-        model_seconds=sum(part.model_seconds for part in parts),
-    )
+def _costs(entries: Iterable[Entry]) -> _Costs:
+    forwards = backwards = 0
+    seconds = 0.0
+    work: Work | None = None
+    for entry in entries:
+        forwards += entry.forwards
+        backwards += entry.backwards
+        seconds += entry.seconds
+        if entry.work:
+            work = work.plus(entry.work) if work else entry.work
+    return _Costs(forwards, backwards, seconds, work)
 
 
 def _missed(header: RunHeader, findings: Iterable[Finding]) -> float | None:
@@ -185,16 +200,19 @@ def _drawn_results(
 
 
 def _draws(header: RunHeader, decisions: Mapping[int, Decision]) -> Draws:
-    majority = [
-        float(decision.prediction == header.labels[example])
-        for example, decision in decisions.items()
-    ]
-    error_rates = [decision.error_rate for decision in decisions.values()]
+    correct: list[float] = []
+    all_correct: list[float] = []
+    majority: list[float] = []
+    for example, decision in decisions.items():
+        correct.append(1 - decision.error_rate)
+        all_correct.append(float(decision.error_rate == 0))
+        majority.append(float(decision.prediction == header.labels[example]))
+
     return Draws(
         exact=header.members > 0,
         draws=header.members or DRAWS,
-        mean=mean_accuracy(1 - rate for rate in error_rates),
-        all_correct=mean_accuracy(float(rate == 0) for rate in error_rates),
+        mean=mean_accuracy(correct),
+        all_correct=mean_accuracy(all_correct),
         majority=mean_accuracy(majority),
     )
 

@@ -83,13 +83,10 @@ class Run:
 
     def pending(self, stage: Stage) -> list[int]:
         """Returns the rows of the data set that a stage has still to decide."""
-        broken = self.index.broken(self._names_before(stage))
-        decided = self.index.decisions(stage.name)
-        return [
-            row
-            for row, example in enumerate(self.data.ids)
-            if example not in broken and example not in decided
-        ]
+        done = (
+            self.index.broken(self._names_before(stage)) | self.index.decisions(stage.name).keys()
+        )
+        return [row for row, example in enumerate(self.data.ids) if example not in done]
 
     def worst_before(self, stage: Stage) -> dict[int, Decision]:
         """Returns the worst decision of each example with a wrong answer before a stage."""
@@ -97,15 +94,17 @@ class Run:
 
     def worst(self, *, standard_only: bool = False) -> dict[int, Decision]:
         """Returns the worst decision of each example with a wrong answer, in all stages."""
-        stages = [stage.name for stage in self.stages if not (standard_only and stage.adaptive)]
-        return self.index.worst([CLEAN, SMALLER, *stages])
+        names = [CLEAN, SMALLER]
+        for stage in self.stages:
+            if not (standard_only and stage.adaptive):
+                names.append(stage.name)
+        return self.index.worst(names)
 
     def progress(self, stage: Stage, costs: Mapping[str, float]) -> Progress:
         """Returns how far a stage is; `costs` are the passes of one survivor by stage."""
         survivors = self.survivors(stage)
-        decisions = self.index.decisions(stage.name)
-        decided = [decisions[example] for example in survivors if example in decisions]
-        robust = len(survivors) - sum(decision.broken for decision in decided)
+        decided = self.index.decisions(stage.name).keys() & survivors
+        robust = len(set(survivors) - self.index.broken([stage.name]))
 
         position = self._position(stage)
         later = sum(costs[following.name] for following in self.stages[position + 1 :])
@@ -121,8 +120,11 @@ class Run:
         )
 
     def _names_before(self, stage: Stage) -> list[str]:
-        earlier = self.stages[: self._position(stage)]
-        return [CLEAN, SMALLER, *(one.name for one in earlier)]
+        return [CLEAN, SMALLER, *self._names[: self._position(stage)]]
 
     def _position(self, stage: Stage) -> int:
-        return [one.name for one in self.stages].index(stage.name)
+        return self._names.index(stage.name)
+
+    @property
+    def _names(self) -> list[str]:
+        return [stage.name for stage in self.stages]
