@@ -3,12 +3,14 @@
 Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of
 diverse parameter-free attacks", section 3; for l1 Croce and Hein 2021, "Mind the box", section 4;
 `autopgd_base.py` of fra31/auto-attack at a392200. From the same start point the iterates are
-AutoAttack's. Two things differ: the last point of a run costs no backward pass, and the random
-numbers belong to the example instead of the batch.
+AutoAttack's. Three things differ: the last point of a run costs no backward pass, and the random
+numbers belong to the example instead of the batch. The targets are ranked among the classes other
+than the label even where the label is not the best, as for the mean of a mixture.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from robustbench_kd.attacks import _apgd_l1, _apgd_lp
@@ -40,8 +42,8 @@ class Apgd(Attack):
             it.
         restarts: Restarts of an example, each from its own random start; the targeted loss counts
             `targets` instead.
-        targets: Restarts of an example under the targeted loss: restart k aims at the class with
-            the (k + 2)-th largest logit of the clean image. Any wrong class is a success.
+        targets: Restarts of an example under the targeted loss: restart k aims at the wrong class
+            with the (k + 1)-th largest logit of the clean image. Any wrong class is a success.
         steps: Steps of a restart, which evaluates one point more, or three more under
             `large_radius`.
         large_radius: Whether l1 spends 30, 30 and 40 % of the steps at 3, 2 and 1 times the radius,
@@ -130,11 +132,12 @@ def _offset(noise: Tensor, threat: Threat) -> Tensor:
 
 
 def _targets(rows: Rows) -> Labels:
-    """Returns the class with the (restart + 2)-th largest clean logit.
+    """Returns the class with the (restart + 1)-th largest clean logit among the wrong classes.
 
     Where logits are equal, the later class comes first.
     """
-    ranked = rows.logits.sort(dim=1, stable=True).indices
+    label_last = rows.logits.scatter(1, rows.labels[:, None], torch.inf)
+    ranked = label_last.sort(dim=1, stable=True).indices
     return ranked.gather(1, ranked.shape[1] - 2 - rows.restart[:, None]).squeeze(1)
 
 

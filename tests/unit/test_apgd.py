@@ -299,7 +299,17 @@ def test_start_points_differ_between(other):
     assert (one - two).abs().max() > EPS[Norm.LINF] / 2
 
 
-def test_a_targeted_job_aims_at_the_next_most_likely_class():
+def test_a_targeted_restart_never_aims_at_the_label_and_never_forgets_the_top_class():
+    """The mean logits of a mixture need not put the label first."""
+    logits = torch.tensor([[5.0, 4.0, 3.0, 2.0]] * 3)
+    rows = Rows(
+        images(3), torch.ones(3, dtype=torch.int64), logits, torch.arange(3), torch.arange(3)
+    )
+    state = begin_at_random(Apgd(loss="targeted-dlr"), rows, threat(Norm.LINF), 0)
+    assert state.targets.tolist() == [0, 2, 3]
+
+
+def test_a_targeted_restart_aims_at_the_next_most_likely_class():
     logits = torch.tensor([[0.1, 5.0, 3.0, 4.0, -1.0]] * 4)
     rows = Rows(images(4), logits.argmax(1), logits, torch.arange(4), torch.arange(4))
     assert begin_at_random(

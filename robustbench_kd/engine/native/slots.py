@@ -133,7 +133,7 @@ class SlotBatch:
         wrong = answers.argmax(dim=2) != slots.labels
         if len(wrong) == 1:
             return wrong[0]
-        weights = self._stage.surface.weights
+        weights = self._search.weights  # on the device of the answers
         if weights is None:
             return wrong.float().mean(dim=0) > slots.floor
         return weights @ wrong.to(weights.dtype) > slots.floor
