@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,40 +21,84 @@ if TYPE_CHECKING:
     from robustbench_kd.training.recipe import Recipe
     from robustbench_kd.training.teachers import TeacherSpec
 
-checkpoint: Callable[[_options.Command], _options.Command] = _options.together(
-    click.option("--name", required=True, help="Name of the checkpoint; its files are called so."),
-    click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("checkpoints"),
-                 show_default=True, help="Folder for the weights and the card."),
-    click.option("--card-threat", "card_threats", multiple=True, metavar="NORM:EPS",
-                 help="Usual threat of the card; repeatable (default: --threat)."),
-)  # fmt: skip
-settings: Callable[[_options.Command], _options.Command] = _options.together(
-    click.option("--normalisation", default="none", show_default=True, help="none, cifar10, ... or MEAN,.../STD,..."),
-    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-                 help="Replace a key of the recipe, such as epochs or options.temperature; repeatable."),
-    click.option("--licence", default="MIT", show_default=True, help="Licence of the weights, for the card."),
-    click.option("--trust-code", is_flag=True, help="Run the Python code that the card of a part or teacher names."),
-)  # fmt: skip
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(_options.DataOptions):
+    """The options of all commands that train."""
+
+    name: str
+    out: Path
+    card_threats: tuple[str, ...]
+    arch_arg: tuple[str, ...]
+    normalisation: str
+    overrides: tuple[str, ...]
+    licence: str
+    trust_code: bool
+    device: str
+
+    def network(self, architecture: str) -> "Network":
+        """Returns the network that the options describe."""
+        from robustbench_kd.checkpoints.card import Architecture
+        from robustbench_kd.checkpoints.normalisation import parse_normalisation
+        from robustbench_kd.training.design import Network
+
+        arguments = _options.parse_assignments(self.arch_arg, "--arch-arg")
+        return Network(
+            Architecture(name=architecture, arguments=arguments),
+            parse_normalisation(self.normalisation),
+        )
 
 
-def network(architecture: str, options: dict[str, Any]) -> "Network":
-    """Returns the network that the options describe."""
-    from robustbench_kd.checkpoints.card import Architecture
-    from robustbench_kd.checkpoints.normalisation import parse_normalisation
-    from robustbench_kd.training.design import Network
+checkpoint: _options.Decorator = _options.together(
+    click.option("--name", required=True, help="Name of the checkpoint and of its files."),
+    click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("checkpoints"),
+        show_default=True,
+        help="Folder for the weights and the card.",
+    ),
+    click.option(
+        "--card-threat",
+        "card_threats",
+        multiple=True,
+        metavar="NORM:EPS",
+        help="Usual threat of the card; repeatable (default: --threat).",
+    ),
+)
+settings: _options.Decorator = _options.together(
+    click.option(
+        "--normalisation",
+        default="none",
+        show_default=True,
+        help="none, cifar10, ... or MEAN,.../STD,...",
+    ),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Replace a key of the recipe, such as epochs or options.temperature; repeatable.",
+    ),
+    click.option(
+        "--licence",
+        default="MIT",
+        show_default=True,
+        help="Licence of the weights, for the card.",
+    ),
+    click.option(
+        "--trust-code",
+        is_flag=True,
+        help="Run the Python code that the card of a part or teacher names.",
+    ),
+)
 
-    arguments = _options.parse_assignments(options["arch_arg"], "--arch-arg")
-    return Network(
-        Architecture(name=architecture, arguments=arguments),
-        parse_normalisation(options["normalisation"]),
-    )
 
-
-def plan(
+def make_plan(
     recipe: "Recipe",
     design: "Network | Composition",
     threat: str,
-    options: dict[str, Any],
+    options: TrainingOptions,
     *,
     teachers: "tuple[TeacherSpec, ...]" = (),
 ) -> "Plan":
@@ -63,52 +107,55 @@ def plan(
     from robustbench_kd.training.make import Plan
 
     chosen = Threat.parse(threat)
-    usual = parse_threats(list(options["card_threats"])) or [chosen]
+    usual = parse_threats(list(options.card_threats)) or [chosen]
+    worker = int(os.environ.get("LOCAL_RANK", "0")) + 1
     return Plan(
-        name=options["name"],
+        name=options.name,
         recipe=recipe,
         design=design,
         threat=chosen,
-        threats=tuple(str(known) for known in usual),
-        device=_devices.choose(
-            _devices.share(options["device"], int(os.environ.get("LOCAL_RANK", "0")) + 1)
-        ),
-        licence=options["licence"],
+        threats=tuple(str(one) for one in usual),
+        device=_devices.choose(_devices.of_worker(options.device, worker)),
+        licence=options.licence,
         teachers=teachers,
     )
 
 
-def run(planned: "Plan", dataset: str, options: dict[str, Any]) -> None:
-    """Trains, shows how it goes, and writes where the card lies; of several processes only the first one speaks."""
+def run(plan: "Plan", dataset: str, options: TrainingOptions) -> None:
+    """Trains, shows the progress, and writes where the card lies.
+
+    Of several processes only the first one writes to the terminal.
+    """
     from robustbench_kd.datasets import open_dataset
     from robustbench_kd.training import distributed
     from robustbench_kd.training.make import make_checkpoint
 
     data = open_dataset(
-        dataset, split="train", data_dir=options["data_dir"], download=options["download"]
+        dataset, split="train", data_dir=options.data_dir, download=options.download
     )
-    with distributed.joined(planned.device):
+    with distributed.joined(plan.device):
         if distributed.leads():
-            _show(planned, data, options["out"])
+            _show(plan, data, options.out)
         else:
-            make_checkpoint(planned, data, options["out"], lambda _: None)
+            make_checkpoint(plan, data, options.out, lambda _: None)
 
 
-def _show(planned: "Plan", data: "Dataset", folder: Path) -> None:
+def _show(plan: "Plan", data: "Dataset", folder: Path) -> None:
     from robustbench_kd.cli import _console
     from robustbench_kd.training.make import make_checkpoint
 
     start = time.monotonic()
     with _console.progress() as line:
-        made = make_checkpoint(planned, data, folder, _observer(line, planned.name))
-    _console.say(f"{_outcome(planned, made)}, {duration(time.monotonic() - start)}")
+        made = make_checkpoint(plan, data, folder, _observer(line, plan.name))
+    _console.say(f"{_outcome(plan, made)}, {duration(time.monotonic() - start)}")
     _console.write(str(made.path))
 
 
-def _outcome(planned: "Plan", made: "Made") -> str:
-    epoch, epochs = made.trained.best_epoch, planned.recipe.epochs
-    did = f"epoch {epoch} of {epochs}" if epochs else "fitted"
-    return f"{planned.name}: {did}, {_validation(made.trained.validation)} on {planned.recipe.validation} examples"
+def _outcome(plan: "Plan", made: "Made") -> str:
+    epochs = plan.recipe.epochs
+    training = f"epoch {made.trained.best_epoch} of {epochs}" if epochs else "fitted"
+    validation = _validation(made.trained.validation)
+    return f"{plan.name}: {training}, {validation} on {plan.recipe.validation} examples"
 
 
 def _validation(found: "Accuracies") -> str:

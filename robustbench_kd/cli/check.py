@@ -1,8 +1,8 @@
 """Look at a checkpoint before any attack, in seconds."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -20,97 +20,124 @@ _USUAL_THREAT = "linf:8/255"
 _EXAMPLES = 500
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(_options.DataOptions, _options.LoadingOptions):
+    """The options of `rkd check`."""
+
+    target: str
+    threat: str
+    examples: str
+    batch_size: int
+    seed: int
+    device: str
+    as_json: bool
+
+    def open_data(self, name: str) -> "Dataset":
+        """Opens the test split of a data set, by default 500 examples or all of fewer."""
+        if self.examples:
+            return self.open_test(name, _options.parse_examples(self.examples))
+        try:
+            return self.open_test(name, _EXAMPLES)
+        except DatasetError:  # it may hold fewer; any other error shows again
+            return self.open_test(name, None)
+
+
+class _Checked(NamedTuple):
+    """A checkpoint with what was found out about it."""
+
+    subject: "Subject"
+    data: "Dataset"
+    threat: Threat
+    inspection: "Inspection"
+
+
 @click.command("check")
 @click.argument("target", metavar="TARGET")
 @click.option(
     "--threat",
     default="",
     metavar="NORM:EPS",
-    help=f"Scale of the probes: linf:8/255, l2:0.5, ... (default: the card's first, or {_USUAL_THREAT}).",
+    help="Scale of the probes: linf:8/255, l2:0.5, ... "
+    f"(default: the card's first, or {_USUAL_THREAT}).",
 )
 @click.option(
     "--examples",
     default="",
-    help=f"First N of the test split in official order, or all (default: {_EXAMPLES}, or all of fewer).",
+    help="First N of the test split in official order, or all "
+    f"(default: {_EXAMPLES}, or all of fewer).",
 )
 @_options.data
 @_options.loading
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=250,
-    show_default=True,
-    help="Images per batch.",
-)
+@_options.batch_size(250)
 @_options.seed
 @_options.device
-@click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
+@_options.trust_code
 @_options.as_json
-def command(target: str, **options: Any) -> None:
+@_options.typed(CheckOptions)
+def command(options: CheckOptions) -> None:
     """Loads a checkpoint safely and says what could spoil an evaluation of it.
 
-    It tells the classes and the shape and range of the images, the clean accuracy under its own and the usual input
-    normalisations, whether it answers with logits, depends on chance or on the rest of the batch, and whether gradients
-    are there, agree with finite differences and hold up over a distance. No attack is run. What suites would cost is an
-    estimate from passes of the model alone: what an image costs that no attack breaks.
+    It tells the classes and the shape and range of the images, the clean accuracy under its own and
+    the usual input normalisations, whether it answers with logits, is randomized or depends on the
+    rest of the batch, and whether gradients exist, agree with finite differences and keep their
+    direction over a distance. No attack is run. The cost of suites is an estimate from passes of the
+    model alone, for an image that no attack breaks.
 
-    A TARGET is one of 'rkd eval'. Exits with 2 where it cannot be loaded or gives no logits, with 0 whatever is found.
+    A TARGET is one of 'rkd eval'. Exits with 2 where it cannot be loaded or gives no logits, with 0
+    whatever is found.
 
     \b
     Examples:
       rkd check checkpoints/digits-teacher.toml
       rkd check net.pth --arch resnet18 --dataset cifar10 --normalisation cifar10
-    """  # fmt: skip
-    from robustbench_kd.checkpoints.target import describe, load
-    from robustbench_kd.cli import _console, _devices
+    """
+    from robustbench_kd.checkpoints.target import describe
+    from robustbench_kd.cli import _console
+
+    facts = []
+    for target in describe(options.target, options.choices()):
+        checked = _checked(target, options)
+        facts.append(_facts(checked))
+        if not options.as_json:
+            _show(checked)
+    if options.as_json:
+        _console.write_json(facts)
+
+
+def _checked(target: "Target", options: CheckOptions) -> _Checked:
+    from robustbench_kd.checkpoints.target import load
+    from robustbench_kd.cli import _devices
     from robustbench_kd.engine.inspect import inspect
 
-    found = []
-    for described in describe(target, _options.choices(options)):
-        data = _data(
-            options["dataset"] or (described.card.dataset if described.card else "digits"), options
-        )
-        channels, height, width = data.images.shape[1:]
-        subject = load(described, classes=data.classes, shape=(channels, height, width))
-        threat = _threat(options["threat"], described)
-        device = _devices.choose(options["device"])
-        seen = inspect(
-            subject,
-            data,
-            threat,
-            device=device,
-            seed=options["seed"],
-            batch_size=options["batch_size"],
-        )
-        found.append(_facts(subject, data, threat, seen))
-        if not options["as_json"]:
-            _show(found[-1], seen)
-    if options["as_json"]:
-        _console.write_json(found)
-
-
-def _data(name: str, options: dict[str, Any]) -> "Dataset":
-    if options["examples"]:
-        return _options.open_test(name, _options.parse_examples(options["examples"]), options)
-    try:
-        return _options.open_test(name, _EXAMPLES, options)
-    except DatasetError:  # it may hold fewer; whatever else is wrong shows again
-        return _options.open_test(name, None, options)
+    data = options.open_data(options.dataset_of(target))
+    channels, height, width = data.images.shape[1:]
+    subject = load(target, classes=data.classes, shape=(channels, height, width))
+    threat = _threat(options.threat, target)
+    inspection = inspect(
+        subject,
+        data,
+        threat,
+        device=_devices.choose(options.device),
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
+    return _Checked(subject, data, threat, inspection)
 
 
 def _threat(text: str, target: "Target") -> Threat:
     if text:
         return Threat.parse(text)
-    return Threat.parse(
-        target.card.threats[0] if target.card and target.card.threats else _USUAL_THREAT
-    )
+    if target.card and target.card.threats:
+        return Threat.parse(target.card.threats[0])
+    return Threat.parse(_USUAL_THREAT)
 
 
-def _facts(
-    subject: "Subject", data: "Dataset", threat: Threat, seen: "Inspection"
-) -> dict[str, Any]:
+def _facts(checked: _Checked) -> dict[str, object]:
+    """Returns what was found, as JSON."""
     from robustbench_kd.core.records import verdict
 
+    subject = checked.subject
+    inspection = checked.inspection
     return {
         "model": subject.name,
         "family": subject.family,
@@ -118,88 +145,85 @@ def _facts(
         "parameters": subject.parameters,
         "checkpoint_sha256": subject.checkpoint_sha256,
         "notes": list(subject.notes),
-        "dataset": data.name,
-        "image_shape": list(data.images.shape[1:]),
-        "pixels": list(seen.pixels),
-        "threat": str(threat),
-        "classes": seen.classes,
-        "outputs": seen.outputs,
-        "clean": seen.clean.model_dump(mode="json"),
-        "normalisation": seen.normalisation,
-        "normalisations": seen.normalisations,
-        "findings": [finding.model_dump(mode="json") for finding in seen.findings],
-        "verdict": verdict(seen.findings),
-        "speed": asdict(seen.speed),
-        "suites": [asdict(cost) for cost in seen.costs],
+        "dataset": checked.data.name,
+        "image_shape": list(checked.data.images.shape[1:]),
+        "pixels": list(inspection.pixels),
+        "threat": str(checked.threat),
+        "classes": inspection.classes,
+        "outputs": inspection.outputs,
+        "clean": inspection.clean.model_dump(mode="json"),
+        "normalisation": inspection.normalisation,
+        "normalisations": inspection.normalisations,
+        "findings": [finding.model_dump(mode="json") for finding in inspection.findings],
+        "verdict": verdict(inspection.findings),
+        "speed": asdict(inspection.speed),
+        "suites": [asdict(cost) for cost in inspection.costs],
     }
 
 
-def _show(facts: dict[str, Any], seen: "Inspection") -> None:
+def _show(checked: _Checked) -> None:
     from robustbench_kd.cli import _console
 
-    table = _console.table(facts["model"], {"": "left", "found": "left"})
-    for name, text in _lines(facts, seen):
+    table = _console.table(checked.subject.name, {"": "left", "found": "left"})
+    for name, text in _lines(checked):
         table.add_row(name, _console.plain(text))
     _console.show_table(table)
-    _show_findings(seen)
-    _show_costs(seen)
+    _show_findings(checked.inspection)
+    _show_costs(checked.inspection)
 
 
-def _lines(facts: dict[str, Any], seen: "Inspection") -> Iterator[tuple[str, str]]:
+def _lines(checked: _Checked) -> Iterator[tuple[str, str]]:
     from robustbench_kd.cli import _console
 
-    yield (
-        "network",
-        f"{facts['family']}, {facts['architecture']}, {facts['parameters']:,} parameters",
-    )
-    for note in facts["notes"]:
+    subject, data, threat, found = checked
+    network = f"{subject.family}, {subject.architecture}, {subject.parameters:,} parameters"
+    yield "network", network
+    for note in subject.notes:
         yield "loading", note
-    low, high = seen.pixels
-    yield (
-        "images",
-        f"{facts['dataset']}, {seen.clean.n} of shape {tuple(facts['image_shape'])}, from {low:g} to {high:g}",
-    )
-    yield "outputs", f"{seen.outputs} of {seen.classes} classes"
-    yield "clean %", f"{_console.percent(seen.clean)} with normalisation {seen.normalisation}"
-    if seen.normalisations:
-        yield (
-            "normalisations",
-            ", ".join(f"{name} {share:.1%}" for name, share in seen.normalisations.items()),
-        )
-    yield "probed at", facts["threat"]
+
+    shape = tuple(data.images.shape[1:])
+    low, high = found.pixels
+    yield "images", f"{data.name}, {found.clean.n} of shape {shape}, from {low:g} to {high:g}"
+    yield "outputs", f"{found.outputs} of {found.classes} classes"
+    accuracy = _console.percent(found.clean)
+    yield "clean %", f"{accuracy} with normalisation {found.normalisation}"
+    if found.normalisations:
+        accuracies = [f"{name} {value:.1%}" for name, value in found.normalisations.items()]
+        yield "normalisations", ", ".join(accuracies)
+    yield "probed at", str(threat)
 
 
-def _show_findings(seen: "Inspection") -> None:
+def _show_findings(inspection: "Inspection") -> None:
     from robustbench_kd.cli import _console
 
-    if not seen.findings:
+    if not inspection.findings:
         _console.write("No findings.\n")
         return
-    table = _console.table(
-        "", {"severity": "left", "finding": "left", "what was seen": "left", "what to do": "left"}
-    )
-    for finding in seen.findings:
-        cells = finding.severity, finding.check, finding.message, finding.advice
-        table.add_row(*map(_console.plain, cells), style=_console.SEVERITY_STYLES[finding.severity])
+    headings = ("severity", "finding", "what was seen", "what to do")
+    table = _console.table("", dict.fromkeys(headings, "left"))
+    for finding in inspection.findings:
+        cells = (finding.severity, finding.check, finding.message, finding.advice)
+        style = _console.SEVERITY_STYLES[finding.severity]
+        table.add_row(*map(_console.plain, cells), style=style)
     _console.show_table(table)
 
 
-def _show_costs(seen: "Inspection") -> None:
+def _show_costs(inspection: "Inspection") -> None:
     from robustbench_kd.cli import _console
 
     columns = {"suite": "left", "passes": "right", "time of 1,000 images": "right"}
     table = _console.table("", columns)
-    for cost in seen.costs:
+    for cost in inspection.costs:
         table.add_row(cost.suite, f"{cost.passes:,}", duration(1000 * cost.seconds))
     _console.show_table(table)
-    speed = seen.speed
-    memory = (
-        ""
-        if speed.megabytes is None
-        else f" Gradients keep {speed.megabytes:.2g} MB per image of a batch."
-    )
+
+    speed = inspection.speed
+    memory = ""
+    if speed.megabytes is not None:
+        memory = f" Gradients keep {speed.megabytes:.2g} MB per image of a batch."
     _console.say(
-        f"Passes and time are for images that no attack breaks; others cost less. Time is the model's alone, from passes of "
-        f"{speed.batch} images that differed by {speed.spread:.0%}.{memory}",
+        "Passes and time are for images that no attack breaks; others cost less. Time is the "
+        f"model's alone, from passes of {speed.batch} images that differed by {speed.spread:.0%}."
+        f"{memory}",
         "dim",
     )

@@ -1,7 +1,8 @@
 """Convert a weights file to safetensors with a card beside it."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,16 @@ from robustbench_kd.core.errors import UsageError
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(_options.DataOptions, _options.LoadingOptions):
+    """The options of `rkd convert`."""
+
+    old: str
+    new: Path
+    threats: tuple[str, ...]
+    licence: str
 
 
 @click.command("convert")
@@ -31,8 +42,9 @@ if TYPE_CHECKING:
     help="Usual threat, for the card; repeatable.",
 )
 @click.option("--licence", default="", help="Licence of the weights, for the card.")
-@click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
-def command(old: str, new: Path, **options: Any) -> None:
+@_options.trust_code
+@_options.typed(ConvertOptions)
+def command(options: ConvertOptions) -> None:
     """Loads OLD strictly and safely, and writes NEW.safetensors and its card NEW.toml.
 
     Classes and image shape come from --dataset, of which one example is read.
@@ -46,29 +58,31 @@ def command(old: str, new: Path, **options: Any) -> None:
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.cli import _console
     from robustbench_kd.core.threat import parse_threats
-    from robustbench_kd.datasets import open_dataset
 
-    if not options["dataset"]:
+    if not options.dataset:
         raise UsageError("for which data was it trained? Give --dataset, such as --dataset cifar10")
-    target = _target(old, options)
-    data = open_dataset(
-        options["dataset"], limit=1, data_dir=options["data_dir"], download=options["download"]
-    )
+    target = _target(options)
+    data = options.open_test(options.dataset, limit=1)
     channels, height, width = data.images.shape[1:]
     subject = load(target, classes=data.classes, shape=(channels, height, width))
-    name, folder = new.name.removesuffix(".safetensors").removesuffix(".toml"), new.parent
+
+    name = options.new.name.removesuffix(".safetensors").removesuffix(".toml")
+    folder = options.new.parent
     card = Card(
         name=name,
         family=subject.family,
         classes=data.classes,
         image_shape=(channels, height, width),
-        dataset=options["dataset"],
-        threats=tuple(str(threat) for threat in parse_threats(list(options["threats"]))),
-        licence=options["licence"],
+        dataset=options.dataset,
+        threats=tuple(str(threat) for threat in parse_threats(list(options.threats))),
+        licence=options.licence,
         architecture=Architecture(name=target.architecture, arguments=target.arguments),
         normalisation=subject.normalisation,
         weights=write_weights(subject.network, folder, name),
-        made={"converted_from": Path(old).name, "original_sha256": subject.checkpoint_sha256},
+        made={
+            "converted_from": Path(options.old).name,
+            "original_sha256": subject.checkpoint_sha256,
+        },
     )
     write_card(card, folder / f"{name}.toml")
     for note in subject.notes:
@@ -76,13 +90,13 @@ def command(old: str, new: Path, **options: Any) -> None:
     _console.write(str(folder / f"{name}.toml"))
 
 
-def _target(old: str, options: dict[str, Any]) -> "Target":
-    """Describes the one checkpoint that is to be converted."""
+def _target(options: ConvertOptions) -> "Target":
+    """Describes the one checkpoint to convert."""
     from robustbench_kd.checkpoints.target import describe
 
-    targets = describe(old, _options.choices(options))
+    targets = describe(options.old, options.choices())
     if len(targets) != 1:
-        raise UsageError(f"expected one checkpoint, '{old}' holds {len(targets)}")
+        raise UsageError(f"expected one checkpoint, '{options.old}' holds {len(targets)}")
     if targets[0].parts:
-        raise UsageError(f"'{old}' is made of parts: convert these")
+        raise UsageError(f"'{options.old}' is made of parts: convert these")
     return targets[0]

@@ -3,9 +3,10 @@
 import math
 import os
 import secrets
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,33 @@ if TYPE_CHECKING:
     from robustbench_kd.analysis.runs import Run
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """The options of `rkd gate`."""
+
+    results: Path
+    baseline: Path
+    tolerance: str
+    hard_limit: str
+    alpha: str
+    update: bool
+    junit: Path | None
+    markdown: Path | None
+    badge: Path | None
+    as_json: bool
+
+    def limits(self) -> "Limits":
+        """Returns the drops that are allowed."""
+        from robustbench_kd.analysis.gate import Limits
+
+        alpha = _fraction(self.alpha, "--alpha")
+        if not alpha:
+            raise UsageError("expected --alpha above 0, got 0: nothing would ever be significant")
+        tolerance = _fraction(self.tolerance, "--tolerance")
+        hard_limit = _fraction(self.hard_limit, "--hard-limit") if self.hard_limit else None
+        return Limits(tolerance, hard_limit, alpha)
 
 
 @click.command("gate")
@@ -51,15 +79,19 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--markdown", type=_FILE, help="Write Markdown to this file, for a comment.")
 @click.option("--badge", type=_FILE, help="Write shields.io JSON to this file.")
 @_options.as_json
-def command(results: Path, **options: Any) -> None:
-    """Holds every run under RESULTS against the baseline's run of the same model, data, threat, suite and engine.
+@_options.typed(GateOptions)
+def command(options: GateOptions) -> None:
+    """Holds every run under RESULTS against the same run of a baseline.
 
-    A robust or clean accuracy fails where its drop exceeds the tolerance and is more than chance (McNemar's exact
-    one-sided test on the same images, adjusted for all accuracies by Holm), or where it exceeds the hard limit.
+    The same run has the same model, data, threat, suite and engine. A robust or clean accuracy
+    fails where its drop exceeds the tolerance and is more than chance (McNemar's exact one-sided
+    test on the same images, adjusted for all accuracies by Holm), or where it exceeds the hard
+    limit.
 
-    All output is written before the exit code is decided: 0 passed, 1 a model became worse, 4 a run of the baseline is
-    missing or cannot be judged. Models without a baseline pass, and are named. Under GitHub Actions a step summary and
-    annotations are written, too. A baseline holds run.json and examples.csv of each run and belongs into git.
+    All output is written before the exit code is decided: 0 passed, 1 a model became worse, 4 a run
+    of the baseline is missing or cannot be judged. Models without a baseline pass, and are named.
+    Under GitHub Actions a step summary and annotations are written, too. A baseline holds run.json
+    and examples.csv of each run and belongs into git.
 
     \b
     Examples:
@@ -70,56 +102,50 @@ def command(results: Path, **options: Any) -> None:
     from robustbench_kd.analysis.gate import judge
     from robustbench_kd.cli import _console
 
-    limits, folder, renewed = _limits(options), options["baseline"], options["update"]
+    limits = options.limits()
+    results = options.results
+    folder = options.baseline
     runs, problems = _runs(results, folder)
     known = read_baseline(folder)
-    if not known and not renewed:
+    if not known and not options.update:
         raise RecordError(
-            f"there is no run in the baseline '{folder}': make one with the same command and --update"
+            f"there is no run in the baseline '{folder}': make one with the same command and "
+            "--update"
         )
-    if not runs and renewed:
+    if not runs and options.update:
         raise RecordError(
             f"there is no run to make a baseline of in '{results}': run 'rkd eval' first"
         )
-    fresh = one_each(runs, results) if renewed else {}
+
+    new_baseline = one_each(runs, results) if options.update else {}
     gate = judge(runs, problems, known, limits)
     _write(gate, options)
-    _show(gate, as_json=options["as_json"])
-    if not renewed:
+    _show(gate, as_json=options.as_json)
+    if not options.update:
         _conclude(gate)
         return
-    for line in update(folder, known, fresh):
+    for line in update(folder, known, new_baseline):
         _console.say(line)
     if problems:
         raise NotComparableError(f"the baseline lacks what cannot be read: {problems[0]}")
 
 
-def _limits(options: dict[str, Any]) -> "Limits":
-    from robustbench_kd.analysis.gate import Limits
-
-    alpha, hard = _share(options["alpha"], "--alpha"), options["hard_limit"]
-    if not alpha:
-        raise UsageError("expected --alpha above 0, got 0: nothing would ever be significant")
-    return Limits(
-        _share(options["tolerance"], "--tolerance"),
-        _share(hard, "--hard-limit") if hard else None,
-        alpha,
-    )
-
-
-def _share(text: str, option: str) -> float:
+def _fraction(text: str, option: str) -> float:
     """Reads `1%` or `0.01`, exactly as a count of examples over their number would be."""
     number = text.strip().removesuffix("%")
+    is_percentage = number != text.strip()
     try:
-        share = float(Decimal(number) / (1 if number == text.strip() else 100))
+        fraction = float(Decimal(number) / (100 if is_percentage else 1))
     except (ArithmeticError, ValueError):
-        share = math.nan
-    if not 0 <= share < 1:
-        hint = f": did you mean {number}%?" if number == text.strip() and 1 <= share < 100 else ""
-        raise UsageError(
-            f"expected {option} as a percentage or a fraction below 1, such as 1% or 0.01, got '{text}'{hint}"
-        )
-    return share
+        fraction = math.nan
+    if 0 <= fraction < 1:
+        return fraction
+
+    hint = f": did you mean {number}%?" if not is_percentage and 1 <= fraction < 100 else ""
+    raise UsageError(
+        f"expected {option} as a percentage or a fraction below 1, such as 1% or 0.01, got "
+        f"'{text}'{hint}"
+    )
 
 
 def _runs(results: Path, baseline: Path) -> tuple[list["Run"], list[str]]:
@@ -131,23 +157,25 @@ def _runs(results: Path, baseline: Path) -> tuple[list["Run"], list[str]]:
         )
     if results.resolve() == baseline.resolve():
         raise UsageError(
-            f"expected a baseline apart from the results, got '{results}' for both: that would always pass"
+            f"expected a baseline apart from the results, got '{results}' for both: that would "
+            "always pass"
         )
     return read_runs(results)
 
 
-def _write(gate: "Gate", options: dict[str, Any]) -> None:
+def _write(gate: "Gate", options: GateOptions) -> None:
     from robustbench_kd.analysis import badge, junit, markdown
     from robustbench_kd.core.rundir import write_text
 
-    for option, text in (
-        ("junit", junit.render),
-        ("markdown", markdown.gate),
-        ("badge", badge.render),
-    ):
-        if options[option]:
-            write_text(options[option], text(gate))
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+    if options.junit:
+        write_text(options.junit, junit.render(gate))
+    if options.markdown:
+        write_text(options.markdown, markdown.gate(gate))
+    if options.badge:
+        write_text(options.badge, badge.render(gate))
+
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(markdown.gate(gate))
 
@@ -169,7 +197,7 @@ def _show(gate: "Gate", *, as_json: bool) -> None:
 
 
 def _conclude(gate: "Gate") -> None:
-    """Raises where the gate does not pass: `RegressionError` for a drop, else `NotComparableError` for a gap."""
+    """Raises `RegressionError` for a drop, else `NotComparableError` for a gap."""
     if gate.failures:
         raise RegressionError(f"the gate {gate.headline}; {gate.failures[0].text}")
     if gate.gaps:

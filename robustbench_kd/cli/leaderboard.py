@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from robustbench_kd.cli import _options
+from robustbench_kd.core.plugins import find, module
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,13 +21,42 @@ _FORMATS = "analysis/formats"
 _ONLY_IN_FILES = {"passes", "run"}  # a terminal is narrow
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeaderboardOptions:
+    """The options of `rkd leaderboard`."""
+
+    results: Path
+    where: tuple[str, ...]
+    sort: str
+    top: int | None
+    formats: str
+    published: Path | None
+    as_json: bool
+
+    def view(self) -> "View":
+        """Returns which runs are shown, and in which order."""
+        from robustbench_kd.analysis.leaderboard import View
+
+        where: dict[str, set[str]] = {}
+        for text in self.where:
+            for key, value in _options.parse_texts((text,), "--where").items():
+                where.setdefault(key, set()).add(value)
+        return View(where, self.sort, self.top)
+
+    def writers(self) -> "list[ModuleType]":
+        """Returns the modules of the formats to write."""
+        names = dict.fromkeys(name.strip() for name in self.formats.split(","))
+        return [module(_FORMATS, find(_FORMATS, name, "format").stem) for name in names]
+
+
 @click.command("leaderboard")
 @click.argument("results", type=click.Path(path_type=Path), default=Path("results"))
 @click.option(
     "--where",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Only runs with this model, family, architecture, dataset, norm, threat, suite, engine, mode or verdict; repeatable.",
+    help="Only runs with this model, family, architecture, dataset, norm, threat, suite, engine, "
+    "mode or verdict; repeatable.",
 )
 @click.option(
     "--sort",
@@ -47,14 +78,17 @@ _ONLY_IN_FILES = {"passes", "run"}  # a terminal is narrow
 @click.option(
     "--published",
     type=click.Path(path_type=Path),
-    help="RobustBench's model_info, a file or folder: its numbers stand beneath the runs, without a rank.",
+    help="RobustBench's model_info, a file or folder: its numbers are shown beneath the runs, "
+    "without a rank.",
 )
 @_options.as_json
-def command(results: Path, **options: Any) -> None:
-    """Ranks the runs under RESULTS by robust accuracy and writes what it shows to RESULTS/leaderboard.csv, .md, ...
+@_options.typed(LeaderboardOptions)
+def command(options: LeaderboardOptions) -> None:
+    """Ranks the runs under RESULTS by robust accuracy and writes RESULTS/leaderboard.csv, .md, ...
 
-    Runs that differ in data, examples, threat, suite, engine or mode stand in tables of their own. Several --where of
-    one key are alternatives; of different keys all must hold. --json prints the records of the runs instead of tables.
+    Runs that differ in data, examples, threat, suite, engine or mode are in tables of their own.
+    Several --where of one key are alternatives; of different keys all must hold. --json prints the
+    records of the runs instead of tables.
 
     \b
     Examples:
@@ -66,38 +100,29 @@ def command(results: Path, **options: Any) -> None:
     from robustbench_kd.analysis.table import tabulate
     from robustbench_kd.cli import _console
 
-    writers = _writers(options["formats"])
-    leaderboard = _with_published(read_leaderboard(results, _view(options)), options["published"])
+    writers = options.writers()
+    found = read_leaderboard(options.results, options.view())
+    leaderboard = _with_published(found, options.published)
     for reason in leaderboard.left_out:
         _console.say(f"left out: {reason}", "yellow")
-    written = _write(results, leaderboard, writers)
-    if options["as_json"]:
-        records = [record for board in leaderboard.boards for record in board.records]
-        _console.write_json([json.loads(record.model_dump_json()) for record in records])
+    written = _write(options.results, leaderboard, writers)
+    if options.as_json:
+        _console.write_json(_records(leaderboard))
         return
+
     for board in leaderboard.boards:
         _show(tabulate(board))
     if not leaderboard.boards:
-        wanted = " that --where asks for" if options["where"] else ""
-        _console.say(f"there is no finished run{wanted} under '{results}'", "yellow")
+        wanted = " that --where asks for" if options.where else ""
+        _console.say(f"there is no finished run{wanted} under '{options.results}'", "yellow")
     _console.say(f"{' and '.join(written)} written", "dim")
 
 
-def _writers(text: str) -> "list[ModuleType]":
-    from robustbench_kd.core.plugins import find, module
-
-    names = dict.fromkeys(name.strip() for name in text.split(","))
-    return [module(_FORMATS, find(_FORMATS, name, "format").stem) for name in names]
-
-
-def _view(options: dict[str, Any]) -> "View":
-    from robustbench_kd.analysis.leaderboard import View
-
-    where: dict[str, set[str]] = {}
-    for text in options["where"]:
-        for key, value in _options.parse_texts((text,), "--where").items():
-            where.setdefault(key, set()).add(value)
-    return View(where, options["sort"], options["top"])
+def _records(leaderboard: "Leaderboard") -> list[object]:
+    records: list[object] = []
+    for board in leaderboard.boards:
+        records += [json.loads(record.model_dump_json()) for record in board.records]
+    return records
 
 
 def _with_published(leaderboard: "Leaderboard", path: Path | None) -> "Leaderboard":
@@ -133,19 +158,21 @@ def _write(results: Path, leaderboard: "Leaderboard", writers: "Iterable[ModuleT
 def _show(table: "Table") -> None:
     from robustbench_kd.cli import _console
 
-    kept = [
+    shown = [
         index for index, column in enumerate(table.columns) if column.heading not in _ONLY_IN_FILES
     ]
-    columns = {
-        table.columns[index].heading: "right" if table.columns[index].numeric else "left"
-        for index in kept
-    }
-    shown = _console.table(table.title, columns)
+    sides = {}
+    for index in shown:
+        column = table.columns[index]
+        sides[column.heading] = "right" if column.numeric else "left"
+
+    drawn = _console.table(table.title, sides)
     for row in table.rows:
-        shown.add_row(*(_markup(table.columns[index].heading, row[index].text) for index in kept))
+        cells = [_markup(table.columns[index].heading, row[index].text) for index in shown]
+        drawn.add_row(*cells)
     for row in table.references:
-        shown.add_row(*(_console.plain(row[index].text) for index in kept), style="dim")
-    _console.show_table(shown, spare=("parameters", "family", "time"))
+        drawn.add_row(*(_console.plain(row[index].text) for index in shown), style="dim")
+    _console.show_table(drawn, spare=("parameters", "family", "time"))
 
 
 def _markup(heading: str, text: str) -> str:

@@ -1,24 +1,50 @@
-"""Measure what a student has of its teacher: answers, weaknesses, invariances, attention, gradients."""
+"""Measure what a student has of its teacher: answers, invariances, attention, gradients."""
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from robustbench_kd.cli import _options
+from robustbench_kd.cli import _options, _similarity_tables
+from robustbench_kd.cli._similarity_tables import ROLES
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.threat import Threat, parse_threats
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Subject, Target
-    from robustbench_kd.similarity.bootstrap import Row
+    from robustbench_kd.similarity.bootstrap import Row, Series
     from robustbench_kd.similarity.compare import Comparison
     from robustbench_kd.tensors.contracts import Dataset
 
-_ROLES = ("teacher", "student", "independent", "null")
-_HEADINGS = ("measure", *_ROLES, "student - independent", "null - independent")
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityOptions(_options.DataOptions):
+    """The options of `rkd similarity`."""
+
+    teacher: str
+    student: str
+    baselines: tuple[str, ...]
+    threat: str
+    examples: str
+    batch_size: int
+    seed: int
+    device: str
+    results: Path
+    out: Path
+    trust_code: bool
+    as_json: bool
+
+    def targets(self) -> list["Target"]:
+        """Describes the networks in the order of their roles."""
+        texts = (self.teacher, self.student, *self.baselines)
+        if len(texts) > len(ROLES):
+            raise UsageError(
+                f"expected at most two --baseline, got {len(self.baselines)}: the second is the "
+                "null of the first"
+            )
+        return [_target(text, trust_code=self.trust_code) for text in texts]
 
 
 @click.command("similarity")
@@ -37,20 +63,9 @@ _HEADINGS = ("measure", *_ROLES, "student - independent", "null - independent")
     metavar="NORM:EPS",
     help="Bounds the transferred attacks (default: the teacher's card).",
 )
-@click.option(
-    "--examples",
-    default="all",
-    show_default=True,
-    help="First N of the test split in official order, or all.",
-)
+@_options.examples
 @_options.data
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=250,
-    show_default=True,
-    help="Images per batch.",
-)
+@_options.batch_size(250)
 @_options.seed
 @_options.device
 @_options.results
@@ -61,75 +76,80 @@ _HEADINGS = ("measure", *_ROLES, "student - independent", "null - independent")
     show_default=True,
     help="Folder for the tables: OUT/STUDENT-of-TEACHER/similarity.csv and .md.",
 )
-@click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
+@_options.trust_code
 @_options.as_json
-def command(teacher: str, student: str, **options: Any) -> None:
-    """Compares STUDENT with its TEACHER on the same images, beside what an independent network has in common with it.
+@_options.typed(SimilarityOptions)
+def command(options: SimilarityOptions) -> None:
+    """Compares STUDENT with its TEACHER on the same images, beside an independent network.
 
-    Both are cards or anything else that 'rkd eval' takes without further options. Measured are the teacher's answers on
-    clean and on corrupted images, invariances to colours and crops, attacks that transfer both ways, attention (Grad-CAM)
-    and input gradients; from runs under --results, if there are any, also the robustness retained, per parameter and per
-    operation. Intervals are 95 % ones. A student has something of its teacher where it differs from an independent network
-    by more than a second independent one does.
+    Both are cards or anything else that 'rkd eval' takes without further options. Measured are the
+    teacher's answers on clean and on corrupted images, invariances to colours and crops, attacks
+    that transfer both ways, attention (Grad-CAM) and input gradients; from runs under --results, if
+    there are any, also the robustness retained, per parameter and per operation. Intervals are 95 %
+    ones. A student has something of its teacher where it differs from an independent network by
+    more than a second independent network does.
 
     \b
     Example:
-      rkd similarity checkpoints/digits-teacher.toml checkpoints/digits-small.toml --baseline checkpoints/digits-plain.toml
-    """  # fmt: skip
-    from robustbench_kd.cli import _console, _devices
+      rkd similarity checkpoints/digits-teacher.toml checkpoints/digits-small.toml \
+        --baseline checkpoints/digits-plain.toml
+    """
+    from robustbench_kd.cli import _console
     from robustbench_kd.core.rundir import run_folder, to_csv, write_text
     from robustbench_kd.similarity.bootstrap import Row
-    from robustbench_kd.similarity.compare import Comparison
 
-    targets = [_one(text, options) for text in (teacher, student, *options["baselines"])]
-    if len(targets) > len(_ROLES):
-        raise UsageError(
-            f"expected at most two --baseline, got {len(targets) - 2}: the second is the null of the first"
-        )
-    threat, data = _threat(targets[0], options), _dataset(targets[0], options)
-    asked = Comparison(
-        networks=tuple(_loaded(target, data) for target in targets),
-        data=data,
-        threat=threat,
-        device=_devices.choose(options["device"]),
-        seed=options["seed"],
-        batch_size=options["batch_size"],
-    )
-    rows = _rows(asked, options["results"])
-    names = [network.name for network in asked.networks]
-    folder = run_folder(options["out"], f"{names[1]}-of-{names[0]}", "")
+    comparison = _comparison(options)
+    rows = _rows(comparison, options.results)
+    names = [network.name for network in comparison.networks]
+    folder = run_folder(options.out, f"{names[1]}-of-{names[0]}", "")
     write_text(folder / "similarity.csv", to_csv(rows, Row))
-    write_text(folder / "similarity.md", _markdown(rows, asked))
-    if options["as_json"]:
+    write_text(folder / "similarity.md", _similarity_tables.markdown(rows, comparison))
+
+    if options.as_json:
         _console.write_json([row.model_dump(mode="json") for row in rows])
     else:
-        _show(rows, asked)
+        _similarity_tables.show(rows, comparison)
     _console.say(f"{folder / 'similarity.csv'} and similarity.md written", "dim")
 
 
-def _one(text: str, options: dict[str, Any]) -> "Target":
+def _comparison(options: SimilarityOptions) -> "Comparison":
+    from robustbench_kd.cli import _devices
+    from robustbench_kd.similarity.compare import Comparison
+
+    targets = options.targets()
+    teacher = targets[0]
+    threat = _threat(teacher, options)
+    limit = _options.parse_examples(options.examples)
+    data = options.open_test(options.dataset_of(teacher), limit)
+    return Comparison(
+        networks=tuple(_loaded(target, data) for target in targets),
+        data=data,
+        threat=threat,
+        device=_devices.choose(options.device),
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
+
+
+def _target(text: str, *, trust_code: bool) -> "Target":
     from robustbench_kd.checkpoints.subject import Choices
     from robustbench_kd.checkpoints.target import describe
 
-    described = describe(text, Choices(trust_code=options["trust_code"]))
+    described = describe(text, Choices(trust_code=trust_code))
     if len(described) > 1:
         raise UsageError(f"'{text}' holds {len(described)} checkpoints: name one of them")
     return described[0]
 
 
-def _threat(teacher: "Target", options: dict[str, Any]) -> Threat:
-    if options["threat"]:
-        return Threat.parse(options["threat"])
+def _threat(teacher: "Target", options: SimilarityOptions) -> Threat:
+    if options.threat:
+        return Threat.parse(options.threat)
     if teacher.card is None or not teacher.card.threats:
         raise UsageError(
-            f"which threat for '{teacher.name}'? Give --threat NORM:EPS, such as --threat linf:8/255"
+            f"which threat for '{teacher.name}'? Give --threat NORM:EPS, such as "
+            "--threat linf:8/255"
         )
     return parse_threats(list(teacher.card.threats))[0]
-
-
-def _dataset(teacher: "Target", options: dict[str, Any]) -> "Dataset":
-    named = options["dataset"] or (teacher.card.dataset if teacher.card else "digits")
-    return _options.open_test(named, _options.parse_examples(options["examples"]), options)
 
 
 def _loaded(target: "Target", data: "Dataset") -> "Subject":
@@ -143,117 +163,39 @@ def _loaded(target: "Target", data: "Dataset") -> "Subject":
     return subject
 
 
-def _rows(asked: "Comparison", results: Path) -> "list[Row]":
-    """Returns all rows: what is measured on the networks, then what stored runs say of them."""
+def _rows(comparison: "Comparison", results: Path) -> "list[Row]":
+    """Returns all rows: measures of the networks, then those of stored runs."""
+    from robustbench_kd.cli import _console
+    from robustbench_kd.similarity.bootstrap import summarise
+    from robustbench_kd.similarity.compare import INDEPENDENT, compare
+
+    networks = comparison.networks
+    names = [(network.name, role) for network, role in zip(networks, ROLES, strict=False)]
+    label = f"{names[1][0]} of {names[0][0]}"
+    with _console.progress() as line:
+        measured = compare(comparison, lambda done, total: line.show(label, done, total, ""))
+
+    summary = partial(summarise, names=names, reference=INDEPENDENT, seed=comparison.seed)
+    rows = summary(measured)
+    for protocol, series in _retained(comparison, results).items():
+        rows += summary(series, protocol=protocol)
+    return rows
+
+
+def _retained(comparison: "Comparison", results: Path) -> "dict[str, list[Series]]":
+    """Returns the robustness retained by protocol, from the runs of teacher and student."""
     from robustbench_kd.cli import _console
     from robustbench_kd.similarity import retained_robustness as retained
-    from robustbench_kd.similarity.bootstrap import summarise
-    from robustbench_kd.similarity.compare import INDEPENDENT, compare, flops
+    from robustbench_kd.similarity.compare import flops
 
-    names = [(network.name, role) for network, role in zip(asked.networks, _ROLES, strict=False)]
-    with _console.progress() as line:
-        measured = compare(
-            asked, lambda done, whole: line.show(f"{names[1][0]} of {names[0][0]}", done, whole, "")
-        )
-    rows = summarise(measured, names, reference=INDEPENDENT, seed=asked.seed)
-    found = retained.protocols(results, asked.networks)
+    networks = comparison.networks
+    found = retained.protocols(results, networks)
     if not found:
         _console.say(
             f"no runs of both under '{results}': nothing is said of robustness retained", "dim"
         )
-    parameters = [network.parameters for network in asked.networks]
-    operations = (
-        [flops(network, asked.data.images.shape[1:]) for network in asked.networks] if found else []
-    )
-    for protocol in found:
-        series = retained.series(protocol, parameters, operations)
-        rows += summarise(
-            series, names, reference=INDEPENDENT, seed=asked.seed, protocol=protocol.name
-        )
-    return rows
-
-
-def _lines(rows: "Sequence[Row]") -> Iterator[tuple[str, ...]]:
-    """Yields the cells of each measure: every network's value, then the differences from the independent one."""
-    measures = dict.fromkeys(row.measure for row in rows)
-    known = {(row.measure, row.role): row for row in rows}
-    for measure in measures:
-        found = [known.get((measure, role)) for role in _ROLES]
-        yield (measure, *map(_value, found), _difference(found[1]), _difference(found[3]))
-
-
-def _value(row: "Row | None") -> str:
-    if row is None or row.value is None or row.ci_low is None or row.ci_high is None:
-        return ""
-    if row.share:
-        return f"{100 * row.value:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]"
-    return f"{_short(row.value)} [{_short(row.ci_low)}, {_short(row.ci_high)}]"
-
-
-def _difference(row: "Row | None") -> str:
-    if (
-        row is None
-        or row.difference is None
-        or row.difference_low is None
-        or row.difference_high is None
-    ):
-        return ""
-    numbers = (row.difference, row.difference_low, row.difference_high)
-    shown = [f"{100 * number:+.1f}" if row.share else _short(number, "+") for number in numbers]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
-
-
-def _short(number: float, sign: str = "") -> str:
-    """Returns a number with three digits, or without a fraction where it has more before the point."""
-    return format(number, f"{sign},.0f" if abs(number) >= 1000 else f"{sign}.3g")
-
-
-def _tables(
-    rows: "Sequence[Row]", asked: "Comparison"
-) -> Iterator[tuple[str, list[str], list[tuple[str, ...]]]]:
-    """Yields the title, headings and lines of each table, without the columns that are empty throughout."""
-    for protocol, group in groupby(rows, lambda row: row.protocol):
-        lines = list(_lines(list(group)))
-        used = [column for column in range(len(_HEADINGS)) if any(line[column] for line in lines)]
-        headings = [_HEADINGS[column] for column in used]
-        yield (
-            protocol or _title(asked),
-            headings,
-            [tuple(line[column] for column in used) for line in lines],
-        )
-
-
-def _show(rows: "Sequence[Row]", asked: "Comparison") -> None:
-    from robustbench_kd.cli import _console
-
-    for title, headings, lines in _tables(rows, asked):
-        sides = {heading: "left" if heading == "measure" else "right" for heading in headings}
-        shown = _console.table(title, sides)
-        shown.padding = (0, 1)  # up to seven columns have to fit a terminal
-        for line in lines:
-            shown.add_row(*map(_console.plain, line))
-        _console.show_table(shown)
-
-
-def _markdown(rows: "Sequence[Row]", asked: "Comparison") -> str:
-    from robustbench_kd.analysis.markdown import code
-
-    networks = ", ".join(
-        f"{role} {code(network.name)}"
-        for role, network in zip(_ROLES, asked.networks, strict=False)
-    )
-    parts = ["# Similarity", f"Networks: {networks}."]
-    for title, headings, lines in _tables(rows, asked):
-        rule = [":--", *["--:"] * (len(headings) - 1)]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *lines))
-        parts += [f"## {code(title)}", table]
-    notes = (
-        "Shares in percent with 95 % Wilson intervals, other numbers and all differences with bootstrapped ones over "
-        "examples; differences are paired. Attention and gradients are compared with the teacher's. Robust accuracies per "
-        "million parameters or GFLOP are fractions divided by size."
-    )
-    return "\n\n".join([*parts, notes]) + "\n"
-
-
-def _title(asked: "Comparison") -> str:
-    return f"{asked.data.name}, {len(asked.data)} examples, transferred attacks {asked.threat}, seed {asked.seed}"
+        return {}
+    shape = comparison.data.images.shape[1:]
+    parameters = [network.parameters for network in networks]
+    operations = [flops(network, shape) for network in networks]
+    return {protocol.name: retained.series(protocol, parameters, operations) for protocol in found}

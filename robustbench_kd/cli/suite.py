@@ -6,28 +6,40 @@ from fnmatch import fnmatch
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import click
 
-from robustbench_kd.cli import _options, _workers
-from robustbench_kd.cli import eval as evaluation
+from robustbench_kd.cli import _options, _requests, _workers
+from robustbench_kd.cli._eval_options import Curve, EvalOptions, OpenData, card_curves
 from robustbench_kd.core.errors import IncompleteError, RkdError, UsageError, unknown_name
 from robustbench_kd.core.text import duration
-from robustbench_kd.core.threat import Threat, parse_curve
+from robustbench_kd.core.threat import parse_curve
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Target
     from robustbench_kd.cli._sheet import Sheet
-    from robustbench_kd.core.records import Identity, RunRecord
+    from robustbench_kd.core.records import Identity
     from robustbench_kd.core.suites import Suite
     from robustbench_kd.engine.evaluate import Outcome
     from robustbench_kd.engine.forecast import Forecast
     from robustbench_kd.engine.run.request import Request
 
 T = TypeVar("T")
-Failures = dict[str, RkdError]
-Known = tuple[str, str, str]  # model, engine, device
+Failures: TypeAlias = dict[str, RkdError]
+Kind: TypeAlias = tuple[str, str, str]  # model, engine, device
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteOptions:
+    """The options of `rkd suite`."""
+
+    file: Path
+    planned: bool
+    only: tuple[str, ...]
+    results: Path
+    trust_code: bool
+    as_json: bool
 
 
 @dataclass(frozen=True)
@@ -35,17 +47,39 @@ class PlannedRun:
     """One `rkd eval`: a checkpoint under one threat, or one curve, with one suite and seed."""
 
     target: "Target"
-    curve: list[Threat]
+    curve: Curve
     suite: "Suite"
-    options: dict[str, Any]
+    options: EvalOptions
 
     @property
     def name(self) -> str:
         """Returns the name that `--only` finds, `digits-small/digits/linf:0.2/standard/0`."""
         radii = ",".join(threat.eps_text for threat in self.curve)
+        threat = f"{self.curve[0].norm}:{radii}"
         options = self.options
-        threat, seed = f"{self.curve[0].norm}:{radii}", str(options["seed"])
-        return "/".join([self.target.name, options["dataset"], threat, options["suite"], seed])
+        return "/".join(
+            [self.target.name, options.dataset, threat, options.suite, str(options.seed)]
+        )
+
+
+class _Cost(NamedTuple):
+    """What a run costs at most; seconds are known where the model was evaluated before."""
+
+    run: PlannedRun
+    forecast: "Forecast"
+    seconds: float | None
+
+
+class _Row(TypedDict):
+    """A line of `rkd suite --plan --json`."""
+
+    name: str
+    threat: str
+    run: str
+    folder: str
+    state: str
+    passes: int
+    seconds: float | None
 
 
 @click.command("suite")
@@ -65,10 +99,11 @@ class PlannedRun:
 @_options.results
 @click.option("--trust-code", is_flag=True, help="Run the Python code that FILE or a card names.")
 @_options.as_json
-def command(file: Path, **options: Any) -> None:
-    """Evaluates every checkpoint of FILE on every data set, under every threat, with every suite and seed.
+@_options.typed(SuiteOptions)
+def command(options: SuiteOptions) -> None:
+    """Evaluates every checkpoint of FILE on every data set, by every threat, suite and seed.
 
-    FILE is TOML. Every run is that of 'rkd eval': what is done is not done again, what was stopped is resumed. A run that
+    FILE is TOML. Every run is that of 'rkd eval': finished runs are not repeated, stopped ones are resumed. A run that
     fails does not stop the others; it is named at the end, and the exit code is 2, or 4 where it can be resumed. Paths
     are those of the folder in which the command runs.
 
@@ -86,52 +121,51 @@ def command(file: Path, **options: Any) -> None:
     Examples:
       rkd suite experiments/digits.toml --plan
       rkd suite experiments/digits.toml --only digits-small
-    """
+    """  # fmt: skip  # click wraps it
     from robustbench_kd.cli import _console, _runs
     from robustbench_kd.cli._sheet import read_sheet
 
-    sheet, params = read_sheet(file, trust_code=options["trust_code"])
-    params |= {"results": options["results"]}
+    sheet, shared = read_sheet(options.file, trust_code=options.trust_code)
+    shared = replace(shared, results=options.results)
     failures: Failures = {}
-    cells = _wanted(list(_cells(sheet, params, failures)), options["only"], failures)
+    runs = _wanted(list(_planned_runs(sheet, shared, failures)), options.only, failures)
     for name, error in failures.items():
         _console.say(f"{name}: {error}", "bold red")
+
     outcomes: list[Outcome] = []
-    each = partial(_each, cells, evaluation.opener(params), failures)
-    if options["planned"]:
-        _show(
-            list(each(partial(_forecasts, speeds=_speeds(options["results"])))),
-            as_json=options["as_json"],
-        )
+    each = partial(_each, runs, shared.open_data(), failures)
+    if options.planned:
+        costs = list(each(partial(_costs, speeds=_speeds(options.results))))
+        _show(costs, as_json=options.as_json)
     else:
         try:
             outcomes.extend(each(_outcomes))
         finally:
-            if outcomes or options["as_json"]:
-                _runs.report(outcomes, as_json=options["as_json"])
+            if outcomes or options.as_json:
+                _runs.report(outcomes, as_json=options.as_json)
     _conclude(failures)
     _workers.raise_if_refuted(outcomes)
 
 
-def _cells(sheet: "Sheet", params: dict[str, Any], failures: Failures) -> Iterator[PlannedRun]:
-    """Yields all cells; a checkpoint that cannot be described goes to the failures."""
+def _planned_runs(sheet: "Sheet", shared: EvalOptions, failures: Failures) -> Iterator[PlannedRun]:
+    """Yields all runs; a checkpoint that cannot be described is added to the failures."""
     curves = [parse_curve(text) for text in sheet.threats]
-    for target in _targets(sheet, params, failures):
+    for target in _targets(sheet, shared, failures):
         try:
-            own = curves or evaluation.card_curves(target)
+            own = curves or card_curves(target)
         except UsageError as error:
             failures[target.name] = error
             continue
-        usual = target.card.dataset if target.card else "digits"
+        usual = shared.dataset_of(target)
         for dataset, curve, suite, seed in product(sheet.datasets, own, sheet.suites, sheet.seeds):
-            options = params | {"dataset": dataset or usual, "suite": suite, "seed": seed}
-            yield PlannedRun(target, curve, evaluation.chosen_suite(options), options)
+            options = replace(shared, dataset=dataset or usual, suite=suite, seed=seed)
+            yield PlannedRun(target, curve, options.chosen_suite(), options)
 
 
-def _targets(sheet: "Sheet", params: dict[str, Any], failures: Failures) -> Iterator["Target"]:
+def _targets(sheet: "Sheet", shared: EvalOptions, failures: Failures) -> Iterator["Target"]:
     from robustbench_kd.checkpoints.target import describe
 
-    choices = _options.choices(params)
+    choices = shared.choices()
     for text in dict.fromkeys(sheet.checkpoints):
         try:
             yield from describe(text, choices)
@@ -140,93 +174,88 @@ def _targets(sheet: "Sheet", params: dict[str, Any], failures: Failures) -> Iter
 
 
 def _wanted(
-    cells: list[PlannedRun], patterns: Sequence[str], failures: Failures
+    runs: list[PlannedRun], patterns: Sequence[str], failures: Failures
 ) -> list[PlannedRun]:
-    """Returns the cells that are asked for; then only failures that are asked for count, too."""
+    """Returns the runs that are asked for, and removes other failures."""
     if not patterns:
-        return cells
+        return runs
 
-    def asked(name: str, pattern: str) -> bool:
-        return fnmatch(name, pattern) or name.startswith(f"{pattern}/")
-
-    names = [*(cell.name for cell in cells), *failures]
+    names = [*(run.name for run in runs), *failures]
     for pattern in patterns:
-        if not any(asked(name, pattern) for name in names):
+        if not any(_matches(name, [pattern]) for name in names):
             raise unknown_name("run", pattern, names)
-    for name in [
-        name for name in failures if not any(asked(name, pattern) for pattern in patterns)
-    ]:
-        del failures[name]
-    return [cell for cell in cells if any(asked(cell.name, pattern) for pattern in patterns)]
+    for name in list(failures):
+        if not _matches(name, patterns):
+            del failures[name]
+    return [run for run in runs if _matches(run.name, patterns)]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) or name.startswith(f"{pattern}/") for pattern in patterns)
 
 
 def _each(
-    cells: Iterable[PlannedRun],
-    opened: evaluation.Opened,
+    runs: Iterable[PlannedRun],
+    open_data: OpenData,
     failures: Failures,
     work: Callable[[PlannedRun, "Request"], Iterable[T]],
 ) -> Iterator[T]:
-    """Yields what the work on each cell gives; one that fails goes to the failures."""
+    """Yields what the work on each run gives; one that fails is added to the failures."""
     from robustbench_kd.cli import _console
 
-    for cell in cells:
+    for run in runs:
         try:
-            yield from work(
-                cell,
-                evaluation.request(cell.target, cell.curve[0], cell.suite, cell.options, opened),
+            request = _requests.make_request(
+                run.target, run.curve[0], run.suite, run.options, open_data
             )
+            yield from work(run, request)
         except RkdError as error:
-            failures[cell.name] = error
-            _console.say(f"{cell.name}: {error}", "bold red")
+            failures[run.name] = error
+            _console.say(f"{run.name}: {error}", "bold red")
 
 
-def _outcomes(cell: PlannedRun, request: "Request") -> Iterator["Outcome"]:
-    spread = evaluation.spread_of(cell.target, cell.curve[0], cell.suite, cell.options)
-    return evaluation.outcomes_of(request, cell.curve, cell.options, spread)
+def _outcomes(run: PlannedRun, request: "Request") -> Iterator["Outcome"]:
+    spread = _requests.spread_of(run.target, run.curve[0], run.suite, run.options)
+    return _requests.outcomes_of(request, run.curve, run.options, spread)
 
 
-def _forecasts(
-    cell: PlannedRun, request: "Request", speeds: Mapping[Known, float]
-) -> Iterator[tuple[PlannedRun, "Forecast", float | None]]:
-    """Yields what each radius costs at most, with seconds where the model was evaluated before."""
+def _costs(run: PlannedRun, request: "Request", speeds: Mapping[Kind, float]) -> Iterator[_Cost]:
+    """Yields what each radius costs at most."""
     from robustbench_kd.engine.forecast import forecast
 
     smaller: Path | None = None
-    for threat in cell.curve:
-        found = forecast(replace(request, threat=threat, smaller=smaller), cell.options["results"])
+    for threat in run.curve:
+        asked = replace(request, threat=threat, smaller=smaller)
+        found = forecast(asked, run.options.results)
         smaller = None if found.randomized else found.folder
-        speed = speeds.get(_known(found.identity))
-        yield cell, found, None if speed is None else found.passes * speed
+        speed = speeds.get(_kind(found.identity))
+        yield _Cost(run, found, None if speed is None else found.passes * speed)
 
 
-def _speeds(results: Path) -> dict[Known, float]:
+def _speeds(results: Path) -> dict[Kind, float]:
     """Returns the seconds of a pass in earlier runs."""
     from robustbench_kd.analysis.leaderboard import read_records
 
     if not results.is_dir():
         return {}
-    groups: dict[Known, list[RunRecord]] = {}
+    passes: dict[Kind, int] = {}
+    seconds: dict[Kind, float] = {}
     for record in read_records(results)[0].values():
-        groups.setdefault(_known(record.identity), []).append(record)
-    passes = {
-        known: sum(one.forwards + one.backwards for one in group) for known, group in groups.items()
-    }
-    return {
-        known: sum(one.seconds for one in groups[known]) / count
-        for known, count in passes.items()
-        if count
-    }
+        kind = _kind(record.identity)
+        passes[kind] = passes.get(kind, 0) + record.forwards + record.backwards
+        seconds[kind] = seconds.get(kind, 0.0) + record.seconds
+    return {kind: seconds[kind] / count for kind, count in passes.items() if count}
 
 
-def _known(identity: "Identity") -> Known:
+def _kind(identity: "Identity") -> Kind:
     return identity.model, identity.engine, identity.device
 
 
-def _show(rows: Sequence[tuple[PlannedRun, "Forecast", float | None]], *, as_json: bool) -> None:
+def _show(costs: Sequence[_Cost], *, as_json: bool) -> None:
     from robustbench_kd.cli import _console
 
     if as_json:
-        _console.write_json([_row_json(*row) for row in rows])
+        _console.write_json([_row(cost) for cost in costs])
         return
     sides = {
         "run": "left",
@@ -236,39 +265,41 @@ def _show(rows: Sequence[tuple[PlannedRun, "Forecast", float | None]], *, as_jso
         "time at most": "right",
     }
     table = _console.table("", sides)
-    for cell, found, seconds in rows:
-        costs = [f"{found.passes:,}", "" if seconds is None else duration(seconds)]
-        cells = [
-            cell.name,
-            _threat(found),
-            found.state,
-            *(["", ""] if found.state == "done" else costs),
-        ]
-        table.add_row(*map(_console.plain, cells))
+    for cost in costs:
+        table.add_row(*map(_console.plain, _cells(cost)))
     _console.show_table(table)
+
+
+def _cells(cost: _Cost) -> list[str]:
+    found = cost.forecast
+    cells = [cost.run.name, _threat(found), found.state]
+    if found.state == "done":
+        return [*cells, "", ""]
+    time = "" if cost.seconds is None else duration(cost.seconds)
+    return [*cells, f"{found.passes:,}", time]
 
 
 def _threat(found: "Forecast") -> str:
     return f"{found.identity.norm}:{found.identity.eps_text}"
 
 
-def _row_json(cell: PlannedRun, found: "Forecast", seconds: float | None) -> dict[str, Any]:
-    run = {
-        "name": cell.name,
+def _row(cost: _Cost) -> _Row:
+    found = cost.forecast
+    return {
+        "name": cost.run.name,
         "threat": _threat(found),
         "run": found.folder.name,
         "folder": str(found.folder),
+        "state": found.state,
+        "passes": found.passes,
+        "seconds": cost.seconds,
     }
-    return run | {"state": found.state, "passes": found.passes, "seconds": seconds}
 
 
 def _conclude(failures: Failures) -> None:
-    """Raises an error that names all failures: an incomplete one where nothing but time is missing."""
+    """Raises an error that names all failures: an incomplete one if all can be resumed."""
     if not failures:
         return
-    kind = (
-        IncompleteError
-        if all(isinstance(error, IncompleteError) for error in failures.values())
-        else UsageError
-    )
+    resumable = all(isinstance(error, IncompleteError) for error in failures.values())
+    kind = IncompleteError if resumable else UsageError
     raise kind(f"{len(failures)} failed: {'; '.join(failures)}")

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -17,11 +18,33 @@ from robustbench_kd.core.errors import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from robustbench_kd.checkpoints.subject import Target
     from robustbench_kd.core.records import Identity, RunRecord
     from robustbench_kd.engine.reverify.checks import Check
+    from robustbench_kd.engine.reverify.reverify import Means
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(_options.DataOptions, _options.LoadingOptions):
+    """The options of `rkd verify`."""
+
+    run: Path
+    target: str
+    checkpoints: Path
+    batch_size: int
+    precision: Literal["fp32", "fp64"]
+    device: str
+    as_json: bool
+
+    def means(self) -> "Means":
+        """Returns how the defence is asked again."""
+        import torch
+
+        from robustbench_kd.cli import _devices
+        from robustbench_kd.engine.reverify.reverify import Means
+
+        dtype = {"fp32": torch.float32, "fp64": torch.float64}[self.precision]
+        return Means(_devices.choose(self.device), dtype, self.batch_size)
 
 
 @click.command("verify")
@@ -32,17 +55,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=Path("checkpoints"),
     show_default=True,
-    help="Where the cards lie among which the run's is looked up if no TARGET is given.",
+    help="Folder of the cards among which the run's is looked up if no TARGET is given.",
 )
 @_options.data
 @_options.loading
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Images per batch.",
-)
+@_options.batch_size(100)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp64"]),
@@ -51,52 +68,40 @@ if TYPE_CHECKING:
     help="fp64 asks the model in double precision: verdicts that rounding decided show up.",
 )
 @_options.device
-@click.option("--trust-code", is_flag=True, help="Run the Python code that a card names.")
+@_options.trust_code
 @_options.as_json
-def command(run: Path, *, target: str, **options: Any) -> None:
+@_options.typed(VerifyOptions)
+def command(options: VerifyOptions) -> None:
     """Checks the run in a folder by the images that it kept: rkd eval --save-adversarial.
 
-    The data set and the checkpoint must be those of the record. Every stored image must lie in the ball and in the box and
-    have the label of the data set; the defence is asked about it again, and about every clean image. Its answers must be
-    those of examples.csv, and give the accuracies of run.json. Of a randomized defence fresh draws must agree with the
-    recorded shares as far as chance allows.
+    The data set and the checkpoint must be those of the record. Every stored image must lie in the
+    ball and in the box and have the label of the data set; the defence is asked about it again, and
+    about every clean image. Its answers must be those of examples.csv, and give the accuracies of
+    run.json. The error rates of a randomized defence on fresh draws must agree with the recorded
+    ones as far as the number of draws allows.
 
-    A TARGET is one of 'rkd eval'. Exits with 0 where all checks hold, 1 where one fails, 4 where the run is unfinished or has
-    no images.
+    A TARGET is one of 'rkd eval'. Exits with 0 where all checks hold, 1 where one fails, 4 where the
+    run is unfinished or has no images.
 
     \b
     Examples:
       rkd verify results/digits-teacher/a0b44a83b99b92c5
-      rkd verify results/net/0123456789abcdef net.pth --arch resnet18 --dataset cifar10 --precision fp64
-    """  # fmt: skip
+      rkd verify results/net/0123456789abcdef net.pth --arch resnet18 --dataset cifar10
+    """
     from robustbench_kd.checkpoints.target import load
-    from robustbench_kd.cli import _console, _devices
-    from robustbench_kd.engine.reverify.reverify import Means, verify
+    from robustbench_kd.engine.reverify.reverify import verify
 
-    folder, record = _stored(run)
-    described = _target(target, record.identity, options)
-    data = _options.open_test(
-        options["dataset"] or record.identity.dataset, record.identity.examples, options
-    )
+    folder, record = _stored(options.run)
+    identity = record.identity
+    target = _target(identity, options)
+    data = options.open_test(options.dataset or identity.dataset, identity.examples)
     channels, height, width = data.images.shape[1:]
-    subject = load(described, classes=data.classes, shape=(channels, height, width))
-    means = Means(
-        _devices.choose(options["device"]), _dtype(options["precision"]), options["batch_size"]
-    )
-    checks = verify(folder, record, data, subject, means)
+    subject = load(target, classes=data.classes, shape=(channels, height, width))
+
+    checks = verify(folder, record, data, subject, options.means())
     failed = [check.name for check in checks if not check.holds]
-    if options["as_json"]:
-        how = {name: options[name] for name in ("precision", "batch_size")} | {
-            "device": str(means.device)
-        }
-        _console.write_json(
-            {
-                "run": record.run_id,
-                "holds": not failed,
-                **how,
-                "checks": [asdict(check) for check in checks],
-            }
-        )
+    if options.as_json:
+        _write(record, checks, options)
     else:
         _show(record, checks)
     if failed:
@@ -112,7 +117,8 @@ def _stored(run: Path) -> tuple[Path, "RunRecord"]:
     folder = run.parent if run.name == RECORD else run
     if not (folder / RECORD).is_file():
         raise UsageError(
-            f"'{run}' is no run: expected a folder with a {RECORD}, such as results/net/0123456789abcdef"
+            f"'{run}' is no run: expected a folder with a {RECORD}, such as "
+            "results/net/0123456789abcdef"
         )
     record = read_record(folder / RECORD)
     if record.status != "complete":
@@ -126,44 +132,55 @@ def _stored(run: Path) -> tuple[Path, "RunRecord"]:
     return folder, record
 
 
-def _target(text: str, identity: "Identity", options: dict[str, Any]) -> "Target":
-    """Returns what the person pointed at, else the card with the run's weights, else the one with its name."""
+def _target(identity: "Identity", options: VerifyOptions) -> "Target":
+    """Returns the target that was given, else the card with the run's weights or name."""
     from robustbench_kd.checkpoints.target import describe
 
-    if text:
-        described = describe(text, _options.choices(options))
+    if options.target:
+        described = describe(options.target, options.choices())
         if len(described) > 1:
             raise UsageError(
-                f"'{text}' holds {len(described)} checkpoints: name the one of '{identity.model}'"
+                f"'{options.target}' holds {len(described)} checkpoints: name the one of "
+                f"'{identity.model}'"
             )
         return described[0]
-    likeness = [(_likeness(target, identity), target) for target in _cards(options)]
-    best, found = max(likeness, key=lambda pair: pair[0], default=((False, False), None))
-    if found is None or not any(best):
+
+    likeness = partial(_likeness, identity)
+    best = max(_cards(options), key=likeness, default=None)
+    if best is None or not any(likeness(best)):
         raise UsageError(
-            f"which checkpoint is '{identity.model}'? No card in '{options['checkpoints']}' has its name or weights: "
-            "give it as TARGET, or name another folder by --checkpoints"
+            f"which checkpoint is '{identity.model}'? No card in '{options.checkpoints}' has its "
+            "name or weights: give it as TARGET, or name another folder by --checkpoints"
         )
-    return found
+    return best
 
 
-def _likeness(target: "Target", identity: "Identity") -> tuple[bool, bool]:
+def _likeness(identity: "Identity", target: "Target") -> tuple[bool, bool]:
     return target.sha256 == identity.checkpoint_sha256, target.name == identity.model
 
 
-def _cards(options: dict[str, Any]) -> Iterator["Target"]:
-    """Yields what the cards of a folder describe, but for those that cannot be read."""
+def _cards(options: VerifyOptions) -> Iterator["Target"]:
+    """Yields what the cards of a folder describe, without those that cannot be read."""
     from robustbench_kd.checkpoints.target import describe
 
-    for card in sorted(options["checkpoints"].glob("*.toml")):
+    for card in sorted(options.checkpoints.glob("*.toml")):
         with suppress(CheckpointError):
-            yield from describe(str(card), _options.choices(options))
+            yield from describe(str(card), options.choices())
 
 
-def _dtype(precision: str) -> "torch.dtype":
-    import torch
+def _write(record: "RunRecord", checks: list["Check"], options: VerifyOptions) -> None:
+    from robustbench_kd.cli import _console
 
-    return {"fp32": torch.float32, "fp64": torch.float64}[precision]
+    _console.write_json(
+        {
+            "run": record.run_id,
+            "holds": all(check.holds for check in checks),
+            "precision": options.precision,
+            "batch_size": options.batch_size,
+            "device": str(options.means().device),
+            "checks": [asdict(check) for check in checks],
+        }
+    )
 
 
 def _show(record: "RunRecord", checks: list["Check"]) -> None:
@@ -173,6 +190,6 @@ def _show(record: "RunRecord", checks: list["Check"]) -> None:
     title = f"{identity.model} {identity.norm}:{identity.eps_text}, run {record.run_id}"
     table = _console.table(title, {"check": "left", "": "left", "what was found": "left"})
     for check in checks:
-        cells = check.name, "holds" if check.holds else "FAILS", check.found
+        cells = (check.name, "holds" if check.holds else "FAILS", check.found)
         table.add_row(*map(_console.plain, cells), style="" if check.holds else "bold red")
     _console.show_table(table)
