@@ -1,4 +1,4 @@
-"""Fifth floor: the command line, one command per file, and the only place that imports click and rich."""
+"""Fifth floor: the command line, one command per file; only it imports click and rich."""
 
 from robustbench_kd.cli._group import main
 

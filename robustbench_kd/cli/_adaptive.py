@@ -1,4 +1,4 @@
-"""What comes to the adaptive attacks from outside: stand-in models, a student's teachers, attacks of a person's own."""
+"""What a person adds to adaptive attacks: surrogates, a student's teachers, own attacks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,26 +15,31 @@ from robustbench_kd.tensors.oracle import freeze
 
 
 def described(texts: Sequence[str], *, trust_code: bool) -> list[Target]:
-    """Reads `--surrogate` targets; what they are called in the record is told apart by their weights."""
-    return [target for text in texts for target in describe(text, Choices(trust_code=trust_code))]
+    """Reads `--surrogate` targets; in the record their names contain a part of their hash."""
+    targets: list[Target] = []
+    for text in texts:
+        targets += describe(text, Choices(trust_code=trust_code))
+    return targets
 
 
 def teachers(student: Target, *, trust_code: bool) -> list[Target]:
-    """Describes the teachers whose cards lie beside a student's; says which ones it was distilled from do not."""
+    """Describes the teachers whose cards lie beside a student's, and names missing ones."""
     if student.card is None or student.weights is None:
         return []
-    found: list[Target] = []
+
+    targets: list[Target] = []
     for teacher in student.card.teachers:
         path = student.weights.parent / teacher.card
-        beside = describe(str(path), Choices(trust_code=trust_code)) if path.is_file() else []
-        same = [target for target in beside if target.parts or target.sha256 == teacher.sha256]
+        described = describe(str(path), Choices(trust_code=trust_code)) if path.is_file() else []
+        same = [target for target in described if target.parts or target.sha256 == teacher.sha256]
+        targets += same
         if not same:
             _console.say(
-                f"{student.name}: its teacher '{teacher.name}' is not beside its card, and not attacked",
+                f"{student.name}: its teacher '{teacher.name}' is not beside its card, and not "
+                "attacked",
                 "dim",
             )
-        found += same
-    return found
+    return targets
 
 
 def added(
@@ -45,16 +50,17 @@ def added(
     shape: tuple[int, int, int],
     device: torch.device,
 ) -> Extra:
-    """Loads stand-in models and finds attacks; raises `UsageError` for what is no `FILE.py:ATTACK`."""
+    """Loads surrogates and finds attacks; raises `UsageError` for a text of another form."""
     models = {}
     for target in surrogates:
         subject = load(target, classes=classes, shape=shape)
         freeze(subject.model)
         models[f"{subject.name}@{subject.checkpoint_sha256[:8]}"] = subject.model.to(device)
-    found = {}
+    adversaries = {}
     for text in attacks:
         if not is_factory(text):
             raise UsageError(f"expected --adaptive FILE.py:ATTACK or module:ATTACK, got '{text}'")
         place, _, attribute = text.rpartition(":")
-        found[f"{Path(place).name}:{attribute}@{code_digest(text)[:8]}"] = find_code(text)
-    return Extra(models, found)
+        name = f"{Path(place).name}:{attribute}@{code_digest(text)[:8]}"
+        adversaries[name] = find_code(text)
+    return Extra(models, adversaries)

@@ -9,26 +9,24 @@ from rich.table import Table
 from robustbench_kd.analysis.compare import Comparison, provenance
 from robustbench_kd.analysis.gate import Cell, Gate
 from robustbench_kd.analysis.leaderboard import title
-from robustbench_kd.analysis.paired import MOST, Change, listed, p_text, percent, points
+from robustbench_kd.analysis.paired import MOST, Change, listed, p_text, points
 from robustbench_kd.cli import _console
-from robustbench_kd.core.text import printable
+from robustbench_kd.core.text import percent, printable
 
 _STYLES = {"!": "bold red", "-": "red", "+": "green", "~": "dim", "=": "dim"}
 
 
 def show_comparison(found: Comparison) -> None:
-    """Writes who is compared, every stage, the classes that changed, and the ids of lost and gained images."""
+    """Writes both runs, every stage, changed classes, and the ids of lost and gained images."""
     for name, run in (("A", found.a), ("B", found.b)):
         _console.write(f"{name}  {run.model}  {printable(str(run.folder))}")
     _console.write("")
     _show_changes(found.title, "accuracy", found.stages)
     if found.classes:
-        more = (
-            f"; {len(found.classes) - MOST} more with --json" if len(found.classes) > MOST else ""
-        )
-        _show_changes(
-            f"robust accuracy of the classes that changed{more}", "class", found.classes[:MOST]
-        )
+        heading = "robust accuracy of the classes that changed"
+        if len(found.classes) > MOST:
+            heading += f"; {len(found.classes) - MOST} more with --json"
+        _show_changes(heading, "class", found.classes[:MOST])
     _console.write(f"lost    {listed(found.robust.lost)}")
     _console.write(f"gained  {listed(found.robust.gained)}")
     for note in (*provenance(found.a, found.b), *found.notes):
@@ -36,7 +34,7 @@ def show_comparison(found: Comparison) -> None:
 
 
 def show_gate(gate: Gate) -> None:
-    """Writes a table per protocol, the outcome, and a line for whatever failed, is missing or is new."""
+    """Writes a table per protocol, the outcome, and a line per failure, gap and new run."""
     for (*_, name), cells in groupby(sorted(gate.cells, key=_protocol), _protocol):
         table = _table(
             name, ["model", ""], ["was %", "now %", "points [95 %]", "lost", "gained", "drop p"]
@@ -46,11 +44,13 @@ def show_gate(gate: Gate) -> None:
                 *_row(cell.mark, [cell.after.model, cell.change.name], cell.change, cell.p)
             )
         _console.show_table(table)
-    failures = [f"! {cell.text}\n  {_closer_look(cell)}" for cell in gate.failures]
-    gaps = [f"x {gap.text}" for gap in gate.gaps]
-    added = [f"* {run.model}, {title(run.identity)}: new, without a baseline" for run in gate.added]
-    for line in (f"Robustness gate {gate.headline}", *failures, *gaps, *added):
-        _console.write(line)
+    _console.write(f"Robustness gate {gate.headline}")
+    for cell in gate.failures:
+        _console.write(f"! {cell.text}\n  {_closer_look(cell)}")
+    for gap in gate.gaps:
+        _console.write(f"x {gap.text}")
+    for run in gate.added:
+        _console.write(f"* {run.model}, {title(run.identity)}: new, without a baseline")
     for note in gate.notes:
         _console.say(note, "dim")
 
@@ -74,7 +74,7 @@ def _show_changes(heading: str, what: str, changes: Sequence[Change]) -> None:
 
 
 def _table(heading: str, names: list[str], numbers: list[str]) -> Table:
-    """Returns an empty table that is as narrow as it can be: a narrower terminal breaks names, but no number."""
+    """Returns an empty narrow table: a narrower terminal breaks names, but no number."""
     made = _console.table(heading, {})
     made.padding = (0, 1)
     made.add_column("")
@@ -87,6 +87,14 @@ def _table(heading: str, names: list[str], numbers: list[str]) -> Table:
 
 def _row(mark: str, what: list[str], change: Change, p: float) -> list[str]:
     """Returns the cells of a row, as markup."""
-    named = [f"[{_STYLES[mark]}]{mark}[/]", *map(_console.plain, what)]
-    values = [percent(change.before), percent(change.after), points(change)]
-    return [*named, *values, str(len(change.lost)), str(len(change.gained)), p_text(p)]
+    names = [_console.plain(text) for text in what]
+    return [
+        f"[{_STYLES[mark]}]{mark}[/]",
+        *names,
+        percent(change.before),
+        percent(change.after),
+        points(change),
+        str(len(change.lost)),
+        str(len(change.gained)),
+        p_text(p),
+    ]

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,8 +13,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from robustbench_kd.core.records import Accuracy, Finding, Severity
+from robustbench_kd.core.text import percent_interval
 
-_UNBOUNDED = 10_000  # tables are as wide as what they hold: nothing is cut off
+_UNBOUNDED = 10_000  # a width at which nothing is cut off
 out = Console(highlight=False, emoji=False, width=_UNBOUNDED)
 err = Console(stderr=True, highlight=False, emoji=False)
 
@@ -34,7 +34,7 @@ def write(text: str) -> None:
     out.print(text, markup=False, soft_wrap=True)
 
 
-def write_json(content: Any) -> None:
+def write_json(content: object) -> None:
     """Writes one JSON document to standard output."""
     write(json.dumps(content, indent=2))
 
@@ -42,21 +42,26 @@ def write_json(content: Any) -> None:
 def show_table(table: Table, *, spare: Sequence[str] = ()) -> None:
     """Writes a table to standard output, with a blank line after it.
 
-    In a terminal too narrow for it columns move together, those in `spare` are left out one by one,
-    and texts are folded. What is too wide even then is left to the terminal to wrap: nothing is cut
+    In a terminal that is too narrow, columns move together, those in `spare` are left out one by
+    one, and texts are folded. If the table is still too wide, the terminal wraps it: nothing is cut
     off.
     """
     room = Console().width if out.is_terminal else _UNBOUNDED
     if _measure(table).maximum > room:
         table.padding = (0, 0, 0, 2)
         for column in table.columns:
-            column.min_width = _widest(column) if column.no_wrap else column.min_width
+            if column.no_wrap:
+                column.min_width = _widest(column)
+
     for heading in spare:
         if _measure(table).maximum > room:
             table.columns = [column for column in table.columns if column.header != heading]
+
+    fits = _measure(table).minimum <= room
     with out.capture() as drawn:
-        out.print(table, width=room if _measure(table).minimum <= room else None)
-    out.out(*map(str.rstrip, drawn.get().splitlines()), "", sep="\n", highlight=False)
+        out.print(table, width=room if fits else None)
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    out.out(*lines, "", sep="\n", highlight=False)
 
 
 def _measure(table: Table) -> Measurement:
@@ -81,15 +86,11 @@ def plain(text: str) -> str:
     return escape(text)
 
 
-def percent(accuracy: Accuracy | None) -> str:
-    """Returns an accuracy for the screen, with its interval.
-
-    >>> percent(Accuracy(value=0.5, n=1000, ci_low=0.469, ci_high=0.531))
-    '50.0 [46.9, 53.1]'
-    """
+def accuracy_text(accuracy: Accuracy | None) -> str:
+    """Returns an accuracy in percent with its interval, for the screen."""
     if accuracy is None:
         return "-"
-    return f"{100 * accuracy.value:.1f} [{100 * accuracy.ci_low:.1f}, {100 * accuracy.ci_high:.1f}]"
+    return percent_interval(accuracy.value, accuracy.ci_low, accuracy.ci_high)
 
 
 def verdict(name: str | None) -> str:
@@ -108,9 +109,8 @@ def table(title: str, columns: dict[str, str]) -> Table:
         padding=(0, 2),
     )
     for heading, side in columns.items():
-        made.add_column(
-            heading, justify="right" if side == "right" else "left", no_wrap=side == "right"
-        )
+        is_number = side == "right"
+        made.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number)
     return made
 
 
@@ -128,8 +128,8 @@ class Line:
             text = f"[bold]{escape(label)}[/] {done}/{total} [dim]{escape(details)}[/]"
             self._bar.update(self._task, description=text, completed=done, total=total)
             return
-        stage, told = self._last
-        if label != stage or time.monotonic() - told > _PLAIN_SECONDS:
+        last_label, shown_at = self._last
+        if label != last_label or time.monotonic() - shown_at > _PLAIN_SECONDS:
             self._last = (label, time.monotonic())
             say(f"{label} {done}/{total} {details}")
 
@@ -140,8 +140,8 @@ def progress() -> Iterator[Line]:
     if not err.is_terminal:
         yield Line(None)
         return
-    # Where there is no room for all, the bar shrinks first and then the text ends early: what
-    # matters least stands last.
-    columns = SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}")
+    # In a narrow terminal the bar shrinks first and then the text ends early: the least important
+    # part comes last.
+    columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"))
     with Progress(*columns, console=err, transient=True) as bar:
         yield Line(bar)

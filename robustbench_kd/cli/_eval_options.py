@@ -31,7 +31,8 @@ options: _options.Decorator = _options.together(
         "threats",
         multiple=True,
         metavar="NORM:EPS",
-        help="linf:8/255, l2:0.5, l1:12, or a curve linf:1/255,2/255; repeatable (default: the card's).",
+        help="linf:8/255, l2:0.5, l1:12, or a curve linf:1/255,2/255; repeatable "
+        "(default: the card's).",
     ),
     click.option(
         "--suite",

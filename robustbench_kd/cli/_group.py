@@ -1,4 +1,4 @@
-"""The `rkd` group: lists the command files without importing them, and turns every error into one line."""
+"""The `rkd` group: finds command files without importing them, turns every error into a line."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ from robustbench_kd.core.errors import IncompleteError, RecordError, RkdError, u
 from robustbench_kd.core.plugins import components
 from robustbench_kd.core.text import printable
 
-# Threads that spin while they wait ruin each other where cores are shared: an evaluation beside two
-# other processes on two cores took over 60 s instead of 18 s. It has to be set before torch starts
+# Threads that spin while they wait slow each other down on shared cores: an evaluation beside two
+# other processes on two cores took over 60 s instead of 18 s. This must be set before torch starts
 # its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -24,12 +24,15 @@ _INTERRUPTED = 130
 class Commands(click.Group):
     """Commands by file name; a file is imported only when its command runs."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Returns the names of the command files."""
         return sorted(components(_KIND))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the file of a command; raises `UsageError` with the nearest name, save while a shell completes one."""
+        """Imports the file of a command.
+
+        Raises `UsageError` with the nearest name, but not while a shell completes a name.
+        """
         known = components(_KIND)
         if cmd_name not in known:
             if ctx.resilient_parsing or cmd_name.startswith("-"):
@@ -38,12 +41,15 @@ class Commands(click.Group):
         command: click.Command = import_module(f"robustbench_kd.cli.{known[cmd_name].stem}").command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        formatter: click.HelpFormatter,
+    ) -> None:
         """Writes the list of commands from the first line of each file."""
+        commands = sorted(components(_KIND).items())
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, component.summary) for name, component in sorted(components(_KIND).items())]
-            )
+            formatter.write_dl([(name, component.summary) for name, component in commands])
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs a command; exit codes are those of the error tree, 130 for an interruption."""
@@ -67,11 +73,12 @@ class Commands(click.Group):
             where = f" '{error.filename}'" if error.filename else ""
             _fail(f"cannot read or write{where}: {error.strerror or error}", RecordError.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            # Python started by -m remembers an interrupt inside exec, as imports use it, and would
-            # die of the signal: this makes it forget.
+            # Python started by -m remembers an interrupt inside exec, which imports use, and would
+            # end by the signal: this makes it forget.
             exec("")  # noqa: S102
             click.echo(
-                "Interrupted; an evaluation keeps what it decided: run the same command to resume it.",
+                "Interrupted; an evaluation keeps what it decided: "
+                "run the same command to resume it.",
                 err=True,
             )
             sys.exit(_INTERRUPTED)
@@ -85,7 +92,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _leave_output_alone() -> None:
-    """Points standard output nowhere: Python would write what is left of it once more at exit, and fail once more."""
+    """Points standard output nowhere: at exit Python would write the rest of it, and fail again."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -13,8 +13,8 @@ _HEADINGS = ("measure", *ROLES, "student - independent", "null - independent")
 _NOTE = (
     "Fractions in percent with 95 % Wilson intervals, other numbers and all differences with "
     "bootstrapped ones over examples; differences are paired. Attention and gradients are compared "
-    "with the teacher's. Robust accuracies per million parameters or GFLOP are fractions divided by "
-    "size."
+    "with the teacher's. Robust accuracies per million parameters or GFLOP are fractions divided "
+    "by size."
 )
 
 

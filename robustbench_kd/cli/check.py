@@ -80,8 +80,8 @@ def command(options: CheckOptions) -> None:
     It tells the classes and the shape and range of the images, the clean accuracy under its own and
     the usual input normalisations, whether it answers with logits, is randomized or depends on the
     rest of the batch, and whether gradients exist, agree with finite differences and keep their
-    direction over a distance. No attack is run. The cost of suites is an estimate from passes of the
-    model alone, for an image that no attack breaks.
+    direction over a distance. No attack is run. The cost of suites is an estimate from passes of
+    the model alone, for an image that no attack breaks.
 
     A TARGET is one of 'rkd eval'. Exits with 2 where it cannot be loaded or gives no logits, with 0
     whatever is found.
@@ -185,7 +185,7 @@ def _lines(checked: _Checked) -> Iterator[tuple[str, str]]:
     low, high = found.pixels
     yield "images", f"{data.name}, {found.clean.n} of shape {shape}, from {low:g} to {high:g}"
     yield "outputs", f"{found.outputs} of {found.classes} classes"
-    accuracy = _console.percent(found.clean)
+    accuracy = _console.accuracy_text(found.clean)
     yield "clean %", f"{accuracy} with normalisation {found.normalisation}"
     if found.normalisations:
         accuracies = [f"{name} {value:.1%}" for name, value in found.normalisations.items()]

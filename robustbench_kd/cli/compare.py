@@ -22,13 +22,14 @@ from robustbench_kd.core.errors import UsageError
 )
 @_options.as_json
 def command(a: str, b: str, results: Path, *, form: str, as_json: bool) -> None:
-    """Compares run B with run A on the same images: what was lost, what was gained, and whether it is more than chance.
+    """Compares run B with run A on the same images: lost and gained ones, and whether it is chance.
 
-    A and B are run directories, their run.json, folders of models with one run each, or beginnings of run ids under
-    --results. Both must have been asked the same: data, examples, threat, suite and engine; otherwise the exit code is 4.
+    A and B are run directories, their run.json, folders of models with one run each, or beginnings
+    of run ids under --results. Both must have the same data, examples, threat, suite and engine;
+    otherwise the exit code is 4.
 
-    Marks: + better, - worse, ~ not significant at 5 %, = no example differs. The p-value is McNemar's exact one, the
-    interval a 95 % one of the difference (Bonett and Price 2012).
+    Marks: + better, - worse, ~ not significant at 5 %, = no example differs. The p-value is
+    McNemar's exact one, the interval a 95 % one of the difference (Bonett and Price 2012).
 
     \b
     Examples:

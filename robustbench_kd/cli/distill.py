@@ -69,9 +69,9 @@ class DistillOptions(_training.TrainingOptions):
 @_options.device
 @_options.typed(DistillOptions)
 def command(options: DistillOptions) -> None:
-    """Distils a student by METHOD, a name shown by 'rkd list', and writes a checkpoint with its card.
+    """Distils a student by METHOD and writes a checkpoint with its card.
 
-    Examples for the choice of the best epoch are held out of the training split; the test split is
+    METHOD is a name shown by 'rkd list'. Examples for the choice of the best epoch are held out of the training split; the test split is
     never used. The values of a recipe for an addition count only with --with. The same command
     again goes on where it was stopped.
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def command(options: EvalOptions) -> None:
     """Evaluates checkpoints and stores each run under --results.
 
-    A TARGET is a card, a weights file, a folder of either, robustbench:ID, timm:ID, torchvision:ID, module:factory or
-    file.py:factory. The same command again returns the stored result, or resumes where it was stopped.
+    A TARGET is a card, a weights file, a folder of either, robustbench:ID, timm:ID, torchvision:ID,
+    module:factory or file.py:factory. The same command again returns the stored result, or resumes
+    where it was stopped.
 
     \b
     Examples:

@@ -138,7 +138,8 @@ def _with_published(leaderboard: "Leaderboard", path: Path | None) -> "Leaderboa
     made = beside(leaderboard, numbers)
     shown = {number for board in made.boards for number in board.published}
     _console.say(
-        f"{len(shown)} of {len(numbers)} published numbers are for a data set and threat shown here",
+        f"{len(shown)} of {len(numbers)} published numbers are for a data set and threat shown "
+        "here",
         "dim",
     )
     return made

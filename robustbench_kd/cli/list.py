@@ -1,4 +1,4 @@
-"""List architectures, data sets, attacks, suites, families, methods, recipes, checks and formats."""
+"""List every component: architectures, data sets, attacks, suites, methods, recipes, ..."""
 
 import tomllib
 
@@ -36,11 +36,14 @@ def command(*, as_json: bool) -> None:
     """
     from robustbench_kd.cli import _console
 
-    found = {title: _summaries(kind) for title, kind in _KINDS.items()}
-    found |= {title: _toml_summaries(kind) for title, kind in _TABLES.items()}
-    found["trust checks"] = {
-        name.replace("_", "-"): told for name, told in found["trust checks"].items()
-    }  # as in findings
+    found: dict[str, dict[str, str]] = {}
+    for title, kind in _KINDS.items():
+        found[title] = _summaries(kind)
+    for title, kind in _TABLES.items():
+        found[title] = _toml_summaries(kind)
+    checks = found["trust checks"]
+    found["trust checks"] = {name.replace("_", "-"): checks[name] for name in checks}  # as findings
+
     if as_json:
         _console.write_json(found)
         return
@@ -56,8 +59,8 @@ def _summaries(kind: str) -> dict[str, str]:
 
 
 def _toml_summaries(kind: str) -> dict[str, str]:
-    found = files(kind, ".toml")
-    return {
-        name: tomllib.loads(path.read_text(encoding="utf-8")).get("summary", "")
-        for name, path in found.items()
-    }
+    summaries = {}
+    for name, path in files(kind, ".toml").items():
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        summaries[name] = content.get("summary", "")
+    return summaries

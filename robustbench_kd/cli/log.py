@@ -17,12 +17,15 @@ _KIND = "analysis/trackers"
     multiple=True,
     required=True,
     metavar="TRACKER[:PLACE]",
-    help="tensorboard:DIR, mlflow:URI or wandb:PROJECT; without a place the tracker's usual one; repeatable.",
+    help="tensorboard:DIR, mlflow:URI or wandb:PROJECT; without a place the tracker's usual one; "
+    "repeatable.",
 )
 def command(results: Path, trackers: tuple[str, ...]) -> None:
-    """Logs every finished run under RESULTS: parameters, accuracies, passes and seconds by stage, findings as text.
+    """Logs every finished run under RESULTS.
 
-    A run is logged once, however often the command runs. Each tracker is an extra, such as robustbench-kd[mlflow].
+    It logs parameters, accuracies, passes and seconds by stage, and findings as text. A run is
+    logged once, however often the command runs. Each tracker is an extra, such as
+    robustbench-kd[mlflow].
 
     \b
     Examples:
@@ -33,16 +36,17 @@ def command(results: Path, trackers: tuple[str, ...]) -> None:
     from robustbench_kd.analysis.tracking import entry
     from robustbench_kd.cli import _console
 
-    named = [text.partition(":") for text in trackers]
-    known = [
-        (name, module(_KIND, find(_KIND, name, "tracker").stem), place) for name, _, place in named
-    ]
+    chosen = []
+    for text in trackers:
+        name, _, place = text.partition(":")
+        chosen.append((name, module(_KIND, find(_KIND, name, "tracker").stem), place))
     records, left_out = read_records(results)
     for reason in left_out:
         _console.say(f"left out: {reason}", "yellow")
     if not records:
         _console.say(f"there is no finished run under '{results}'", "yellow")
     for record in records.values():
-        told = entry(record)
-        for name, tracker, place in known:
-            _console.write(f"{told.model} {told.run_id}: {name} {tracker.log(told, place)}")
+        logged = entry(record)
+        for name, tracker, place in chosen:
+            where = tracker.log(logged, place)
+            _console.write(f"{logged.model} {logged.run_id}: {name} {where}")

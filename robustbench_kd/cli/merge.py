@@ -17,24 +17,26 @@ if TYPE_CHECKING:
 @click.argument("results", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @_options.as_json
 def command(results: tuple[Path, ...], *, as_json: bool) -> None:
-    """Joins what 'rkd eval --shard I/N' has decided, from files alone; neither model nor data are needed.
+    """Joins what 'rkd eval --shard I/N' has decided, from files alone, without model or data.
 
-    RESULTS are folders of run directories, or run directories (default: results). The files are those that one process
-    would have written. Where a shard is missing the other runs are merged all the same, and the exit code is 4.
+    RESULTS are folders of run directories, or run directories (default: results). The files are
+    those that one process would have written. If a shard is missing, the other runs are merged all
+    the same, and the exit code is 4.
 
     \b
     Examples:
       rkd merge results
       rkd eval net.toml --shard 1/2 & rkd eval net.toml --shard 2/2 & wait; rkd merge
-    """  # fmt: skip
+    """
     from robustbench_kd.cli import _runs
 
-    folders = [
-        job.parent for given in results or (Path("results"),) for job in sorted(given.rglob(JOB))
-    ]
+    folders: list[Path] = []
+    for folder in results or (Path("results"),):
+        folders += [job.parent for job in sorted(folder.rglob(JOB))]
     if not folders:
         raise UsageError(
-            "there is nothing to merge: expected folders in which 'rkd eval --shard I/N' has written"
+            "there is nothing to merge: expected folders in which 'rkd eval --shard I/N' has "
+            "written"
         )
     outcomes, problems = _merged(folders)
     if outcomes:
@@ -44,7 +46,7 @@ def command(results: tuple[Path, ...], *, as_json: bool) -> None:
 
 
 def _merged(folders: list[Path]) -> tuple[list["Outcome"], list[str]]:
-    """Returns what could be merged, and what is said of the rest."""
+    """Returns the merged runs, and one sentence for each of the others."""
     from robustbench_kd.cli import _runs
     from robustbench_kd.engine.evaluate import Outcome
     from robustbench_kd.engine.record.merge import merge

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     "--baseline",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Results to compare with: images lost and gained, where model and protocol are the same.",
+    help="Results to compare with: images lost and gained by model and protocol.",
 )
 def command(results: Path, *, output: Path | None, baseline: Path | None) -> None:
     """Writes a self-contained page about the runs under RESULTS and prints its path.
 
-    Leaderboards that sort at a click, clean against robust accuracy, what each attack took and cost, accuracy by class,
-    security curves, findings with advice, and the command that repeats each run. It works offline and in print.
+    It has leaderboards that sort at a click, clean against robust accuracy, the effect and cost of
+    each attack, accuracy by class, security curves, findings with advice, and the command that
+    repeats each run. It works offline and in print.
 
     \b
     Examples:

@@ -103,9 +103,9 @@ class _Row(TypedDict):
 def command(options: SuiteOptions) -> None:
     """Evaluates every checkpoint of FILE on every data set, by every threat, suite and seed.
 
-    FILE is TOML. Every run is that of 'rkd eval': finished runs are not repeated, stopped ones are resumed. A run that
-    fails does not stop the others; it is named at the end, and the exit code is 2, or 4 where it can be resumed. Paths
-    are those of the folder in which the command runs.
+    FILE is TOML. Every run is that of 'rkd eval': finished runs are not repeated, stopped ones are
+    resumed. A run that fails does not stop the others; it is named at the end, and the exit code is
+    2, or 4 where it can be resumed. Paths are those of the folder in which the command runs.
 
     \b
     FILE:

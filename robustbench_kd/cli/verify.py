@@ -80,8 +80,8 @@ def command(options: VerifyOptions) -> None:
     run.json. The error rates of a randomized defence on fresh draws must agree with the recorded
     ones as far as the number of draws allows.
 
-    A TARGET is one of 'rkd eval'. Exits with 0 where all checks hold, 1 where one fails, 4 where the
-    run is unfinished or has no images.
+    A TARGET is one of 'rkd eval'. Exits with 0 where all checks hold, 1 where one fails, 4 where
+    the run is unfinished or has no images.
 
     \b
     Examples:

@@ -16,3 +16,21 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f}s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def percent(fraction: float) -> str:
+    """Returns a fraction in percent.
+
+    >>> percent(0.5)
+    '50.0'
+    """
+    return f"{100 * fraction:.1f}"
+
+
+def percent_interval(value: float, low: float, high: float) -> str:
+    """Returns a fraction in percent with its interval.
+
+    >>> percent_interval(0.5, 0.469, 0.531)
+    '50.0 [46.9, 53.1]'
+    """
+    return f"{percent(value)} [{percent(low)}, {percent(high)}]"

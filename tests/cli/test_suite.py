@@ -188,9 +188,9 @@ def test_a_pattern_without_files_and_a_missing_sheet_are_errors(rkd, sheet, tmp_
 def test_the_options_of_a_sheet_are_those_of_eval(tmp_path):
     path = tmp_path / "sheet.toml"
     path.write_text(GOOD + "fold = false\ncompile = true\narch-arg = ['width=4', 'depth=2']\n")
-    _, params = read_sheet(path, trust_code=False)
-    assert (params["examples"], params["fold"], params["compile"]) == ("5", False, True)
-    assert params["arch_arg"] == ("width=4", "depth=2")
+    _, options = read_sheet(path, trust_code=False)
+    assert (options.examples, options.fold, options.compile) == ("5", False, True)
+    assert options.arch_arg == ("width=4", "depth=2")
 
 
 NAMES = st.sampled_from([*Sheet.model_fields, "options.examples", "x"])
@@ -210,10 +210,10 @@ VALUES = st.recursive(
 def complaint(path):
     """What is wrong with a sheet; empty where nothing is."""
     try:
-        sheet, params = read_sheet(path, trust_code=False)
+        sheet, options = read_sheet(path, trust_code=False)
     except UsageError as error:
         return str(error)
-    return "" if sheet.checkpoints and params["targets"] else "nothing was read"
+    return "" if sheet.checkpoints and options.targets else "nothing was read"
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def test_shards_that_ran_apart_are_merged_where_their_folders_meet(rkd, alone, t
     ("options", "why"),
     [
         (["--shard", "1/2", "--workers", "2"], "leave --workers and --executor out"),
-        (["--shard", "1/2", "--fresh"], "--fresh would forget"),
+        (["--shard", "1/2", "--fresh"], "--fresh would delete"),
         (["--shard", "3/2"], "expected a shard as NUMBER/COUNT"),
         (
             ["--shard", "1/2", "--threat", "linf:0.01,0.02"],
