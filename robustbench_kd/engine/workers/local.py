@@ -1,4 +1,7 @@
-"""Lets processes decide the shards of a run: watches them, starts those again that die, and ends them all with this one."""
+"""Lets processes decide the shards of a run.
+
+They are watched, started again when they die, and ended with this process.
+"""
 
 import os
 import signal
@@ -16,23 +19,23 @@ from robustbench_kd.core.shards import Shard
 from robustbench_kd.engine.run.progress import Observer, Progress, nobody
 
 Work: TypeAlias = Callable[[Shard, Observer], object]
-_LIVES = 4
+_STARTS = 4
 
 
 @dataclass
 class _Worker:
-    """A process at work on a shard, what it tells, and how many more may follow should it die."""
+    """A process at work on a shard, what it sends, and how often it may still be started."""
 
     process: SpawnProcess
-    told: Connection
-    lives: int
+    receiver: Connection
+    starts: int
 
 
 def in_processes(work: Work, shards: Sequence[Shard], *, observer: Observer = nobody) -> None:
     """Calls `work` for every shard in a process of its own; returns when all have ended.
 
-    `work` must be picklable, and go on where it was when it is called again: a process that dies is
-    started anew, three times at most. The observer is told of all shards as of one. Raises what
+    `work` must be picklable, and go on from its last state when it is called again: a process that
+    dies is started again, three times at most. The observer sees all shards as one. Raises what
     `work` raises of our own errors, and `IncompleteError` where a process dies too often; no
     process is left behind, however this ends.
     """
@@ -40,16 +43,15 @@ def in_processes(work: Work, shards: Sequence[Shard], *, observer: Observer = no
     moments: dict[Shard, Progress] = {}
     try:
         for shard in shards:
-            workers[shard] = _started(work, shard, _LIVES)
+            workers[shard] = _started(work, shard, _STARTS)
         while workers:
-            ready = set(wait([worker.told for worker in workers.values()]))
-            for shard in [shard for shard, worker in workers.items() if worker.told in ready]:
-                said = _heard(workers[shard].told)
-                if isinstance(said, Progress):
-                    moments[shard] = said
+            for shard in _ready(workers):
+                message = _received(workers[shard].receiver)
+                if isinstance(message, Progress):
+                    moments[shard] = message
                     observer(_together(moments.values()))
-                elif said:
-                    raise said
+                elif message:
+                    raise message
                 else:
                     _replace(workers, work, shard)
     finally:
@@ -58,33 +60,41 @@ def in_processes(work: Work, shards: Sequence[Shard], *, observer: Observer = no
             worker.process.join()
 
 
+def _ready(workers: dict[Shard, _Worker]) -> list[Shard]:
+    """Waits for messages and returns the shards that sent one, or whose process has ended."""
+    ready = set(wait([worker.receiver for worker in workers.values()]))
+    return [shard for shard, worker in workers.items() if worker.receiver in ready]
+
+
 def _replace(workers: dict[Shard, _Worker], work: Work, shard: Shard) -> None:
-    """Takes out a worker whose process has ended, and starts another in its place if it died."""
+    """Removes a worker whose process has ended, and starts another one if it died."""
     worker = workers.pop(shard)
     worker.process.join()
-    if worker.process.exitcode == 0:
+    code = worker.process.exitcode
+    if code == 0:
         return
-    if worker.lives == 1:
+    if worker.starts == 1:
         raise IncompleteError(
-            f"the process of shard {shard} died {_LIVES} times, the last time with exit code {worker.process.exitcode}; "
-            "what was decided is kept: run the same command to resume"
+            f"the process of shard {shard} died {_STARTS} times, the last time with exit code "
+            f"{code}; what was decided is kept: run the same command to resume"
         )
-    workers[shard] = _started(work, shard, worker.lives - 1)
+    workers[shard] = _started(work, shard, worker.starts - 1)
 
 
-def _heard(told: Connection) -> Progress | RkdError | None:
-    """Returns what a worker says, None where its process has ended."""
+def _received(receiver: Connection) -> Progress | RkdError | None:
+    """Returns the message of a worker, None where its process has ended."""
     try:
-        said: Progress | RkdError = told.recv()
+        message: Progress | RkdError = receiver.recv()
     except (EOFError, OSError):
         return None
-    return said
+    return message
 
 
 def _together(moments: Collection[Progress]) -> Progress:
-    """Returns the progress of all shards as one, in the stage of the one that has most to do."""
+    """Returns the progress of all shards as one, in the stage of the one with the most work left."""
+    slowest = max(moments, key=lambda moment: moment.passes_left)
     return Progress(
-        stage=max(moments, key=lambda moment: moment.passes_left).stage,
+        stage=slowest.stage,
         decided=sum(moment.decided for moment in moments),
         total=sum(moment.total for moment in moments),
         robust=sum(moment.robust for moment in moments),
@@ -94,19 +104,22 @@ def _together(moments: Collection[Progress]) -> Progress:
     )
 
 
-def _started(work: Work, shard: Shard, lives: int) -> _Worker:
+def _started(work: Work, shard: Shard, starts: int) -> _Worker:
     context = get_context("spawn")
-    told, tell = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(work, shard, tell), name=f"rkd {shard}")
-    with _deaf_to_interrupts():
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(work, shard, sender), name=f"rkd {shard}")
+    with _interrupts_ignored():
         process.start()
-    tell.close()
-    return _Worker(process, told, lives)
+    sender.close()
+    return _Worker(process, receiver, starts)
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Lets processes that start meanwhile ignore Ctrl-C: it goes to all of them, and the first one ends the others."""
+def _interrupts_ignored() -> Iterator[None]:
+    """Lets processes that start meanwhile ignore Ctrl-C.
+
+    It goes to all of them; the first process ends the others.
+    """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -114,13 +127,13 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(work: Work, shard: Shard, tell: Connection) -> None:
-    """Is what a worker's process does."""
+def _serve(work: Work, shard: Shard, sender: Connection) -> None:
+    """Does the work of one process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        work(shard, tell.send)
+        work(shard, sender.send)
     except RkdError as error:
-        tell.send(error)
+        sender.send(error)
 
 
 def _end_with_parent() -> None:
