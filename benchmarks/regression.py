@@ -45,7 +45,10 @@ def chosen(stored: list[Run]) -> list[Run]:
 
 
 def repeat(run: Run, device: str) -> None:
-    """Evaluates what a run was asked, as its report says to; what fails is missing afterwards, and the gate says so."""
+    """Evaluates what a run was asked, as its report says to.
+
+    What fails is missing afterwards, and the gate says so.
+    """
     told = " ".join(repetition(run.identity).command).replace(
         CHECKPOINT, shlex.quote(str(CARDS / f"{run.model}.toml"))
     )

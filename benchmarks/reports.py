@@ -141,7 +141,10 @@ def make(results: Path, *, shift: int) -> None:
 
 
 def seconds(*arguments: str) -> tuple[float, float]:
-    """Wall and processor time of one command; the latter does not depend on what else the machine does."""
+    """Wall and processor time of one command.
+
+    The latter does not depend on what else the machine does.
+    """
     command = [sys.executable, "-m", "robustbench_kd", *arguments]
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(

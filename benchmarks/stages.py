@@ -1,9 +1,9 @@
-"""Cost of an evaluation by the package, our engine and its fast mode, in turn, in one process; verdicts that differ.
+"""Cost of an evaluation by the package, our engine and its fast mode, in turn, in one process.
 
-Run it by `make bench`. Every way is taken three times, in turn, and seconds are medians: on shared
-or noisy machines only the ratios mean something. `attacks` is the sum of the stages, the same
-budget for both engines; `total` has the checks of the model besides. Real networks are measured too
-where `RKD_TEST_DATA` names their folder. Writes build/bench.csv.
+Verdicts that differ. Run it by `make bench`. Every way is taken three times, in turn, and seconds
+are medians: on shared or noisy machines only the ratios mean something. `attacks` is the sum of the
+stages, the same budget for both engines; `total` has the checks of the model besides. Real networks
+are measured too where `RKD_TEST_DATA` names their folder. Writes build/bench.csv.
 """
 
 import csv

@@ -1,7 +1,8 @@
-"""What every check says of models that are broken on purpose and of honest ones; fills the tables of docs/trust.md.
+"""What every check says of models that are broken on purpose and of honest ones.
 
-Run it by `make trust-table`. Real networks are measured where `RKD_TEST_DATA` names their folder;
-without them the tables are printed and docs/trust.md is left alone.
+Fills the tables of docs/trust.md. Run it by `make trust-table`. Real networks are measured where
+`RKD_TEST_DATA` names their folder; without them the tables are printed and docs/trust.md is left
+alone.
 """
 
 import os

@@ -21,7 +21,10 @@ class Planted:
 
 
 def planted(n=1000, robust=500, wrong=100, lost=(), gained=()):
-    """Of `n` images the first `robust` stand and the last `wrong` are misclassified; `lost` and `gained` ids flip."""
+    """Of `n` images the first `robust` stand and the last `wrong` are misclassified.
+
+    `lost` and `gained` ids flip.
+    """
     broken = {*range(robust, n - wrong), *lost} - {*gained}
     return Planted(n, frozenset(range(n - wrong, n)), frozenset(broken))
 
@@ -100,7 +103,10 @@ USUAL = Planted()
 
 
 def made(results, plan=USUAL, *, verdict="consistent", **fields):
-    """Returns a run with planted answers as if read from under `results`; `fields` are those of its identity."""
+    """Returns a run with planted answers as if read from under `results`.
+
+    `fields` are those of its identity.
+    """
     asked = identity(plan.n, **fields)
     examples = rows(plan)
     folder = run_folder(results, asked.model, asked.run_id())

@@ -25,7 +25,10 @@ SHAPE = (1, 8, 8)
 
 
 class Linear(nn.Module):
-    """Logits `flat(images) @ weight.T + bias`; the distance of a point to its decision boundary is exact."""
+    """Logits `flat(images) @ weight.T + bias`.
+
+    The distance of a point to its decision boundary is exact.
+    """
 
     def __init__(self, weight, bias):
         super().__init__()
@@ -69,7 +72,10 @@ class Quantised(nn.Module):
 
 
 class Failing(nn.Module):
-    """A model that raises from its `after`-th call on, or for more than `most` images; counts its calls."""
+    """A model that raises from its `after`-th call on, or for more than `most` images.
+
+    Counts its calls.
+    """
 
     def __init__(self, network, error, *, after=10**9, most=10**9):
         super().__init__()

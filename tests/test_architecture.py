@@ -51,7 +51,10 @@ def tree(name):
 
 
 def imports(name) -> Iterator[str]:
-    """Every module that a module imports, wherever it does so; `from package import module` counts as the module."""
+    """Every module that a module imports, wherever it does so.
+
+    `from package import module` counts as the module.
+    """
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
             yield from (found.name for found in node.names)

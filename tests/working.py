@@ -1,4 +1,7 @@
-"""What workers may be asked to do in a test; it loads no torch, so that their processes start at once."""
+"""What workers may be asked to do in a test.
+
+It loads no torch, so that their processes start at once.
+"""
 
 import os
 import signal

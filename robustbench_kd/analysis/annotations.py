@@ -1,4 +1,4 @@
-"""A gate as GitHub's workflow commands: annotations, and a fence around text that must not be taken for one.
+"""A gate as GitHub's workflow commands: annotations, and a fence around untrusted text.
 
 The escapes are those of `actions/toolkit`, `packages/core/src/command.ts`.
 """
@@ -10,13 +10,15 @@ _PROPERTY = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A", ":": "%3A", ","
 
 
 def render(gate: Gate) -> list[str]:
-    """Returns one line per regression and gap, which are errors, and per note, which is a warning."""
-    failures = [
-        command("error", f"{cell.after.model}: robustness regression", cell.text)
-        for cell in gate.failures
-    ]
-    gaps = [command("error", f"{gap.model}: not judged", gap.text) for gap in gate.gaps]
-    return [*failures, *gaps, *(command("warning", "robustness gate", note) for note in gate.notes)]
+    """Returns one line per regression and gap, which are errors, and per note, a warning."""
+    lines = []
+    for cell in gate.failures:
+        lines.append(command("error", f"{cell.after.model}: robustness regression", cell.text))
+    for gap in gate.gaps:
+        lines.append(command("error", f"{gap.model}: not judged", gap.text))
+    for note in gate.notes:
+        lines.append(command("warning", "robustness gate", note))
+    return lines
 
 
 def command(kind: str, title: str, text: str) -> str:
@@ -29,7 +31,7 @@ def command(kind: str, title: str, text: str) -> str:
 
 
 def fenced(token: str) -> tuple[str, str]:
-    """Returns the lines before and after text with names in it, between which GitHub obeys no command.
+    """Returns two lines; between them GitHub obeys no command.
 
     `token` must not be guessable.
     """

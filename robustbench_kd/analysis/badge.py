@@ -1,4 +1,7 @@
-"""A gate as the JSON from which shields.io draws a badge (https://shields.io/badges/endpoint-badge)."""
+"""A gate as the JSON from which shields.io draws a badge.
+
+Source: https://shields.io/badges/endpoint-badge.
+"""
 
 import json
 
@@ -6,11 +9,16 @@ from robustbench_kd.analysis.gate import Gate
 
 
 def render(gate: Gate) -> str:
-    """Returns green for a gate that passed, red for a regression, orange where something was not judged."""
-    colour = "red" if gate.failures else "orange" if gate.gaps else "brightgreen"
-    return (
-        json.dumps(
-            {"schemaVersion": 1, "label": "robustness", "message": gate.headline, "color": colour}
-        )
-        + "\n"
-    )
+    """Returns the badge: green for a pass, red for a regression, orange for gaps."""
+    colour = "brightgreen"
+    if gate.failures:
+        colour = "red"
+    elif gate.gaps:
+        colour = "orange"
+    badge = {
+        "schemaVersion": 1,
+        "label": "robustness",
+        "message": gate.headline,
+        "color": colour,
+    }
+    return json.dumps(badge) + "\n"

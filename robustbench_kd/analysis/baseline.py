@@ -1,4 +1,4 @@
-"""The baseline of a gate: one run per model and protocol, laid out like results, small enough for git.
+"""The baseline of a gate: one run per model and protocol, in folders like those of results.
 
 Of a run it keeps `run.json` and `examples.csv` as they are.
 """
@@ -22,7 +22,10 @@ from robustbench_kd.core.rundir import (
 
 
 def read_baseline(folder: Path) -> dict[Key, Run]:
-    """Reads a baseline, which may be none yet; raises `RecordError` for a damaged run, and like `one_each`."""
+    """Reads a baseline, which may be none yet.
+
+    Raises `RecordError` for a damaged run, and like `one_each`.
+    """
     runs, problems = read_runs(folder)
     if problems:
         raise RecordError(f"the baseline is damaged: {problems[0]}")
@@ -43,10 +46,10 @@ def one_each(runs: Iterable[Run], folder: Path) -> dict[Key, Run]:
 
 
 def update(folder: Path, known: dict[Key, Run], runs: dict[Key, Run]) -> list[str]:
-    """Writes runs into a baseline, each file whole or not at all, and removes those they replace; returns what it did.
+    """Writes runs into a baseline and removes those they replace; returns what it did.
 
-    A new run is complete before the old one goes. Raises `RecordError` where a file cannot be
-    written.
+    Each file is written whole or not at all. A new run is complete before the old one goes. Raises
+    `RecordError` where a file cannot be written.
     """
     return [_put(folder, run, known.get(key)) for key, run in runs.items()]
 
@@ -60,15 +63,16 @@ def _put(folder: Path, run: Run, old: Run | None) -> str:
     name = f"{run.model} {threat(run.identity)}"
     if old is None:
         return f"{name}: added as '{place}'"
-    return (
-        f"{name}: '{place}' replaces '{old.folder.name}'"
-        if old.folder.name != place.name
-        else f"{name}: written anew"
-    )
+    if old.folder.name == place.name:
+        return f"{name}: written anew"
+    return f"{name}: '{place}' replaces '{old.folder.name}'"
 
 
 def _remove(folder: Path) -> None:
-    """Deletes the files of a run, `run.json` first, which vouches for the others, and the folders left empty."""
+    """Deletes the files of a run and the folders left empty.
+
+    `run.json` goes first: it vouches for the others.
+    """
     for name in (RECORD, EXAMPLES, DRAWS, ATTACKS, FINDINGS):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from robustbench_kd.analysis.leaderboard import title
 from robustbench_kd.analysis.paired import Change, change
@@ -16,8 +16,29 @@ T = TypeVar("T")
 
 # Two runs are comparable where all of these agree, which is where their protocol hashes do.
 _PROTOCOL = (
-    *("dataset", "examples", "data_fingerprint", "norm", "eps"),
-    *("suite", "attacks", "engine", "mode", "arithmetic"),
+    "dataset",
+    "examples",
+    "data_fingerprint",
+    "norm",
+    "eps",
+    "suite",
+    "attacks",
+    "engine",
+    "mode",
+    "arithmetic",
+)
+_CHANGE = (
+    "name",
+    "mark",
+    "n",
+    "before",
+    "after",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "p",
+    "lost",
+    "gained",
 )
 _MADE = ("seed", "batch_size", "device")
 
@@ -49,19 +70,25 @@ class Comparison:
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """Compares two runs on the same examples; raises `NotComparableError` that says what is not the same."""
+    """Compares two runs on the same examples.
+
+    Raises `NotComparableError`, which says what is not the same.
+    """
     reasons = obstacles(a, b)
     if reasons:
         raise NotComparableError(
-            f"'{a.folder}' and '{b.folder}' are not comparable: {'; '.join(reasons)}. Evaluate both with the same "
-            "--dataset, --examples, --threat, --suite and --engine"
+            f"'{a.folder}' and '{b.folder}' are not comparable: {'; '.join(reasons)}. Evaluate "
+            "both with the same --dataset, --examples, --threat, --suite and --engine"
         )
     stages = (clean_change(a, b), *_after_attacks(a, b), robust_change(a, b))
     return Comparison(a, b, stages, _classes(a, b), notes([a, b]))
 
 
 def obstacles(a: Run, b: Run) -> list[str]:
-    """Returns in which respects two runs answer different questions; empty where they can be compared."""
+    """Returns in which respects two runs answer different questions.
+
+    Empty where they can be compared.
+    """
     found = _differences(a.identity, b.identity, _PROTOCOL)
     if not found and _each(a, lambda row: row.label) != _each(b, lambda row: row.label):
         return ["the same data, but other indices or labels in examples.csv"]
@@ -70,14 +97,14 @@ def obstacles(a: Run, b: Run) -> list[str]:
 
 def clean_change(a: Run, b: Run) -> Change:
     """Returns the change on clean images."""
-    return change(
-        "clean", _each(a, lambda row: row.clean_correct), _each(b, lambda row: row.clean_correct)
-    )
+    before, after = (_each(run, lambda row: row.clean_correct) for run in (a, b))
+    return change("clean", before, after)
 
 
 def robust_change(a: Run, b: Run) -> Change:
     """Returns the change under all attacks."""
-    return change("robust", _each(a, lambda row: row.robust), _each(b, lambda row: row.robust))
+    before, after = (_each(run, lambda row: row.robust) for run in (a, b))
+    return change("robust", before, after)
 
 
 def notes(runs: Iterable[Run]) -> tuple[str, ...]:
@@ -86,84 +113,89 @@ def notes(runs: Iterable[Run]) -> tuple[str, ...]:
     for run in runs:
         if run.randomized:
             found.append(
-                f"{run.folder}: randomized; an image counts as robust where its most frequent answer is right"
+                f"{run.folder}: randomized; an image counts as robust where its most frequent "
+                "answer is right"
             )
         if run.record.verdict in ("suspicious", "unreliable"):
             found.append(
                 f"{run.folder}: the robust accuracy is {run.record.verdict}; its findings say why"
             )
-    return tuple(dict.fromkeys(printable(note) for note in found))
+    return tuple(dict.fromkeys(map(printable, found)))
 
 
 def provenance(a: Run, b: Run) -> list[str]:
     """Returns in which respects two comparable runs were made differently; printable."""
+    found = _differences(a.identity, b.identity, _MADE)
     old, new = a.identity.versions, b.identity.versions
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    versions = [_against(name, old.get(name, "none"), new.get(name, "none")) for name in changed]
-    return [*_differences(a.identity, b.identity, _MADE), *versions]
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, "none"), new.get(name, "none")
+        if before != after:
+            found.append(_against(name, before, after))
+    return found
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison) -> dict[str, object]:
     """Returns a comparison as JSON has it, with the ids of all lost and gained examples."""
-    runs = {"a": comparison.a, "b": comparison.b}
     return {
-        **{name: {"folder": str(run.folder), "model": run.model} for name, run in runs.items()},
+        "a": _run_json(comparison.a),
+        "b": _run_json(comparison.b),
         "protocol_hash": comparison.a.identity.protocol_hash(),
-        "stages": [change_json(found) for found in comparison.stages],
-        "classes": [change_json(found) for found in comparison.classes],
+        "stages": list(map(change_json, comparison.stages)),
+        "classes": list(map(change_json, comparison.classes)),
         "notes": list(comparison.notes),
     }
 
 
-def change_json(found: Change) -> dict[str, Any]:
+def change_json(found: Change) -> dict[str, object]:
     """Returns a change as JSON has it."""
-    fields = (
-        "name",
-        "mark",
-        "n",
-        "before",
-        "after",
-        "difference",
-        "ci_low",
-        "ci_high",
-        "p",
-        "lost",
-        "gained",
-    )
-    return {field: getattr(found, field) for field in fields}
+    return {field: getattr(found, field) for field in _CHANGE}
+
+
+def _run_json(run: Run) -> dict[str, str]:
+    return {"folder": str(run.folder), "model": run.model}
 
 
 def _after_attacks(a: Run, b: Run) -> list[Change]:
-    """Returns the changes after each attack but the last; none where attacks differ, or have no say of their own."""
-    names, others = (
-        [stage.stage for stage in run.record.stages if stage.stage != "clean"] for run in (a, b)
-    )
-    if names != others or a.randomized or b.randomized:
+    """Returns the changes after each attack but the last.
+
+    There are none where attacks differ, or where a run is randomized: its attacks break no image
+    for good.
+    """
+    attacks = _attacks(a)
+    if attacks != _attacks(b) or a.randomized or b.randomized:
         return []
-    return [_after(a, b, names[:count]) for count in range(1, len(names))]
+
+    changes = []
+    broken = {"clean"}
+    for attack in attacks[:-1]:
+        broken.add(attack)
+        left = [_each(run, lambda row: row.broken_by not in broken) for run in (a, b)]
+        changes.append(change(printable(f"after {attack}"), *left))
+    return changes
 
 
-def _after(a: Run, b: Run, attacks: list[str]) -> Change:
-    broken = {"clean", *attacks}
-    left = [_each(run, lambda row: row.broken_by not in broken) for run in (a, b)]
-    return change(printable(f"after {attacks[-1]}"), *left)
+def _attacks(run: Run) -> list[str]:
+    return [stage.stage for stage in run.record.stages if stage.stage != "clean"]
 
 
 def _classes(a: Run, b: Run) -> tuple[Change, ...]:
-    labels = sorted(set(_each(a, lambda row: row.label).values()))
-    found = [_of_class(a, b, label) for label in labels]
+    labels = {row.label for row in a.examples.values()}
+    found = [_of_class(a, b, label) for label in sorted(labels)]
     adjusted = holm([one.p for one in found])
-    tested = [
-        replace(one, p=p) for one, p in zip(found, adjusted, strict=True) if one.lost or one.gained
-    ]
-    return tuple(sorted(tested, key=lambda one: one.difference))
+
+    changed = []
+    for one, p in zip(found, adjusted, strict=True):
+        if one.lost or one.gained:
+            changed.append(replace(one, p=p))
+    return tuple(sorted(changed, key=lambda one: one.difference))
 
 
 def _of_class(a: Run, b: Run, label: int) -> Change:
-    robust = [
-        {i: row.robust for i, row in run.examples.items() if row.label == label} for run in (a, b)
-    ]
-    return change(f"class {label}", *robust)
+    return change(f"class {label}", _robust_of(a, label), _robust_of(b, label))
+
+
+def _robust_of(run: Run, label: int) -> dict[int, bool]:
+    return {index: row.robust for index, row in run.examples.items() if row.label == label}
 
 
 def _each(run: Run, value: Callable[[ExampleRow], T]) -> dict[int, T]:
@@ -171,14 +203,14 @@ def _each(run: Run, value: Callable[[ExampleRow], T]) -> dict[int, T]:
 
 
 def _differences(a: Identity, b: Identity, fields: Iterable[str]) -> list[str]:
-    differing = [field for field in fields if getattr(a, field) != getattr(b, field)]
-    shown = ["eps_text" if field == "eps" else field for field in differing]
-    return [
-        _against(
-            field.removesuffix("_text").replace("_", " "), getattr(a, field), getattr(b, field)
-        )
-        for field in shown
-    ]
+    found = []
+    for field in fields:
+        if getattr(a, field) == getattr(b, field):
+            continue
+        shown = "eps_text" if field == "eps" else field
+        name = field.replace("_", " ")
+        found.append(_against(name, getattr(a, shown), getattr(b, shown)))
+    return found
 
 
 def _against(name: str, old: object, new: object) -> str:

@@ -1,4 +1,7 @@
-"""Figures as SVG to be put into a page: text stays text, colours are the page's own, and equal data give equal bytes."""
+"""Figures as SVG to be put into a page.
+
+Text stays text, colours are those of the page, and equal data give equal bytes.
+"""
 
 import io
 import re
@@ -15,11 +18,11 @@ from matplotlib.figure import Figure
 
 from robustbench_kd.core.records import Accuracy
 
-SERIES = 8  # colours that can be told apart
+SERIES = 8  # colours that a reader can tell apart
 
 _WIDTH = 4.8  # inches, which a page stretches to the width it has
 _LONGEST = 24  # letters of a name
-# Size of a name's letters in a scatter plot, as shares of its axes.
+# Size of the letters of a name in a scatter plot, as fractions of its axes.
 _LETTER, _LINE_HEIGHT = 0.018, 0.06
 _LABELLED = 8  # points of a scatter plot with a name
 # Each colour stands for a variable of the page's style, which has one for light and one for dark.
@@ -61,12 +64,20 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Point:
-    """A model by its clean and robust accuracy; `best` where no other is as good in both and better in one."""
+    """A model by its clean and robust accuracy.
+
+    `best` where no other model is as good in both and better in one.
+    """
 
     name: str
     clean: Accuracy
     robust: Accuracy
     best: bool
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Both accuracies in percent."""
+        return 100 * self.clean.value, 100 * self.robust.value
 
 
 @dataclass(frozen=True)
@@ -87,27 +98,13 @@ class Curve:
 
 
 def scatter(points: Sequence[Point]) -> str:
-    """Returns clean against robust accuracy with their intervals, and a line through the points that no other beats."""
+    """Returns clean against robust accuracy with intervals, and a line through the best points."""
     with _drawn(height=3.5) as (figure, axes):
-        clean, robust = (
-            [100 * getattr(point, side).value for point in points] for side in ("clean", "robust")
-        )
-        front = sorted(
-            place for *place, point in zip(clean, robust, points, strict=True) if point.best
-        )
-        axes.plot(
-            [x for x, _ in front],
-            [y for _, y in front],
-            color=_COLOURS[1],
-            linewidth=1.2,
-            linestyle="--",
-            zorder=2,
-        )
-        axes.add_collection(
-            LineCollection(_crosses(_prominent(points)), colors=_REST, linewidths=0.8, zorder=2)
-        )
+        _draw_front(axes, points)
+        clean, robust = zip(*(point.place for point in points), strict=True)
         paints = [_COLOURS[0] if point.best else _MUTED for point in points]
         axes.scatter(clean, robust, s=30, color=paints, zorder=3, linewidth=0)
+
         _name_points(axes, points)
         axes.set_xlabel("clean accuracy, %")
         axes.set_ylabel("robust accuracy, %")
@@ -117,48 +114,32 @@ def scatter(points: Sequence[Point]) -> str:
 def bars(
     rows: Sequence[Bar], colours: Sequence[int | None], label: str, *, most: float | None = None
 ) -> str:
-    """Returns rows of stacked parts, the first row on top; a part without a colour of its own is grey."""
+    """Returns rows of stacked parts, the first row on top; a part without a colour is grey."""
     with _drawn(height=0.62 + 0.27 * len(rows), left=_margin(rows), bottom=0.52) as (figure, axes):
-        starts = [0.0] * len(rows)
-        for number, colour in enumerate(colours):
-            ends = [start + row.parts[number] for start, row in zip(starts, rows, strict=True)]
-            boxes = [
-                _box(start, end, row)
-                for row, (start, end) in enumerate(zip(starts, ends, strict=True))
-            ]
+        for colour, series in zip(colours, _boxes(rows, len(colours)), strict=True):
             paint = _REST if colour is None else _COLOURS[colour]
-            axes.add_collection(
-                PolyCollection(boxes, facecolors=paint, linewidths=0), autolim=False
-            )
-            starts = ends
+            parts = PolyCollection(series, facecolors=paint, linewidths=0)
+            axes.add_collection(parts, autolim=False)
+
+        longest = max(sum(row.parts) for row in rows)
         axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(0, most or 1.03 * max(starts) or 1)
+        axes.set_xlim(0, most or 1.03 * longest or 1)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(label)
         return _svg(figure)
 
 
 def curves(shown: Sequence[Curve], norm: str) -> str:
-    """Returns robust accuracy against the radius, each curve with the band of its 95 % intervals."""
+    """Returns robust accuracy against the radius, each curve with its band of 95 % intervals."""
     with _drawn(height=3.3) as (figure, axes):
+        ticks: dict[float, str] = {}
         for curve, colour in zip(shown, _COLOURS, strict=False):
-            radii = [radius for radius, _ in curve.radii]
-            low, high = (
-                [100 * getattr(one, end) for one in curve.accuracies]
-                for end in ("ci_low", "ci_high")
-            )
-            axes.fill_between(radii, low, high, color=colour, alpha=0.16, linewidth=0)
-            axes.plot(
-                radii,
-                [100 * one.value for one in curve.accuracies],
-                color=colour,
-                marker="o",
-                markersize=4,
-            )
-        ticks = dict(sorted(radius for curve in shown for radius in curve.radii))
+            _draw_curve(axes, curve, colour)
+            ticks |= dict(curve.radii)
+
         if len(ticks) <= SERIES:
-            axes.set_xticks(list(ticks), [_short(text) for text in ticks.values()])
+            axes.set_xticks(sorted(ticks), [_short(ticks[radius]) for radius in sorted(ticks)])
         axes.set_xlim(left=0)
         axes.set_ylim(0, 100)
         axes.set_xlabel(f"radius, {norm}")
@@ -166,62 +147,117 @@ def curves(shown: Sequence[Curve], norm: str) -> str:
         return _svg(figure)
 
 
-def _box(start: float, end: float, row: int) -> list[tuple[float, float]]:
-    """Returns the corners of one part; of the height of a row a third is left between the bars."""
-    return [(start, row - 0.33), (end, row - 0.33), (end, row + 0.33), (start, row + 0.33)]
+def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
+    """Draws the line through the best points, and the intervals of the points with a name."""
+    best = sorted(point.place for point in points if point.best)
+    across, up = zip(*best, strict=True)
+    axes.plot(across, up, color=_COLOURS[1], linewidth=1.2, linestyle="--", zorder=2)
+
+    crosses = _crosses(_prominent(points))
+    axes.add_collection(LineCollection(crosses, colors=_REST, linewidths=0.8, zorder=2))
+
+
+def _draw_curve(axes: Axes, curve: Curve, colour: str) -> None:
+    radii, low, middle, high = [], [], [], []
+    for (radius, _), accuracy in zip(curve.radii, curve.accuracies, strict=True):
+        radii.append(radius)
+        low.append(100 * accuracy.ci_low)
+        middle.append(100 * accuracy.value)
+        high.append(100 * accuracy.ci_high)
+
+    axes.fill_between(radii, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(radii, middle, color=colour, marker="o", markersize=4)
+
+
+def _boxes(rows: Sequence[Bar], parts: int) -> list[list[list[tuple[float, float]]]]:
+    """Returns for each part the boxes of all rows; a third of a row's height stays free."""
+    found: list[list[list[tuple[float, float]]]] = []
+    starts = [0.0] * len(rows)
+    for number in range(parts):
+        series = []
+        for height, row in enumerate(rows):
+            start, end = starts[height], starts[height] + row.parts[number]
+            low, high = height - 0.33, height + 0.33
+            series.append([(start, low), (end, low), (end, high), (start, high)])
+            starts[height] = end
+        found.append(series)
+    return found
 
 
 def _prominent(points: Sequence[Point]) -> list[Point]:
-    """Returns the points that get a name and a cross, from the top: all where there are few, else the best."""
-    chosen = points if len(points) <= _LABELLED else [point for point in points if point.best]
+    """Returns the points that get a name and a cross: all where there are few, else the best."""
+    chosen = list(points)
+    if len(points) > _LABELLED:
+        chosen = [point for point in points if point.best]
     return sorted(chosen, key=lambda point: (-point.robust.value, point.name))[:_LABELLED]
 
 
 def _crosses(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
     """Returns two lines for each point, as long as its intervals."""
     lines = []
-    for clean, robust in ((point.clean, point.robust) for point in points):
-        x, y = 100 * clean.value, 100 * robust.value
-        lines.append([(100 * clean.ci_low, y), (100 * clean.ci_high, y)])
-        lines.append([(x, 100 * robust.ci_low), (x, 100 * robust.ci_high)])
+    for point in points:
+        x, y = point.place
+        lines.append([(100 * point.clean.ci_low, y), (100 * point.clean.ci_high, y)])
+        lines.append([(x, 100 * point.robust.ci_low), (x, 100 * point.robust.ci_high)])
     return lines
 
 
+@dataclass(frozen=True)
+class _Label:
+    """Where a name stands, in fractions of the axes."""
+
+    start: float
+    end: float
+    height: float
+
+    def covers(self, other: "_Label") -> bool:
+        """Returns whether two names overlap."""
+        beside = self.start < other.end and other.start < self.end
+        return beside and abs(self.height - other.height) < _LINE_HEIGHT
+
+
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Writes names beside points, towards the middle, each as much lower as it takes to stand clear of the others."""
+    """Writes names beside points, towards the middle, lower where another name is in the way."""
     axes.autoscale_view()  # a place on the axes means nothing before their limits stand
-    to_share = axes.transData + axes.transAxes.inverted()
-    taken: list[tuple[float, float, float]] = []
+    to_fraction = axes.transData + axes.transAxes.inverted()
+    taken: list[_Label] = []
     for point in _prominent(points):
-        x, height = to_share.transform((100 * point.clean.value, 100 * point.robust.value))
-        name = _short(point.name)
-        inward, width = x > 0.5, _LETTER * len(name)
-        start = x - width if inward else x
-        while any(
-            start < end and begin < start + width and abs(height - h) < _LINE_HEIGHT
-            for begin, end, h in taken
-        ):
-            height -= 0.01
-        taken.append((start, start + width, height))
-        axes.annotate(
-            name,
-            (x, height),
-            xycoords="axes fraction",
-            xytext=(-5 if inward else 5, 6),
-            textcoords="offset points",
-            ha="right" if inward else "left",
-            va="center",
-            fontsize=9,
-        )
+        x, height = to_fraction.transform(point.place)
+        label = _free_label(_short(point.name), x, height, taken)
+        taken.append(label)
+        _write_name(axes, _short(point.name), x, label.height)
+
+
+def _free_label(name: str, x: float, height: float, taken: Sequence[_Label]) -> _Label:
+    width = _LETTER * len(name)
+    start = x - width if x > 0.5 else x
+    label = _Label(start, start + width, height)
+    while any(label.covers(other) for other in taken):
+        label = _Label(start, start + width, label.height - 0.01)
+    return label
+
+
+def _write_name(axes: Axes, name: str, x: float, height: float) -> None:
+    side, offset = ("right", -5) if x > 0.5 else ("left", 5)
+    axes.annotate(
+        name,
+        (x, height),
+        xycoords="axes fraction",
+        xytext=(offset, 6),
+        textcoords="offset points",
+        ha=side,
+        va="center",
+        fontsize=9,
+    )
 
 
 @contextmanager
 def _drawn(
     *, height: float, left: float = 0.52, bottom: float = 0.48
 ) -> Iterator[tuple[Figure, Axes]]:
-    """Gives a figure of a height in inches with one pair of axes, whose margins are in inches too."""
+    """Gives a figure with one pair of axes; its height and its margins are in inches."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # The reader's fonts draw the text, not ours.
+        # The fonts of the reader draw the text, not ours.
         warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(_WIDTH, height))
         size = (1 - (left + 0.15) / _WIDTH, 1 - (bottom + 0.1) / height)
@@ -242,4 +278,6 @@ def _margin(rows: Sequence[Bar]) -> float:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustbench_kd.analysis.leaderboard import read_records, title
-from robustbench_kd.analysis.paired import Change, change, p_text, points
+from robustbench_kd.analysis.paired import Change, change, listed, p_text, points
 from robustbench_kd.analysis.runs import read_verdicts
 from robustbench_kd.core.errors import RkdError
 from robustbench_kd.core.records import RunRecord
@@ -16,7 +16,7 @@ _Stored = tuple[Path, RunRecord]
 
 @dataclass(frozen=True)
 class Flip:
-    """The change of one model; `lost` and `gained` are ids of images as text, the first of them where there are many."""
+    """The change of one model; `lost` and `gained` are the first ids of images as text."""
 
     model: str
     protocol: str
@@ -29,14 +29,17 @@ class Flip:
 
 @dataclass(frozen=True)
 class Flips:
-    """The changes of all models that the baseline has under the same protocol, and why others are missing."""
+    """The changes of all models that the baseline has too, and why others are missing."""
 
     changes: tuple[Flip, ...]
     left_out: tuple[str, ...]
 
 
 def read_flips(results: Path, baseline: Path) -> Flips:
-    """Compares runs with those of the same model and protocol in a baseline folder; raises `RecordError` without one."""
+    """Compares runs with those of the same model and protocol in a baseline folder.
+
+    Raises `RecordError` where there is no such folder.
+    """
     records, _ = read_records(results)
     before, unread = read_records(baseline)
     known = {_key(record): (folder, record) for folder, record in before.items()}
@@ -58,20 +61,22 @@ def _flips(before: _Stored | None, after: _Stored, left_out: list[str]) -> list[
     old, new = read_verdicts(*before), read_verdicts(*after)
     if old.labels != new.labels:
         left_out.append(
-            f"{identity.model} is not comparable: the same data, but other indices or labels in {EXAMPLES}"
+            f"{identity.model} is not comparable: the same data, but other indices or labels in "
+            f"{EXAMPLES}"
         )
         return []
+
     found = change("robust", old.robust, new.robust)
-    return [
-        Flip(
-            identity.model,
-            title(identity),
-            found,
-            points(found),
-            p_text(found.p),
-            *map(_ids, (found.lost, found.gained)),
-        )
-    ]
+    flip = Flip(
+        model=identity.model,
+        protocol=title(identity),
+        change=found,
+        points=points(found),
+        p=p_text(found.p),
+        lost=_ids(found.lost),
+        gained=_ids(found.gained),
+    )
+    return [flip]
 
 
 def _key(record: RunRecord) -> tuple[str, str]:
@@ -79,5 +84,4 @@ def _key(record: RunRecord) -> tuple[str, str]:
 
 
 def _ids(indices: tuple[int, ...]) -> str:
-    more = f" and {len(indices) - _MOST} more" if len(indices) > _MOST else ""
-    return ", ".join(map(str, indices[:_MOST])) + more
+    return listed(indices, _MOST) if indices else ""

@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,10 @@ _COLOUR_TYPES = {1: 0, 3: 2}  # of PNG, by channels
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One image: a PNG of original, change and result side by side as a data URI, its label, and what it is taken for."""
+    """One image: original, change and result side by side, its label, and its prediction.
+
+    `source` is a PNG as a data URI.
+    """
 
     source: str
     index: int
@@ -41,7 +43,10 @@ class Gallery:
 
 
 def galleries(runs: Iterable[tuple[RunRecord, Path]], left_out: list[str]) -> tuple[Gallery, ...]:
-    """Returns a gallery of each run that kept images to show; adds to `left_out` what cannot be read."""
+    """Returns a gallery of each run that kept images to show.
+
+    Adds to `left_out` what cannot be read.
+    """
     found = []
     for record, folder in runs:
         try:
@@ -55,7 +60,10 @@ def galleries(runs: Iterable[tuple[RunRecord, Path]], left_out: list[str]) -> tu
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Returns pixels `(h, w, c)` as a PNG, grey or RGB (W3C, Portable Network Graphics, third edition)."""
+    """Returns pixels `(h, w, c)` as a PNG, grey or RGB.
+
+    Source: W3C, Portable Network Graphics, third edition.
+    """
     height, width, channels = pixels.shape
     header = struct.pack(">2I5B", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
@@ -66,12 +74,9 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-    )
+    length = struct.pack(">I", len(content))
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return length + kind + content + checksum
 
 
 def _exhibits(path: Path) -> tuple[Exhibit, ...]:
@@ -83,14 +88,17 @@ def _exhibits(path: Path) -> tuple[Exhibit, ...]:
     if channels not in _COLOUR_TYPES:
         return ()
     most = max(1, _MOST_PIXELS // (height * width))
-    return tuple(
-        _exhibit(stored, row, originals[row], images[row])
-        for row in range(min(most, len(originals)))
-    )
+    exhibits = []
+    for row in range(min(most, len(originals))):
+        exhibits.append(_exhibit(stored, row, originals[row], images[row]))
+    return tuple(exhibits)
 
 
 def _reduced(images: Pixels) -> Pixels:
-    """Returns images with every so many rows and columns left out that no side is too long; a mean would hide the change."""
+    """Returns images without some rows and columns, so that no side is too long.
+
+    A mean over pixels would hide the change.
+    """
     step = -(-max(images.shape[2:]) // _LONGEST_SIDE)
     return images[:, :, ::step, ::step]
 
@@ -99,10 +107,12 @@ def _exhibit(stored: StoredImages, row: int, original: Pixels, image: Pixels) ->
     change = 0.5 + _ENLARGED * (image - original)
     side_by_side = np.concatenate([original, change, image], axis=2).transpose(1, 2, 0)
     source = "data:image/png;base64," + base64.b64encode(png(_bytes(side_by_side))).decode()
-    numbers: list[Any] = [
-        getattr(stored, name)[row].item() for name in ("ids", "labels", "predictions")
-    ]
-    return Exhibit(source, *numbers)
+    return Exhibit(
+        source=source,
+        index=int(stored.ids[row]),
+        label=int(stored.labels[row]),
+        prediction=int(stored.predictions[row]),
+    )
 
 
 def _bytes(pixels: Pixels) -> NDArray[np.uint8]:

@@ -1,9 +1,11 @@
-"""Decides whether any model became worse than its baseline: by more than a tolerance, and not by chance."""
+"""Decides whether any model became worse than its baseline.
+
+A drop counts where it exceeds a tolerance and is not explained by chance.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from robustbench_kd.analysis.compare import (
     change_json,
@@ -13,10 +15,10 @@ from robustbench_kd.analysis.compare import (
     robust_change,
 )
 from robustbench_kd.analysis.leaderboard import title
-from robustbench_kd.analysis.paired import Change, percent
+from robustbench_kd.analysis.paired import Change
 from robustbench_kd.analysis.runs import Key, Run
 from robustbench_kd.core.statistics import holm, mcnemar_drop
-from robustbench_kd.core.text import printable
+from robustbench_kd.core.text import percent, printable
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Cell:
-    """One accuracy of one model against its baseline; `reason` says why it fails and is empty where it does not.
+    """One accuracy of one model against its baseline.
 
-    `mark` is `!` where it fails, otherwise like that of a comparison. `p` is McNemar's exact
-    one-sided p-value for a drop, adjusted for all accuracies of the gate (Holm).
+    `reason` says why it fails and is empty where it does not. `mark` is `!` where it fails,
+    otherwise like that of a comparison. `p` is McNemar's exact one-sided p-value for a drop,
+    adjusted for all accuracies of the gate (Holm).
     """
 
     before: Run
@@ -70,7 +73,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class Gate:
-    """All that a gate found: accuracies with a baseline, runs without one, and what is not there to be judged."""
+    """All that a gate found.
+
+    `cells` are accuracies with a baseline, `added` runs without one, `gaps` what was not judged.
+    """
 
     cells: tuple[Cell, ...]
     added: tuple[Run, ...]
@@ -86,38 +92,49 @@ class Gate:
     @property
     def headline(self) -> str:
         """The outcome in a few words, `passed` or `failed: 2 regressions`."""
-        counts = [
-            _counted(len(self.failures), "regression"),
-            _counted(len(self.gaps), "run") + " not judged",
-        ]
-        told = [
-            text for text, found in zip(counts, (self.failures, self.gaps), strict=True) if found
-        ]
+        counts = []
+        if self.failures:
+            counts.append(_counted(len(self.failures), "regression"))
+        if self.gaps:
+            counts.append(_counted(len(self.gaps), "run") + " not judged")
+        if not counts:
+            return "passed"
         state = "failed" if self.failures else "incomplete"
-        return f"{state}: {', '.join(told)}" if told else "passed"
+        return f"{state}: {', '.join(counts)}"
 
 
 def judge(
     runs: Sequence[Run], problems: Iterable[str], baseline: dict[Key, Run], limits: Limits
 ) -> Gate:
     """Judges runs against the baseline runs of the same model and protocol."""
-    pairs = [(baseline[run.key], run) for run in runs if run.key in baseline]
-    comparable = [(old, new) for old, new in pairs if not obstacles(old, new)]
-    cells = _cells(comparable, limits)
+    pairs: list[tuple[Run, Run]] = []
+    added: list[Run] = []
+    gaps: list[Gap] = []
+    for run in runs:
+        old = baseline.get(run.key)
+        if old is None:
+            added.append(run)
+            continue
+        why = obstacles(old, run)
+        if why:
+            gaps.append(Gap(run.model, _named(run), f"not comparable: {'; '.join(why)}"))
+        else:
+            pairs.append((old, run))
+
+    gaps += _missing(runs, baseline)
+    for problem in problems:
+        gaps.append(Gap("rkd", "a run among the results", printable(problem)))
+    cells = _cells(pairs, limits)
     return Gate(
         cells=cells,
-        added=tuple(run for run in runs if run.key not in baseline),
-        gaps=(
-            *_mismatches(pairs),
-            *_missing(runs, baseline),
-            *(Gap("rkd", "a run among the results", printable(problem)) for problem in problems),
-        ),
-        notes=(*_power(cells, limits), *notes(new for _, new in comparable)),
+        added=tuple(added),
+        gaps=tuple(gaps),
+        notes=(*_power(cells, limits), *notes(new for _, new in pairs)),
         limits=limits,
     )
 
 
-def as_json(gate: Gate) -> dict[str, Any]:
+def as_json(gate: Gate) -> dict[str, object]:
     """Returns a gate's findings as JSON has them."""
     return {
         "outcome": gate.headline,
@@ -131,14 +148,11 @@ def as_json(gate: Gate) -> dict[str, Any]:
     }
 
 
-def _cell_json(cell: Cell) -> dict[str, Any]:
-    runs = {
+def _cell_json(cell: Cell) -> dict[str, object]:
+    return {
         "model": cell.after.model,
         "baseline": str(cell.before.folder),
         "run": str(cell.after.folder),
-    }
-    return {
-        **runs,
         **change_json(cell.change),
         "p": cell.p,
         "mark": cell.mark,
@@ -147,18 +161,20 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
 
 
 def _cells(pairs: Sequence[tuple[Run, Run]], limits: Limits) -> tuple[Cell, ...]:
-    found = [
-        (old, new, measure(old, new))
-        for old, new in pairs
-        for measure in (robust_change, clean_change)
-    ]
-    adjusted = holm([mcnemar_drop(len(change.lost), len(change.gained)) for _, _, change in found])
-    return tuple(_cell(*one, p, limits) for one, p in zip(found, adjusted, strict=True))
+    found = []
+    drops = []
+    for old, new in pairs:
+        for measure in (robust_change, clean_change):
+            change = measure(old, new)
+            found.append((old, new, change))
+            drops.append(mcnemar_drop(len(change.lost), len(change.gained)))
 
-
-def _cell(before: Run, after: Run, change: Change, p: float, limits: Limits) -> Cell:
-    reason = _reason(change, p, limits)
-    return Cell(before, after, change, p, reason, mark="!" if reason else _mark(change, p, limits))
+    cells = []
+    for (old, new, change), p in zip(found, holm(drops), strict=True):
+        reason = _reason(change, p, limits)
+        mark = "!" if reason else _mark(change, p, limits)
+        cells.append(Cell(old, new, change, p, reason, mark))
+    return tuple(cells)
 
 
 def _reason(change: Change, p: float, limits: Limits) -> str:
@@ -166,7 +182,10 @@ def _reason(change: Change, p: float, limits: Limits) -> str:
     if limits.hard_limit is not None and drop > limits.hard_limit:
         return f"a drop beyond the hard limit of {percent(limits.hard_limit)} points"
     if drop > limits.tolerance and p <= limits.alpha:
-        return f"a drop beyond the tolerance of {percent(limits.tolerance)} points and beyond chance (adjusted p {p:.1g})"
+        return (
+            f"a drop beyond the tolerance of {percent(limits.tolerance)} points and beyond chance "
+            f"(adjusted p {p:.1g})"
+        )
     return ""
 
 
@@ -177,15 +196,6 @@ def _mark(change: Change, p: float, limits: Limits) -> str:
     return "~" if change.mark == "-" else change.mark
 
 
-def _mismatches(pairs: Iterable[tuple[Run, Run]]) -> list[Gap]:
-    found = [(new, obstacles(old, new)) for old, new in pairs]
-    return [
-        Gap(new.model, _named(new), f"not comparable: {'; '.join(why)}")
-        for new, why in found
-        if why
-    ]
-
-
 def _missing(runs: Iterable[Run], baseline: dict[Key, Run]) -> list[Gap]:
     judged = {run.key for run in runs}
     return [_gap(old, runs) for key, old in baseline.items() if key not in judged]
@@ -193,9 +203,12 @@ def _missing(runs: Iterable[Run], baseline: dict[Key, Run]) -> list[Gap]:
 
 def _gap(old: Run, runs: Iterable[Run]) -> Gap:
     """Names a run without counterpart, and in what the nearest run of its model differs."""
-    near = min((obstacles(old, run) for run in runs if run.model == old.model), key=len, default=[])
-    hint = f"; its nearest run there differs: {'; '.join(near)}" if near else ""
-    return Gap(old.model, _named(old), f"in the baseline, but not among the results{hint}")
+    of_model = [obstacles(old, run) for run in runs if run.model == old.model]
+    nearest = min(of_model, key=len, default=[])
+    why = "in the baseline, but not among the results"
+    if nearest:
+        why += f"; its nearest run there differs: {'; '.join(nearest)}"
+    return Gap(old.model, _named(old), why)
 
 
 def _named(run: Run) -> str:
@@ -203,17 +216,18 @@ def _named(run: Run) -> str:
 
 
 def _power(cells: Sequence[Cell], limits: Limits) -> list[str]:
-    """Says where there are too few examples for a drop beyond the tolerance to be more than chance."""
+    """Says where too few examples cannot show a drop beyond the tolerance."""
     fewest = min((cell.change.n for cell in cells), default=0)
     # With none gained p is 2 to the minus losses.
     losses = math.ceil(math.log2(max(1, len(cells)) / limits.alpha))
     if not cells or limits.hard_limit is not None or losses <= limits.tolerance * fewest:
         return []
-    which = f"below {percent(losses / fewest)} points " if losses <= fewest else ""
+    drop = "no drop"
+    if losses <= fewest:
+        drop += f" below {percent(losses / fewest)} points"
     tests = _counted(len(cells), "test")
-    return [
-        f"with {fewest} examples and {tests} no drop {which}can be significant: evaluate more, or set --hard-limit"
-    ]
+    scope = f"with {fewest} examples and {tests}"
+    return [f"{scope} {drop} can be significant: evaluate more, or set --hard-limit"]
 
 
 def _counted(number: int, what: str) -> str:

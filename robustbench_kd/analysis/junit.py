@@ -4,14 +4,18 @@ from xml.etree import ElementTree as ET
 
 from robustbench_kd.analysis.gate import Cell, Gap, Gate
 from robustbench_kd.analysis.leaderboard import title
-from robustbench_kd.analysis.paired import percent, points
+from robustbench_kd.analysis.paired import points
 from robustbench_kd.analysis.runs import Run
+from robustbench_kd.core.text import percent
 
 _NAME = "rkd gate"
 
 
 def render(gate: Gate) -> str:
-    """Returns the XML; a regression is a failure, a gap an error, a run without baseline is skipped."""
+    """Returns the XML.
+
+    A regression is a failure, a gap an error, a run without baseline is skipped.
+    """
     cases = [*map(_judged, gate.cells), *map(_new, gate.added), *map(_gap, gate.gaps)]
     counts = {
         "tests": str(len(cases)),
@@ -26,13 +30,14 @@ def render(gate: Gate) -> str:
 
 
 def _judged(cell: Cell) -> ET.Element:
-    case = _case(cell.after.model, f"{cell.change.name} accuracy, {title(cell.after.identity)}")
+    change = cell.change
+    case = _case(cell.after.model, f"{change.name} accuracy, {title(cell.after.identity)}")
     if cell.reason:
         ET.SubElement(case, "failure", {"type": "regression", "message": cell.text})
-    numbers = f"{percent(cell.change.before)} % to {percent(cell.change.after)} %, {points(cell.change)} points"
-    ET.SubElement(
-        case, "system-out"
-    ).text = f"{numbers}; lost: {_ids(cell.change.lost)}; gained: {_ids(cell.change.gained)}"
+
+    moved = f"{percent(change.before)} % to {percent(change.after)} %, {points(change)} points"
+    output = ET.SubElement(case, "system-out")
+    output.text = f"{moved}; lost: {_ids(change.lost)}; gained: {_ids(change.gained)}"
     return case
 
 

@@ -25,19 +25,20 @@ KEYS = (
     "verdict",
 )
 ORDERS: Mapping[str, Callable[[RunRecord], tuple[float, str]]] = {
-    "robust": lambda record: (-_robust(record), ""),
-    "clean": lambda record: (-_clean(record), ""),
+    "robust": lambda record: (-record.robust_value, ""),
+    "clean": lambda record: (-record.clean_value, ""),
     "gap": lambda record: (-(gap(record) or 0.0), ""),
     "model": lambda record: (0.0, record.identity.model),
     "time": lambda record: (record.seconds, ""),
-    "passes": lambda record: (record.forwards + record.backwards, ""),
+    "passes": lambda record: (record.passes, ""),
 }
 
 
 @dataclass(frozen=True)
 class Board:
-    """Runs that share data, threat, suite, engine and mode; `ranks` by robust accuracy give equal numbers equal rank.
+    """Runs that share data, threat, suite, engine and mode.
 
+    `ranks` are by robust accuracy; equal numbers have equal rank.
     `published` are numbers from elsewhere for the same data set and threat, without a rank.
     """
 
@@ -78,7 +79,10 @@ def read_leaderboard(results: Path, view: View | None = None) -> Leaderboard:
 
 
 def read_records(results: Path) -> tuple[dict[Path, RunRecord], tuple[str, ...]]:
-    """Returns the records of finished runs by folder, and why others are left out; raises `RecordError`."""
+    """Returns the records of finished runs by folder, and why others are left out.
+
+    Raises `RecordError` where there is no such folder.
+    """
     if not results.is_dir():
         raise RecordError(
             f"there is no results folder '{results}': run 'rkd eval' first, or name another folder"
@@ -100,11 +104,15 @@ def read_records(results: Path) -> tuple[dict[Path, RunRecord], tuple[str, ...]]
 
 
 def show(records: Iterable[RunRecord], view: View) -> tuple[Board, ...]:
-    """Returns the boards of the wanted runs; ranks count among these, whatever the order and however many are shown."""
+    """Returns the boards of the wanted runs.
+
+    Ranks count among the wanted runs, whatever the order and however many are shown.
+    """
     if view.sort not in ORDERS:
         raise unknown_name("order", view.sort, ORDERS)
-    conditions = [_condition(key, values) for key, values in view.where.items()]
-    wanted = [record for record in records if all(holds(record) for holds in conditions)]
+    wanted = list(records)
+    for key, values in view.where.items():
+        wanted = list(filter(_condition(key, values), wanted))
     return tuple(_arranged(board, view) for board in rank(wanted))
 
 
@@ -118,24 +126,31 @@ def rank(records: Iterable[RunRecord]) -> list[Board]:
 
 
 def beside(leaderboard: Leaderboard, published: Collection[Published]) -> Leaderboard:
-    """Returns the leaderboard with published numbers beneath the runs for the same data set and threat."""
-    return replace(
-        leaderboard, boards=tuple(_beside(board, published) for board in leaderboard.boards)
-    )
+    """Returns the leaderboard with published numbers for the same data set and threat."""
+    boards = [_beside(board, published) for board in leaderboard.boards]
+    return replace(leaderboard, boards=tuple(boards))
 
 
 def gap(record: RunRecord) -> float | None:
     """Returns what adaptive attacks took beyond the others, or None where none ran."""
-    return record.standard.value - _robust(record) if record.standard else None
+    if record.standard is None:
+        return None
+    return record.standard.value - record.robust_value
 
 
 def title(identity: Identity, *, radius: bool = True) -> str:
-    """Returns in words what the runs of a board share, or those of a security curve where `radius` is left out."""
-    threat = f"{identity.norm} {identity.eps_text}" if radius else identity.norm
-    mode = "" if identity.mode in ("exact", identity.suite) else f", {identity.mode}"
-    return printable(
-        f"{identity.dataset}, {identity.examples} examples, {threat}, {identity.suite} by {identity.engine}{mode}"
-    )
+    """Returns in words what the runs of a board share.
+
+    Without `radius` it is what the runs of a security curve share.
+    """
+    threat = identity.norm
+    if radius:
+        threat += f" {identity.eps_text}"
+    data = f"{identity.dataset}, {identity.examples} examples"
+    text = f"{data}, {threat}, {identity.suite} by {identity.engine}"
+    if identity.mode not in ("exact", identity.suite):
+        text += f", {identity.mode}"
+    return printable(text)
 
 
 def _condition(key: str, values: Collection[str]) -> Callable[[RunRecord], bool]:
@@ -155,44 +170,29 @@ def _place(record: RunRecord) -> tuple[str, str, float, str, str]:
 
 
 def _board(group: list[RunRecord], titles: Counter[str]) -> Board:
-    ordered = sorted(
-        group,
-        key=lambda record: (
-            -_robust(record),
-            -_clean(record),
-            record.identity.model,
-            record.run_id,
-        ),
-    )
-    values = [_robust(record) for record in ordered]
+    ordered = sorted(group, key=_standing)
+    values = [record.robust_value for record in ordered]
+    ranks = [values.index(value) + 1 for value in values]
     name = title(ordered[0].identity)
     # They differ in what a title has no room for, such as the images themselves.
     if titles[name] > 1:
         name += f", protocol {printable(ordered[0].protocol_hash)}"
-    return Board(
-        name, records=tuple(ordered), ranks=tuple(values.index(value) + 1 for value in values)
-    )
+    return Board(name, records=tuple(ordered), ranks=tuple(ranks))
+
+
+def _standing(record: RunRecord) -> tuple[float, float, str, str]:
+    return -record.robust_value, -record.clean_value, record.identity.model, record.run_id
 
 
 def _arranged(board: Board, view: View) -> Board:
     pairs = zip(board.records, board.ranks, strict=True)
     ordered = sorted(pairs, key=lambda pair: ORDERS[view.sort](pair[0]))[: view.top]
-    return replace(
-        board, records=tuple(pair[0] for pair in ordered), ranks=tuple(pair[1] for pair in ordered)
-    )
+    records, ranks = zip(*ordered, strict=True)
+    return replace(board, records=records, ranks=ranks)
 
 
 def _beside(board: Board, published: Collection[Published]) -> Board:
     identity = board.records[0].identity
     fitting = [number for number in published if number.fits(identity)]
-    return replace(
-        board, published=tuple(sorted(fitting, key=lambda number: (-number.robust, number.model)))
-    )
-
-
-def _robust(record: RunRecord) -> float:
-    return record.robust.value if record.robust else 0.0
-
-
-def _clean(record: RunRecord) -> float:
-    return record.clean.value if record.clean else 0.0
+    fitting.sort(key=lambda number: (-number.robust, number.model))
+    return replace(board, published=tuple(fitting))

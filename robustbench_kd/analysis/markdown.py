@@ -1,4 +1,7 @@
-"""Comparisons and gates in Markdown for a comment or a step summary; names stand in code spans, where nothing acts."""
+"""Comparisons and gates in Markdown for a comment or a step summary.
+
+Names stand in code spans, where no markup takes effect.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,74 +9,83 @@ from collections.abc import Iterable, Sequence
 from robustbench_kd.analysis.compare import Comparison, provenance
 from robustbench_kd.analysis.gate import Cell, Gate
 from robustbench_kd.analysis.leaderboard import title
-from robustbench_kd.analysis.paired import MOST, Change, listed, p_text, percent, points
+from robustbench_kd.analysis.paired import MOST, Change, listed, p_text, points
 from robustbench_kd.analysis.runs import Run
-from robustbench_kd.core.text import printable
+from robustbench_kd.core.text import percent, printable
 
 _MARKS = "`+` better, `-` worse, `~` not significant, `=` no example differs"
+_COMPARED = (
+    f"{_MARKS}. Intervals of 95 %; p by McNemar's exact test, for classes adjusted for their "
+    "number (Holm)."
+)
+_JUDGED = (
+    f"`!` fails, {_MARKS}. Intervals of 95 %; drop p is that of McNemar's exact one-sided test, "
+    "adjusted for all rows (Holm)."
+)
+_CHANGE = ("accuracy", "A %", "B %", "B - A, points", "lost", "gained", "p")
+_CELL = (
+    "model",
+    "protocol",
+    "accuracy",
+    "baseline %",
+    "now %",
+    "change, points",
+    "lost",
+    "gained",
+    "drop p",
+)
+_TEXTS = ("", "model", "protocol", "accuracy", "class")  # headings above text, not numbers
 
 
 def code(text: str) -> str:
-    r"""Returns text as a code span that may stand in a table: no markup, link, mention or HTML in it takes effect.
+    r"""Returns text as a code span that may stand in a table.
+
+    No markup, link, mention or HTML in it takes effect.
 
     >>> print(code("a|b"))
     `a\|b`
     """
     shown = printable(text).replace("|", r"\|") or " "
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    pad = " " if {shown[0], shown[-1]} & {"`", " "} else ""
-    return f"{fence}{pad}{shown}{pad}{fence}"
+    longest = max(map(len, re.findall("`+", shown)), default=0)
+    fence = "`" * (1 + longest)
+    if {shown[0], shown[-1]} & {"`", " "}:
+        shown = f" {shown} "
+    return f"{fence}{shown}{fence}"
 
 
 def comparison(found: Comparison) -> str:
-    """Returns a comparison: every stage, the classes that differ, the images that were lost and gained."""
+    """Returns a comparison: every stage, the classes that differ, the lost and gained images."""
     heading = f"### {code(found.b.model)} against {code(found.a.model)}"
     about = f"A is {_run(found.a)}, B is {_run(found.b)}; {code(found.title)}."
-    headings = ("", "accuracy", "A %", "B %", "B - A, points", "lost", "gained", "p")
-    stages = _table(headings, [_row(change) for change in found.stages])
-    classes = _table(
-        ("", "class", *headings[2:]), [_row(change) for change in found.classes[:MOST]]
-    )
-    flips = (
-        f"Lost under attack: {listed(found.robust.lost)}.\nGained: {listed(found.robust.gained)}."
-    )
+    stages = _table(("", *_CHANGE), map(_row, found.stages))
+    classes = ""
+    if found.classes:
+        classes = _table(("", "class", *_CHANGE[1:]), map(_row, found.classes[:MOST]))
+    lost, gained = listed(found.robust.lost), listed(found.robust.gained)
+    flips = f"Lost under attack: {lost}.\nGained: {gained}."
     remarks = _items([*provenance(found.a, found.b), *found.notes])
-    legend = f"{_MARKS}. Intervals of 95 %; p by McNemar's exact test, for classes adjusted for their number (Holm)."
-    parts = [heading, about, stages, *([classes] if found.classes else []), flips, remarks, legend]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _paragraphs([heading, about, stages, classes, flips, remarks, _COMPARED])
 
 
 def gate(found: Gate) -> str:
     """Returns a gate: its outcome, what failed, every accuracy, and what was not judged."""
-    headings = (
-        "",
-        "model",
-        "protocol",
-        "accuracy",
-        "baseline %",
-        "now %",
-        "change, points",
-        "lost",
-        "gained",
-        "drop p",
-    )
-    failed = [
-        f"- **{cell.change.name} accuracy** of {_run(cell.after)}: {cell.reason}"
-        for cell in found.failures
-    ]
-    gaps = [f"- not judged: {code(gap.text)}" for gap in found.gaps]
-    added = [
-        f"- new, without a baseline: {_run(run)}, {code(title(run.identity))}"
-        for run in found.added
-    ]
-    parts = [
-        f"### Robustness gate {found.headline}",
-        "\n".join([*failed, *gaps, *added]),
-        _table(headings, [_cell(cell) for cell in found.cells]) if found.cells else "",
-        _items(found.notes),
-        f"`!` fails, {_MARKS}. Intervals of 95 %; drop p is that of McNemar's exact one-sided test, adjusted for all rows (Holm).",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    heading = f"### Robustness gate {found.headline}"
+    news = []
+    for cell in found.failures:
+        news.append(f"- **{cell.change.name} accuracy** of {_run(cell.after)}: {cell.reason}")
+    for gap in found.gaps:
+        news.append(f"- not judged: {code(gap.text)}")
+    for run in found.added:
+        news.append(f"- new, without a baseline: {_run(run)}, {code(title(run.identity))}")
+
+    cells = ""
+    if found.cells:
+        cells = _table(("", *_CELL), map(_cell, found.cells))
+    return _paragraphs([heading, "\n".join(news), cells, _items(found.notes), _JUDGED])
+
+
+def _paragraphs(parts: Iterable[str]) -> str:
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _run(run: Run) -> str:
@@ -104,10 +116,7 @@ def _cell(cell: Cell) -> tuple[str, ...]:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = [
-        ":--" if heading in ("", "model", "protocol", "accuracy", "class") else "--:"
-        for heading in headings
-    ]
+    rule = [":--" if heading in _TEXTS else "--:" for heading in headings]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
 
 

@@ -1,4 +1,4 @@
-"""Writes HTML pages: one file each, which asks the network for nothing and runs no script but its own."""
+"""Writes HTML pages: one file each, without network requests and without scripts but its own."""
 
 import base64
 import hashlib
@@ -15,10 +15,10 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(template: str, **content: Any) -> str:
-    """Returns a page from a template; every text is escaped, and its control characters spelled out.
+    """Returns a page from a template.
 
-    The page's policy names its one script by hash: what a hostile name might smuggle in would not
-    run.
+    Every text is escaped, and its control characters spelled out. The page's policy names its one
+    script by hash: what a hostile name might smuggle in would not run.
     """
     return _environment().get_template(template).render(**content)
 
@@ -37,7 +37,9 @@ def _environment() -> Environment:
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     style = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment.globals |= {"script": Markup(script), "style": Markup(style), "script_hash": digest}  # noqa: S704  # our own
+    environment.globals["script"] = Markup(script)  # noqa: S704  # our own
+    environment.globals["style"] = Markup(style)  # noqa: S704  # our own
+    environment.globals["script_hash"] = digest
     return environment
 
 

@@ -29,11 +29,13 @@ class Change:
     @property
     def difference(self) -> float:
         """After less before."""
-        return (len(self.gained) - len(self.lost)) / self.n if self.n else 0.0
+        if not self.n:
+            return 0.0
+        return (len(self.gained) - len(self.lost)) / self.n
 
     @property
     def mark(self) -> str:
-        """`+` better, `-` worse, `~` not significant at 5 %, `=` not a single example differs."""
+        """`+` better, `-` worse, `~` not significant at 5 %, `=` no example differs."""
         if not self.lost and not self.gained:
             return "="
         if self.p > ALPHA:
@@ -49,8 +51,13 @@ def change(name: str, before: Mapping[int, bool], after: Mapping[int, bool]) -> 
     >>> change("robust", {1: True, 2: True}, {1: True, 2: False}).lost
     (2,)
     """
-    lost = tuple(index for index in sorted(before) if before[index] and not after[index])
-    gained = tuple(index for index in sorted(before) if after[index] and not before[index])
+    lost, gained = [], []
+    for index in sorted(before):
+        if before[index] and not after[index]:
+            lost.append(index)
+        elif after[index] and not before[index]:
+            gained.append(index)
+
     low, high = paired_interval(len(lost), len(gained), len(before))
     n = max(1, len(before))
     return Change(
@@ -58,29 +65,18 @@ def change(name: str, before: Mapping[int, bool], after: Mapping[int, bool]) -> 
         n=len(before),
         before=sum(before.values()) / n,
         after=sum(after.values()) / n,
-        lost=lost,
-        gained=gained,
+        lost=tuple(lost),
+        gained=tuple(gained),
         ci_low=low,
         ci_high=high,
         p=mcnemar(len(lost), len(gained)),
     )
 
 
-def percent(share: float) -> str:
-    """Returns a fraction in percent.
-
-    >>> percent(0.5)
-    '50.0'
-    """
-    return f"{100 * share:.1f}"
-
-
 def points(change: Change) -> str:
     """Returns a difference in percentage points, with its interval, such as `-3.0 [-4.1, -1.9]`."""
-    difference, low, high = (
-        _signed(share) for share in (change.difference, change.ci_low, change.ci_high)
-    )
-    return f"{difference} [{low}, {high}]"
+    interval = f"[{_signed(change.ci_low)}, {_signed(change.ci_high)}]"
+    return f"{_signed(change.difference)} {interval}"
 
 
 def p_text(p: float) -> str:
@@ -98,9 +94,13 @@ def listed(ids: Sequence[int], most: int = MOST) -> str:
     >>> listed([1, 2, 3], most=2), listed([])
     ('1, 2 and 1 more', 'none')
     """
-    rest = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(map(str, ids[:most])) + rest if ids else "none"
+    if not ids:
+        return "none"
+    line = ", ".join(map(str, ids[:most]))
+    if len(ids) > most:
+        line += f" and {len(ids) - most} more"
+    return line
 
 
-def _signed(share: float) -> str:
-    return f"{round(100 * share, 1) + 0.0:+.1f}"  # adding zero turns minus zero into plus zero
+def _signed(fraction: float) -> str:
+    return f"{round(100 * fraction, 1) + 0.0:+.1f}"  # adding zero turns minus zero into plus zero

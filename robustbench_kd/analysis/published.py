@@ -19,7 +19,10 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Published(Frozen):
-    """An accuracy that others report, in fractions; `standard` is AutoAttack's where a stronger attack went lower."""
+    """An accuracy that others report, in fractions.
+
+    `standard` is AutoAttack's where a stronger attack went lower.
+    """
 
     model: Name
     title: Name
@@ -35,7 +38,7 @@ class Published(Frozen):
     unreliable: bool
 
     def fits(self, identity: Identity) -> bool:
-        """Returns whether a run asked for the same data set and threat, if perhaps not for the same examples."""
+        """Returns whether a run asked for the same data set and threat; examples may differ."""
         same = (self.dataset, str(self.norm)) == (identity.dataset, identity.norm)
         return same and math.isclose(self.eps, identity.eps, rel_tol=1e-9)
 
@@ -59,11 +62,11 @@ _ENTRIES = TypeAdapter(list[_Entry])
 
 
 def read_published(path: Path) -> tuple[tuple[Published, ...], tuple[str, ...]]:
-    """Reads one file, or every file in the folders `Linf`, `L2` and `L1` below a folder, and says what could not be read.
+    """Reads one file, or every file in the folders `Linf`, `L2` and `L1` below a folder.
 
-    The norm is the name of the file's folder, as in RobustBench, unless the file has
-    `threat_model`. A file holds one entry or a list of them. Raises `RecordError` where there is
-    nothing.
+    Returns the numbers, and what could not be read. The norm is the name of the file's folder, as
+    in RobustBench, unless the file has `threat_model`. A file holds one entry or a list of them.
+    Raises `RecordError` where there is nothing.
     """
     if not path.exists():
         raise RecordError(
@@ -90,7 +93,9 @@ def _entries(file: Path) -> list[_Entry]:
 
 
 def _published(entry: _Entry, file: Path) -> Published:
-    lowest = entry.autoattack_acc if entry.external is None else entry.external
+    lowest, standard = entry.autoattack_acc, None
+    if entry.external is not None:
+        lowest, standard = entry.external, entry.autoattack_acc / 100
     return Published(
         model=entry.model_name or file.stem,
         title=entry.name or "",
@@ -102,7 +107,7 @@ def _published(entry: _Entry, file: Path) -> Published:
         eps=ratio(str(entry.eps)),
         clean=entry.clean_acc / 100,
         robust=lowest / 100,
-        standard=None if entry.external is None else entry.autoattack_acc / 100,
+        standard=standard,
         unreliable=entry.unreliable,
     )
 
@@ -110,6 +115,6 @@ def _published(entry: _Entry, file: Path) -> Published:
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or "the file"
+        where = ".".join(map(str, first["loc"][1:])) or "the file"
         return f"{where}: {first['msg']}"
     return str(error)

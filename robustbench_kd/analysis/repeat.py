@@ -30,18 +30,29 @@ def repetition(identity: Identity) -> Repetition:
 
 def _hints(target: str, identity: Identity) -> Iterator[str]:
     if target == CHECKPOINT:
-        network, *arguments = identity.architecture.split(" ")
-        parts = [("--arch", network), *(("--arch-arg", one) for one in arguments)]
-        without_card = _joined([*parts, ("--normalisation", identity.normalisation)])
         yield (
-            f"{CHECKPOINT} is the card of the weights with sha256 {identity.checkpoint_sha256[:16]}..., or that file "
-            f"itself with {' '.join(without_card)}."
+            f"{CHECKPOINT} is the card of the weights with sha256 "
+            f"{identity.checkpoint_sha256[:16]}..., or that file itself with "
+            f"{' '.join(_without_card(identity))}."
         )
     if "adaptive" in identity.suite:
         yield "Add the --surrogate and --adaptive of the run, if it had any."
     if identity.carried:
         curve = f"{identity.norm}:SMALLER,{identity.eps_text}"
-        yield f"What run {identity.carried} broke at a smaller radius counts as broken: give both, as --threat {curve}."
+        yield (
+            f"What run {identity.carried} broke at a smaller radius counts as broken: give both, "
+            f"as --threat {curve}."
+        )
+
+
+def _without_card(identity: Identity) -> list[str]:
+    """Returns the options that say what a card would say."""
+    network, *arguments = identity.architecture.split(" ")
+    options = [("--arch", network)]
+    for argument in arguments:
+        options.append(("--arch-arg", argument))
+    options.append(("--normalisation", identity.normalisation))
+    return _joined(options)
 
 
 def _command(target: str, identity: Identity) -> tuple[str, ...]:
@@ -57,9 +68,8 @@ def _command(target: str, identity: Identity) -> tuple[str, ...]:
     ]
     if identity.batch_size:  # 0 where verdicts do not depend on it
         options.append(("--batch-size", str(identity.batch_size)))
-    return f"rkd eval {shlex.quote(target)}", *_joined(
-        [*options, *_mode(identity), *_levers(identity)]
-    )
+    joined = _joined([*options, *_mode(identity), *_speed(identity)])
+    return f"rkd eval {shlex.quote(target)}", *joined
 
 
 def _mode(identity: Identity) -> list[tuple[str, ...]]:
@@ -67,15 +77,23 @@ def _mode(identity: Identity) -> list[tuple[str, ...]]:
     how, _, claim = identity.mode.partition(" ")
     if how == "until":
         return [("--until-decided", claim)]
-    return [] if how == "exact" else [("--mode", how)]
+    if how == "exact":
+        return []
+    return [("--mode", how)]
 
 
-def _levers(identity: Identity) -> list[tuple[str, ...]]:
-    """Returns the options of a search that was not asked as by default."""
+def _speed(identity: Identity) -> list[tuple[str, ...]]:
+    """Returns the options of a search with other speedups than by default."""
     precision, *speedups = identity.precision.split("+")
-    changed = [("--precision", precision)] if precision != "fp32" else []
-    unfolded = [("--no-fold",)] if identity.engine == "native" and "fold" not in speedups else []
-    return [*changed, *unfolded, *((f"--{lever}",) for lever in speedups if lever != "fold")]
+    options: list[tuple[str, ...]] = []
+    if precision != "fp32":
+        options.append(("--precision", precision))
+    if identity.engine == "native" and "fold" not in speedups:
+        options.append(("--no-fold",))
+    for speedup in speedups:
+        if speedup != "fold":
+            options.append((f"--{speedup}",))
+    return options
 
 
 def _joined(options: Sequence[tuple[str, ...]]) -> list[str]:

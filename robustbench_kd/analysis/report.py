@@ -1,7 +1,7 @@
 """The report: one HTML page with tables, figures, findings, and how to repeat every run."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,20 +10,13 @@ from robustbench_kd.analysis.classes import Heat, by_class
 from robustbench_kd.analysis.gallery import Gallery, galleries
 from robustbench_kd.analysis.leaderboard import Board, rank, read_records
 from robustbench_kd.analysis.page import render_page
-from robustbench_kd.analysis.pictures import (
-    MOST_ROWS,
-    Picture,
-    Security,
-    costs,
-    losses,
-    security,
-    trade_off,
-)
+from robustbench_kd.analysis.pictures import MOST_ROWS, Picture, costs, losses, trade_off
 from robustbench_kd.analysis.repeat import Repetition, repetition
-from robustbench_kd.analysis.table import Table, legend, mode, percent, tabulate
+from robustbench_kd.analysis.security import Security, security
+from robustbench_kd.analysis.table import Table, accuracy_text, legend, mode, tabulate
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import read_columns
-from robustbench_kd.core.records import Finding, RunRecord, Severity
+from robustbench_kd.core.records import Finding, RunRecord, Severity, Verdict
 from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.text import duration
 
@@ -31,7 +24,7 @@ if TYPE_CHECKING:  # comparing loads statistics, which a report without a baseli
     from robustbench_kd.analysis.flips import Flips
 
 _SEVERITIES = [Severity.RED, Severity.YELLOW, Severity.INFO]
-_VERDICTS = ("consistent", "suspicious", "unreliable")
+_VERDICTS: tuple[Verdict, ...] = ("consistent", "suspicious", "unreliable")
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class Details:
-    """A run: its stages (name, accuracy, passes, time), what is known about it, and how to repeat it."""
+    """A run: stages (name, accuracy, passes, time), what is known about it, how to repeat it."""
 
     record: RunRecord
     mode: str
@@ -87,11 +80,13 @@ def read_report(results: Path, flips: "Flips | None" = None) -> Report:
     records, unread = read_records(results)
     boards = rank(records.values())
     left_out = [*unread]
-    sections = [_section(board, _folders(board, records), left_out) for board in boards]
-    verdicts: Counter[str | None] = Counter(record.verdict for record in records.values())
+    sections = []
+    for board in boards:
+        sections.append(_section(board, _folders(board, records), left_out))
+
     return Report(
         sections=tuple(sections),
-        verdicts=tuple((name, verdicts[name]) for name in _VERDICTS if verdicts[name]),
+        verdicts=_verdict_counts(records.values()),
         curves=tuple(security(records.values())),
         flips=flips,
         notes=tuple(legend(boards)),
@@ -102,6 +97,15 @@ def read_report(results: Path, flips: "Flips | None" = None) -> Report:
 def render(report: Report) -> str:
     """Returns the page; names are escaped, whatever they hold."""
     return render_page("report.html", report=report)
+
+
+def _verdict_counts(records: Iterable[RunRecord]) -> tuple[tuple[str, int], ...]:
+    found = Counter(record.verdict for record in records)
+    counts: list[tuple[str, int]] = []
+    for name in _VERDICTS:
+        if found[name]:
+            counts.append((name, found[name]))
+    return tuple(counts)
 
 
 def _section(
@@ -152,20 +156,17 @@ def _remarks(records: Sequence[RunRecord]) -> tuple[Remark, ...]:
 
 
 def _details(record: RunRecord) -> Details:
-    stages = tuple(
-        (
-            stage.stage,
-            percent(stage.accuracy),
-            f"{stage.forwards + stage.backwards:,}",
-            duration(stage.seconds),
-        )
-        for stage in record.stages
-    )
-    return Details(record, mode(record), stages, _facts(record), repetition(record.identity))
+    stages = []
+    for stage in record.stages:
+        accuracy = accuracy_text(stage.accuracy)
+        stages.append((stage.stage, accuracy, f"{stage.passes:,}", duration(stage.seconds)))
+    repeat = repetition(record.identity)
+    return Details(record, mode(record), tuple(stages), _facts(record), repeat)
 
 
 def _facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
     identity = record.identity
+    versions = [f"{name} {version}" for name, version in identity.versions.items()]
     known = {
         "run": record.run_id,
         "architecture": identity.architecture,
@@ -175,10 +176,10 @@ def _facts(record: RunRecord) -> tuple[tuple[str, str], ...]:
         "data": identity.data_fingerprint[:16],
         "seed": str(identity.seed),
         "precision": identity.precision,
-        "versions": ", ".join(f"{name} {version}" for name, version in identity.versions.items()),
+        "versions": ", ".join(versions),
     }
-    return tuple(
-        (name.replace("_", " "), text)
-        for name, text in (known | record.environment).items()
-        if text
-    )
+    facts = []
+    for name, text in (known | record.environment).items():
+        if text:
+            facts.append((name.replace("_", " "), text))
+    return tuple(facts)

@@ -13,7 +13,7 @@ from robustbench_kd.core.text import printable
 
 Key = tuple[str, str]
 
-_TOLD = ("clean_correct", "robust", "broken_by")  # columns of which the record tells, too
+_SHARED = ("clean_correct", "robust", "broken_by")  # columns that the record repeats as accuracies
 _CLOSE = 1e-9  # accuracies are written with every digit, so that only rounding may part them
 
 
@@ -45,7 +45,10 @@ class Run:
 
     @property
     def randomized(self) -> bool:
-        """Whether the accuracies are expectations; an example then counts as robust where its most frequent answer is right."""
+        """Whether the accuracies are expectations.
+
+        An example then counts as robust where its most frequent answer is right.
+        """
         return self.record.robust_draws is not None
 
     @property
@@ -55,7 +58,10 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads a run directory; raises `RecordError` for a damaged one and `IncompleteError` for an unfinished one."""
+    """Reads a run directory.
+
+    Raises `RecordError` for a damaged one and `IncompleteError` for an unfinished one.
+    """
     record = read_record(folder / RECORD)
     if record.status != "complete":
         raise IncompleteError(
@@ -65,24 +71,27 @@ def read_run(folder: Path) -> Run:
 
 
 def with_examples(folder: Path, record: RunRecord) -> Run:
-    """Reads the examples of a complete run; raises `RecordError` where they are damaged or contradict the record."""
+    """Reads the examples of a complete run.
+
+    Raises `RecordError` where they are damaged or contradict the record.
+    """
     columns = _consistent(folder, record, ExampleRow._fields[1:])
-    return Run(
-        folder, record, dict(zip(columns["index"], map(ExampleRow, *columns.values()), strict=True))
-    )
+    rows = map(ExampleRow, *columns.values())
+    return Run(folder, record, dict(zip(columns["index"], rows, strict=True)))
 
 
 def read_verdicts(folder: Path, record: RunRecord) -> Verdicts:
-    """Reads what became of the examples of a complete run and no more; raises like `with_examples`."""
-    columns = _consistent(folder, record, ("label", *_TOLD))
-    labels, robust = (
-        dict(zip(columns["index"], columns[name], strict=True)) for name in ("label", "robust")
+    """Reads labels and verdicts of a complete run and no more; raises like `with_examples`."""
+    columns = _consistent(folder, record, ("label", *_SHARED))
+    index = columns["index"]
+    return Verdicts(
+        labels=dict(zip(index, columns["label"], strict=True)),
+        robust=dict(zip(index, columns["robust"], strict=True)),
     )
-    return Verdicts(labels, robust)
 
 
 def read_runs(results: Path) -> tuple[list[Run], list[str]]:
-    """Reads every run under a folder, sorted; also returns what is wrong with those that cannot be read."""
+    """Reads every run under a folder, sorted, and says what is wrong with the unreadable ones."""
     runs, problems = [], []
     for path in sorted(results.glob(f"*/*/{RECORD}")):
         try:
@@ -93,23 +102,24 @@ def read_runs(results: Path) -> tuple[list[Run], list[str]]:
 
 
 def find_run(text: str, results: Path) -> Run:
-    """Reads the run that a person named: its directory, its `run.json`, a model's folder or a run id's beginning.
+    """Reads the run that a person named.
 
-    A folder may be named from `results` on. Raises `UsageError` unless exactly one run is meant,
+    The name is its directory, its `run.json`, the folder of a model or the beginning of a run id;
+    a folder may be relative to `results`. Raises `UsageError` unless exactly one run is meant,
     and like `read_run`.
     """
     named = [*_at(Path(text)), *_at(results / text)] or _by_id(text, results)
     found = sorted({folder.resolve(): folder for folder in named}.values())
     if not found:
         raise UsageError(
-            f"there is no run '{text}': expected a run directory, its run.json, a model's folder, or the beginning of a "
-            f"run id under '{results}'"
+            f"there is no run '{text}': expected a run directory, its run.json, a model's folder, "
+            f"or the beginning of a run id under '{results}'"
         )
     if len(found) > 1:
-        known = ", ".join(_described(folder) for folder in found[:10])
-        raise UsageError(
-            f"'{text}' holds {len(found)} runs: name one of {known}{', ...' if len(found) > 10 else ''}"
-        )
+        known = ", ".join(map(_described, found[:10]))
+        if len(found) > 10:
+            known += ", ..."
+        raise UsageError(f"'{text}' holds {len(found)} runs: name one of {known}")
     return read_run(found[0])
 
 
@@ -141,40 +151,44 @@ def _described(folder: Path) -> str:
 
 
 def _consistent(folder: Path, record: RunRecord, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Reads columns of the examples, `_TOLD` among them; raises `RecordError` where they and the record contradict each other."""
+    """Reads columns of the examples, `_SHARED` among them.
+
+    Raises `RecordError` where they and the record contradict each other.
+    """
     if record.clean is None or record.robust is None:
         raise RecordError(
-            f"'{folder / RECORD}' calls itself complete but lacks accuracies; delete it and run again"
+            f"'{folder / RECORD}' calls itself complete but lacks accuracies; delete it and run "
+            "again"
         )
     path = folder / EXAMPLES
     columns = read_columns(path, *names)
-    if len(columns["index"]) != record.clean.n:
-        raise RecordError(
-            f"'{path}': expected {record.clean.n} examples as in {RECORD}, got {len(columns['index'])}"
-        )
+    got = len(columns["index"])
+    if got != record.clean.n:
+        raise RecordError(f"'{path}': expected {record.clean.n} examples as in {RECORD}, got {got}")
     if record.robust_draws is None:  # otherwise the accuracies are expectations
         _check_stages(path, record, columns)
-        _check_share(folder, "clean", record.clean, columns["clean_correct"])
-        _check_share(folder, "robust", record.robust, columns["robust"])
+        _check_accuracy(folder, "clean", record.clean, columns["clean_correct"])
+        _check_accuracy(folder, "robust", record.robust, columns["robust"])
     return columns
 
 
 def _check_stages(path: Path, record: RunRecord, columns: Mapping[str, Sequence[Any]]) -> None:
-    known = {"", *(stage.stage for stage in record.stages)}
-    for index, robust, broken_by in zip(
-        *(columns[name] for name in ("index", "robust", "broken_by")), strict=True
-    ):
-        if broken_by not in known or robust == bool(broken_by):
-            what = f"{'' if robust else 'not '}robust, broken by '{printable(broken_by)}'"
+    known = {stage.stage for stage in record.stages}
+    rows = zip(columns["index"], columns["robust"], columns["broken_by"], strict=True)
+    for index, robust, broken_by in rows:
+        consistent = not broken_by if robust else broken_by in known
+        if not consistent:
+            state = "robust" if robust else "not robust"
             raise RecordError(
-                f"'{path}': example {index} is {what}; delete its folder and run again"
+                f"'{path}': example {index} is {state}, broken by '{printable(broken_by)}'; "
+                "delete its folder and run again"
             )
 
 
-def _check_share(folder: Path, kind: str, told: Accuracy, counted: Sequence[bool]) -> None:
-    share = sum(counted) / max(1, len(counted))
-    if not abs(told.value - share) < _CLOSE:
+def _check_accuracy(folder: Path, kind: str, told: Accuracy, counted: Sequence[bool]) -> None:
+    fraction = sum(counted) / max(1, len(counted))
+    if not abs(told.value - fraction) < _CLOSE:
         raise RecordError(
-            f"'{folder}': {RECORD} tells of {told.value:.4g} {kind} accuracy, {EXAMPLES} of {share:.4g}: the files "
-            "are of different runs; delete the folder and run again"
+            f"'{folder}': {RECORD} has {told.value:.4g} {kind} accuracy, {EXAMPLES} has "
+            f"{fraction:.4g}: the files are of different runs; delete the folder and run again"
         )

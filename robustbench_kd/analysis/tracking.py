@@ -9,7 +9,10 @@ from robustbench_kd.core.records import Finding, RunRecord
 
 @dataclass(frozen=True)
 class Entry:
-    """A run as every tracker takes it: names of letters, digits and `_-./` only, parameters as text, findings in Markdown."""
+    """A run as every tracker takes it.
+
+    Names have letters, digits and `_-./` only; parameters are text, findings are in Markdown.
+    """
 
     run_id: str
     model: str
@@ -19,46 +22,50 @@ class Entry:
 
 
 def entry(record: RunRecord) -> Entry:
-    """Returns what to tell of a finished run: its identity, accuracies, and for each stage accuracy, passes and seconds."""
+    """Returns what to tell of a finished run.
+
+    That is its identity, accuracies, findings, and the accuracy, passes and seconds of each stage.
+    """
     return Entry(
         run_id=re.sub(r"[^A-Za-z0-9_-]", "_", record.run_id),
         model=record.identity.model,
         params=_params(record),
-        metrics={_plain(name): value for name, value in _metrics(record).items()},
-        findings="\n".join(map(_said, record.findings)) or "none",
+        metrics=_metrics(record),
+        findings="\n".join(map(_item, record.findings)) or "none",
     )
 
 
 def _params(record: RunRecord) -> dict[str, str]:
-    fields = record.identity.model_dump(exclude={"versions"})
-    versions = {f"versions/{name}": version for name, version in record.identity.versions.items()}
-    known = {
-        name: " ".join(value) if isinstance(value, list) else str(value)
-        for name, value in fields.items()
-    }
-    return {
-        _plain(name): text
-        for name, text in (known | versions | {"verdict": record.verdict or ""}).items()
-    }
+    params = {}
+    for name, value in record.identity.model_dump(exclude={"versions"}).items():
+        text = str(value)
+        if isinstance(value, list):
+            text = " ".join(value)
+        params[_plain(name)] = text
+    for name, version in record.identity.versions.items():
+        params[_plain(f"versions/{name}")] = version
+    params["verdict"] = record.verdict or ""
+    return params
 
 
 def _metrics(record: RunRecord) -> dict[str, float]:
     accuracies = {"clean": record.clean, "robust": record.robust, "standard": record.standard}
-    found = {name: accuracy.value for name, accuracy in accuracies.items() if accuracy}
-    found |= {"passes": record.forwards + record.backwards, "seconds": record.seconds}
+    metrics = {name: accuracy.value for name, accuracy in accuracies.items() if accuracy}
+    metrics["passes"] = record.passes
+    metrics["seconds"] = record.seconds
     for stage in record.stages:
-        own = {
-            "accuracy": stage.accuracy.value,
-            "passes": stage.forwards + stage.backwards,
-            "seconds": stage.seconds,
-        }
-        found |= {f"stages/{stage.stage}/{name}": value for name, value in own.items()}
-    return found
+        prefix = _plain(f"stages/{stage.stage}")
+        metrics[f"{prefix}/accuracy"] = stage.accuracy.value
+        metrics[f"{prefix}/passes"] = stage.passes
+        metrics[f"{prefix}/seconds"] = stage.seconds
+    return metrics
 
 
-def _said(finding: Finding) -> str:
-    advice = f" What to do: {finding.advice}." if finding.advice else ""
-    return f"- {finding.severity}: {finding.check}: {finding.message}.{advice}"
+def _item(finding: Finding) -> str:
+    item = f"- {finding.severity}: {finding.check}: {finding.message}."
+    if finding.advice:
+        item += f" What to do: {finding.advice}."
+    return item
 
 
 def _plain(name: str) -> str:

@@ -100,7 +100,8 @@ def bump_at(
 def offsets(draws: Tensor, side: Tensor, size: int) -> Tensor:
     """Returns where each of `size` lines lies in a random window, `(n, size)`.
 
-    Lines inside the window are 0 to side - 1. The last position is never drawn, as in AutoAttack, unless the window fills the image.
+    Lines inside the window are 0 to side - 1. The last position is never drawn, as in AutoAttack,
+    unless the window fills the image.
     """
     corner = (draws * (size - side)).long()
     return torch.arange(size, device=draws.device) - corner[:, None]

@@ -171,7 +171,10 @@ def is_file_name(text: str) -> bool:
 
 
 def read_card(path: Path) -> Card:
-    """Reads a card; raises `CheckpointError` that names the file, the field and what was wrong with it."""
+    """Reads a card.
+
+    Raises `CheckpointError` that names the file, the field and what was wrong with it.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         return Card.model_validate(content)
@@ -184,7 +187,10 @@ def read_card(path: Path) -> Card:
 
 
 def write_card(card: Card, path: Path) -> None:
-    """Writes a card that `read_card` reads back equal; `made` holds what TOML has, so no None and no tuple."""
+    """Writes a card that `read_card` reads back equal.
+
+    `made` holds what TOML has, so no None and no tuple.
+    """
     write_text(path, tomli_w.dumps(card.model_dump(exclude_defaults=True)))
 
 

@@ -52,7 +52,10 @@ def compose(
 def build_family(
     family: str, parts: Sequence[nn.Module], arguments: Mapping[str, Any], **from_data: Any
 ) -> nn.Module:
-    """Builds a defence of a family from its parts; raises `UsageError` for arguments that are unknown or impossible."""
+    """Builds a defence of a family from its parts.
+
+    Raises `UsageError` for arguments that are unknown or impossible.
+    """
     assemble = module("defences", find("defences", family, "family").stem).assemble
     accepted = inspect.signature(assemble).parameters
     for argument in arguments:

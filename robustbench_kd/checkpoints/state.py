@@ -30,10 +30,11 @@ class Found:
 
 
 def find_state(content: Any, key: str = "", *, source: str) -> Found:
-    """Returns the state dict inside nested dicts and one-element lists; `key` is a dotted path to choose by hand.
+    """Returns the state dict inside nested dicts and one-element lists.
 
-    Averaged weights (EMA, SWA) are taken only by `key`, or where nothing else is there; either way
-    it is said. Raises `CheckpointError` that names the `source` and what it holds instead.
+    `key` is a dotted path to choose by hand. Averaged weights (EMA, SWA) are taken only by `key`,
+    or where nothing else is there; either way it is said. Raises `CheckpointError` that names the
+    `source` and what it holds instead.
     """
     path: list[str] = []
     notes: list[str] = []

@@ -56,7 +56,10 @@ def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subjec
 def _load(
     target: Target, classes: int, shape: tuple[int, int, int], known: dict[tuple[str, str], Subject]
 ) -> Subject:
-    """Loads a target; a part that stands in several places is loaded once, so that what is shared stays one network."""
+    """Loads a target.
+
+    A part that stands in several places is loaded once, so that what is shared stays one network.
+    """
     if target.parts:
         _check_data(target, classes, shape)
         parts = [_load(part, classes, shape, known) for part in target.parts]

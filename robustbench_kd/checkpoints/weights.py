@@ -89,7 +89,10 @@ def sha256(path: Path) -> str:
 
 
 def read_weights(path: Path) -> Read:
-    """Reads a safetensors or torch file, told apart by content; raises `CheckpointError` that says what it is instead."""
+    """Reads a safetensors or torch file, told apart by content.
+
+    Raises `CheckpointError` that says what it is instead.
+    """
     head = _head(path)
     if head[8:9] == b"{":
         return Read(_safetensors(path), ())
@@ -109,7 +112,10 @@ def read_weights(path: Path) -> Read:
 
 
 def _head(path: Path) -> bytes:
-    """Returns the first bytes; raises `CheckpointError` for what downloads leave in place of weights."""
+    """Returns the first bytes.
+
+    Raises `CheckpointError` for what downloads leave in place of weights.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -205,7 +211,10 @@ def _next_stub(path: Path, message: str, stubs: dict[str, type]) -> dict[str, ty
 
 
 def _acts(name: str) -> bool:
-    """Tells whether a name looks like a function that acts on the machine; only the message depends on it."""
+    """Tells whether a name looks like a function that acts on the machine.
+
+    Only the message depends on it.
+    """
     parts = name.split(".")
     is_function = parts[-1].islower() and parts[0] not in _LOWER_CASE_CLASSES
     return parts[0] in _ACTING or parts[-1] in _LOADERS or is_function

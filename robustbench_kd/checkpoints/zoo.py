@@ -1,4 +1,7 @@
-"""Models of other libraries: `robustbench:ID`, `timm:ID`, `torchvision:ID`; each imported only when asked for."""
+"""Models of other libraries: `robustbench:ID`, `timm:ID`, `torchvision:ID`.
+
+Each imported only when asked for.
+"""
 
 import importlib.util
 import sys

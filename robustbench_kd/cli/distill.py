@@ -71,9 +71,9 @@ class DistillOptions(_training.TrainingOptions):
 def command(options: DistillOptions) -> None:
     """Distils a student by METHOD and writes a checkpoint with its card.
 
-    METHOD is a name shown by 'rkd list'. Examples for the choice of the best epoch are held out of the training split; the test split is
-    never used. The values of a recipe for an addition count only with --with. The same command
-    again goes on where it was stopped.
+    METHOD is a name shown by 'rkd list'. Examples for the choice of the best epoch are held out of
+    the training split; the test split is never used. The values of a recipe for an addition count
+    only with --with. The same command again goes on where it was stopped.
 
     \b
     Examples:

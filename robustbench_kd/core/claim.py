@@ -8,8 +8,9 @@ MISTAKES = 0.05  # the chance at most that a claim is settled wrongly
 
 
 def parse_claim(text: str) -> float:
-    """Returns the accuracy of `robust>=0.45` or `robust>=45%`, a fraction; raises `UsageError` for anything else.
+    """Returns the accuracy of `robust>=0.45` or `robust>=45%`, a fraction.
 
+    Raises `UsageError` for anything else.
     >>> parse_claim("robust >= 45%")
     0.45
     """

@@ -17,8 +17,14 @@ from robustbench_kd.core.text import printable
 Name = Annotated[str, AfterValidator(printable)]
 
 
+Verdict = Literal["consistent", "suspicious", "unreliable"]
+
+
 class Frozen(BaseModel):
-    """A value that is checked when it is made and never changes; strict JSON has no infinity, so it is written as text."""
+    """A value that is checked when it is made and never changes.
+
+    Strict JSON has no infinity, so it is written as text.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -68,7 +74,7 @@ class Draws(Frozen):
 
 
 class Caught(Frozen):
-    """How well the scores of a detector tell `n` images under attack from clean ones that the classifier gets right.
+    """How well the scores of a detector tell `n` attacked images from correct clean ones.
 
     `auc` is the chance that the score of an attacked image is above that of a clean one, ties
     counting half. `tpr_5` and `tpr_10` are the shares of attacked images above the lowest threshold
@@ -83,7 +89,10 @@ class Caught(Frozen):
 
 
 class Roc(Frozen):
-    """A detector against one attacker: `clean` images, `attempts` on them, and those `successes` that fool the classifier."""
+    """A detector against one attacker.
+
+    It saw `clean` images, `attempts` on them, and those `successes` that fool the classifier.
+    """
 
     clean: int
     attempts: Caught
@@ -122,6 +131,9 @@ class Claim(Frozen):
     evaluated: int
     population: int
     mistakes: float
+
+
+_PROTOCOL = {"dataset", "data_fingerprint", "norm", "eps", "suite", "attacks", "engine", "mode"}
 
 
 class Identity(Frozen):
@@ -163,7 +175,10 @@ class Identity(Frozen):
 
     @property
     def arithmetic(self) -> str:
-        """Returns the number format of the search; its `precision` also names what only rearranges the arithmetic."""
+        """Returns the number format of the search.
+
+        `precision` also names what only rearranges the arithmetic.
+        """
         return self.precision.partition("+")[0]
 
     def run_id(self) -> str:
@@ -171,18 +186,12 @@ class Identity(Frozen):
         return _digest(self.model_dump())
 
     def protocol_hash(self) -> str:
-        """Returns the hash of what two runs must share to be ranked together: data, threat, suite and engine."""
-        shared = {
-            "dataset",
-            "data_fingerprint",
-            "norm",
-            "eps",
-            "suite",
-            "attacks",
-            "engine",
-            "mode",
-        }
-        return _digest({**self.model_dump(include=shared), "precision": self.arithmetic})
+        """Returns the hash of what two runs must share to be ranked together.
+
+        That is data, threat, suite, engine, mode and number format.
+        """
+        shared = self.model_dump(include=_PROTOCOL)
+        return _digest({**shared, "precision": self.arithmetic})
 
 
 class Work(Frozen):
@@ -220,6 +229,11 @@ class StageResult(Frozen):
     seconds: float
     work: Work | None = None
 
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes together."""
+        return self.forwards + self.backwards
+
 
 class RunRecord(Frozen):
     """`run.json`: one evaluation of one defence under one threat with one suite.
@@ -248,9 +262,24 @@ class RunRecord(Frozen):
     backwards: int = 0
     seconds: float = 0.0
     findings: list[Finding] = Field(default_factory=list)
-    verdict: Literal["consistent", "suspicious", "unreliable"] | None = None
+    verdict: Verdict | None = None
     parameters: int = 0
     environment: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def clean_value(self) -> float:
+        """The clean accuracy, 0 where there is none yet."""
+        return self.clean.value if self.clean else 0.0
+
+    @property
+    def robust_value(self) -> float:
+        """The robust accuracy, 0 where there is none yet."""
+        return self.robust.value if self.robust else 0.0
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes together."""
+        return self.forwards + self.backwards
 
 
 class ExampleRow(NamedTuple):  # a page reads them by the hundred thousand
@@ -276,7 +305,11 @@ class ExampleRow(NamedTuple):  # a page reads them by the hundred thousand
 
 
 class DrawRow(Frozen):
-    """One line of `draws.csv`, for randomized defences: the share of answers that err, on both images of an example."""
+    """One line of `draws.csv`, for randomized defences.
+
+    `clean_wrong` and `wrong` are the fractions of answers that err on the clean and on the
+    adversarial image.
+    """
 
     index: int
     clean_wrong: float
@@ -321,12 +354,17 @@ def attack_rows(record: RunRecord) -> list[AttackRow]:
     return [_attack_row(record.run_id, shared, stage) for stage in [*record.stages, final]]
 
 
-def verdict(findings: list[Finding]) -> Literal["consistent", "suspicious", "unreliable"]:
-    """Returns what the findings say of the number: any red makes it unreliable, any yellow suspicious."""
-    worst = {finding.severity for finding in findings}
-    if Severity.RED in worst:
+def verdict(findings: list[Finding]) -> Verdict:
+    """Returns what the findings say of the number.
+
+    Any red finding makes it unreliable, any yellow one suspicious.
+    """
+    severities = {finding.severity for finding in findings}
+    if Severity.RED in severities:
         return "unreliable"
-    return "suspicious" if Severity.YELLOW in worst else "consistent"
+    if Severity.YELLOW in severities:
+        return "suspicious"
+    return "consistent"
 
 
 def _attack_row(run: str, shared: dict[str, str | float], stage: StageResult) -> AttackRow:

@@ -34,7 +34,10 @@ RECORD, EXAMPLES, DRAWS, ATTACKS, FINDINGS, LEDGER, ADVERSARIAL, JOB = (
 
 
 def run_folder(results: Path, model: str, run_id: str) -> Path:
-    """Returns where a run lives; the model's name is reduced to characters that any file system takes."""
+    """Returns where a run lives.
+
+    The model's name is reduced to characters that any file system takes.
+    """
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"
     return results / slug[:100] / run_id
 
@@ -45,7 +48,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically; raises `RecordError` where the disk is full or the folder not writable."""
+    """Writes a file atomically.
+
+    Raises `RecordError` where the disk is full or the folder not writable.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +70,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def to_csv(rows: Sequence[BaseModel], schema: type[BaseModel]) -> str:
-    """Returns rows as CSV with the schema's fields as header; None becomes an empty cell, floats keep every digit."""
+    """Returns rows as CSV with the schema's fields as header.
+
+    None becomes an empty cell, floats keep every digit.
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(schema.model_fields), lineterminator="\n")
     writer.writeheader()
@@ -88,12 +97,18 @@ def write_record(
 
 
 def write_interrupted(folder: Path, record: RunRecord) -> None:
-    """Writes what is known of an unfinished run; its ledger stays, for the same command to resume."""
+    """Writes what is known of an unfinished run.
+
+    Its ledger stays, for the same command to resume.
+    """
     write_text(folder / RECORD, record.model_dump_json(indent=2) + "\n")
 
 
 def read_record(path: Path) -> RunRecord:
-    """Reads a `run.json`; raises `RecordError` that names the file and the first thing wrong with it."""
+    """Reads a `run.json`.
+
+    Raises `RecordError` that names the file and the first thing wrong with it.
+    """
     try:
         return RunRecord.model_validate_json(path.read_bytes())
     except OSError as error:

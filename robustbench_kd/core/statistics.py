@@ -13,11 +13,11 @@ _QUANTILE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 def interval(successes: float, n: int) -> tuple[float, float]:
-    """Returns the 95 % Wilson score interval of a fraction (Wilson 1927); `(0, 1)` where nothing was counted.
+    """Returns the 95 % Wilson score interval of a fraction (Wilson 1927).
 
-    `successes` may be a sum of probabilities, as of a randomized defence. Among variables in [0, 1]
-    with the same mean the yes-or-no ones vary most, so that the interval is then rather too wide
-    than too narrow.
+    `(0, 1)` where nothing was counted. `successes` may be a sum of probabilities, as of a
+    randomized defence. Among variables in [0, 1] with the same mean the yes-or-no ones vary most,
+    so that the interval is then rather too wide than too narrow.
 
     >>> low, high = interval(500, 1000)
     >>> round(low, 3), round(high, 3)
@@ -32,8 +32,9 @@ def interval(successes: float, n: int) -> tuple[float, float]:
 
 
 def accuracy(right: float, n: int) -> Accuracy:
-    """Returns the fraction of at least one example that is right, with its interval; like `interval` for sums of fractions.
+    """Returns the fraction of at least one example that is right, with its interval.
 
+    Like `interval` for sums of fractions.
     >>> accuracy(1, 2).value
     0.5
     """
@@ -108,17 +109,18 @@ def settled(
     *,
     population: int | None = None,
 ) -> bool | None:
-    """Returns whether a mean reaches a threshold, or None while that is open; it may be asked after every example.
+    """Returns whether a mean reaches a threshold, or None while that is open.
 
-    The chance of ever returning a wrong answer is at most `alpha`, however often it is asked and
-    whenever one stops: the answer is given when a confidence sequence leaves the threshold. Without
-    `population` the examples are drawn independently, and `successes` may be a sum of values in [0,
-    1] (a beta mixture of likelihood ratios with a uniform prior: Robbins 1970, "Statistical methods
-    related to the law of the iterated logarithm"; for values in [0, 1] Waudby-Smith and Ramdas
-    2023, "Estimating means of bounded random variables by betting"). With it, the question is of
-    the `population` examples themselves, taken in random order, each yes or no (prior-posterior
-    ratio with a uniform prior: Waudby-Smith and Ramdas 2020, "Confidence sequences for sampling
-    without replacement"); after the last one the answer is exact.
+    It may be asked after every example. The chance of ever returning a wrong answer is at most
+    `alpha`, however often it is asked and whenever one stops: the answer is given when a confidence
+    sequence leaves the threshold. Without `population` the examples are drawn independently, and
+    `successes` may be a sum of values in [0, 1] (a beta mixture of likelihood ratios with a uniform
+    prior: Robbins 1970, "Statistical methods related to the law of the iterated logarithm"; for
+    values in [0, 1] Waudby-Smith and Ramdas 2023, "Estimating means of bounded random variables by
+    betting"). With it, the question is of the `population` examples themselves, taken in random
+    order, each yes or no (prior-posterior ratio with a uniform prior: Waudby-Smith and Ramdas 2020,
+    "Confidence sequences for sampling without replacement"); after the last one the answer is
+    exact.
 
     >>> settled(29, 100, 0.45), settled(40, 100, 0.45), settled(400, 950, 0.45, population=1000)
     (False, None, False)

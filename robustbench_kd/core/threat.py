@@ -64,8 +64,9 @@ def parse_threats(texts: list[str]) -> list[Threat]:
 
 
 def ratio(text: str) -> float:
-    """Reads a number or a fraction; raises `ValueError`, `ZeroDivisionError` or `OverflowError` where it is none.
+    """Reads a number or a fraction.
 
+    Raises `ValueError`, `ZeroDivisionError` or `OverflowError` where it is none.
     >>> ratio("8/255")
     0.03137254901960784
     """

@@ -33,7 +33,10 @@ def build(
 
 
 def count(request: DataRequest, available: int, name: str) -> int:
-    """Returns how many examples to use; raises `DatasetError` where the limit exceeds what is available."""
+    """Returns how many examples to use.
+
+    Raises `DatasetError` where the limit exceeds what is available.
+    """
     if request.limit is None:
         return available
     if request.limit > available:

@@ -1,4 +1,7 @@
-"""The official files of torchvision's data sets, read only when one is asked for; shared by the data sets."""
+"""The official files of torchvision's data sets, read only when one is asked for.
+
+Shared by the data sets.
+"""
 
 import importlib
 from types import ModuleType
@@ -13,7 +16,10 @@ _FAILURES = (RuntimeError, OSError, ValueError, AssertionError)
 
 
 def import_torchvision(module: str) -> ModuleType:
-    """Imports `torchvision.<module>`; raises `UsageError` where it is missing or does not fit torch."""
+    """Imports `torchvision.<module>`.
+
+    Raises `UsageError` where it is missing or does not fit torch.
+    """
     try:
         return importlib.import_module(f"torchvision.{module}")
     # Wheels of torch and torchvision that do not match fail with a RuntimeError.

@@ -18,7 +18,10 @@ TEST_SIZE = 500
 
 
 def load(request: DataRequest) -> Dataset:
-    """Loads a split in the original order; ids are rows of scikit-learn's set, pixels its values / 16."""
+    """Loads a split in the original order.
+
+    Ids are rows of scikit-learn's set, pixels its values / 16.
+    """
     from sklearn.datasets import load_digits  # noqa: PLC0415  # slow to import
 
     pixels, labels = load_digits(return_X_y=True)

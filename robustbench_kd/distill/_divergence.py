@@ -13,7 +13,10 @@ Reduction = Literal["batchmean", "elementmean"]
 
 
 def softened(target: Logits, logits: Logits, temperature: float = 1.0) -> Tensor:
-    """Returns T^2 KL(softmax(target / T) || softmax(logits / T)) of each example, `(n,)`; Hinton et al. 2015."""
+    """Returns T^2 KL(softmax(target / T) || softmax(logits / T)) of each example, `(n,)`.
+
+    Hinton et al. 2015.
+    """
     return temperature**2 * kl_divergence(target / temperature, logits / temperature)
 
 
@@ -34,13 +37,19 @@ def divergence(
 
 
 def divergence_from(probabilities: Tensor, logits: Logits) -> Tensor:
-    """Returns KL(probabilities || softmax(logits)) of each example, `(n,)`; a probability may be zero."""
+    """Returns KL(probabilities || softmax(logits)) of each example, `(n,)`.
+
+    A probability may be zero.
+    """
     return (
         torch.xlogy(probabilities, probabilities) - probabilities * logits.log_softmax(dim=1)
     ).sum(dim=1)
 
 
 def trust(logits: Logits, labels: Labels, beta: float) -> Tensor:
-    """Returns how far each example's teacher is trusted, softmax(logits)_y ^ beta, `(n,)`; Zhu et al. 2022."""
+    """Returns how far each example's teacher is trusted, softmax(logits)_y ^ beta, `(n,)`.
+
+    Zhu et al. 2022.
+    """
     right = logits.log_softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
     return (beta * right).exp().detach()

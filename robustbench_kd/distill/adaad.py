@@ -43,9 +43,9 @@ def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001 
 
 
 def loss(lesson: BatchContext, options: Options) -> Terms:
-    """Returns w KL(T(x') || S(x')) + (1 - w) KL(T(x) || S(x)), perhaps with introspection; Huang et al., CVPR 2023.
+    """Returns w KL(T(x') || S(x')) + (1 - w) KL(T(x) || S(x)), perhaps with introspection.
 
-    The clean images pass through the student only where a term needs them.
+    Huang et al., CVPR 2023. The clean images pass through the student only where a term needs them.
     """
     logits, weight = lesson.student(lesson.attacked), options.adversarial_weight
     taught = divergence(

@@ -49,10 +49,10 @@ def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001 
 
 
 def loss(lesson: BatchContext, options: Options) -> Terms:
-    """Returns (1 - sum w_k) CE(S(x'), y) + sum w_k T^2 KL(T_k(x') / T || S(x') / T); arXiv 2203.07159.
+    """Returns (1 - sum w_k) CE(S(x'), y) + sum w_k T^2 KL(T_k(x') / T || S(x') / T).
 
-    At temperature 1 and `batchmean` this is the cross-entropy with the mixed target, less a
-    constant.
+    ArXiv 2203.07159. At temperature 1 and `batchmean` this is the cross-entropy with the mixed
+    target, less a constant.
     """
     logits = lesson.student(lesson.attacked)
     terms = {"labels": (1 - sum(options.weights)) * cross_entropy(logits, lesson.labels).mean()}

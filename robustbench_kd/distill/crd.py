@@ -98,10 +98,10 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
 
 
 def loss(lesson: BatchContext, options: Options) -> Terms:
-    """Returns CE(S(x), y) and the contrast with student and with teacher as anchor, weighted; arXiv 1910.10699.
+    """Returns CE(S(x), y) and the contrast with student and with teacher as anchor, weighted.
 
-    Scores are compared with the memory as it was before the batch, which then moves towards the
-    batch.
+    ArXiv 1910.10699. Scores are compared with the memory as it was before the batch, which then
+    moves towards the batch.
     """
     memory = lesson.prepared(Memory)
     features = lesson.student.features(lesson.images, options.student_layer)

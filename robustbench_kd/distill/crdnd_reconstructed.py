@@ -69,7 +69,10 @@ def inner(lesson: BatchContext, options: Options) -> Objective:
 
 
 def loss(lesson: BatchContext, options: Options) -> Terms:
-    """Returns KL(p || S(x')), KL(p || S(x)) and the contrast of features, weighted; p is the denoised softmax(T(x))."""
+    """Returns KL(p || S(x')), KL(p || S(x)) and the contrast of features, weighted.
+
+    P is the denoised softmax(T(x)).
+    """
     terms: Terms = {}
     if options.contrast_weight > 0:  # before any logits are asked, for the same reason
         terms["contrast"] = options.contrast_weight * _contrast(lesson, options)

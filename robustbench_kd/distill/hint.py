@@ -49,7 +49,10 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
 
 
 def loss(lesson: BatchContext, options: Options) -> Terms:
-    """Returns CE(S(x), y) and the distance of the regressed features from the teacher's, weighted; arXiv 1412.6550."""
+    """Returns CE(S(x), y) and the distance of the regressed features from the teacher's, weighted.
+
+    ArXiv 1412.6550.
+    """
     features = lesson.student.features(lesson.images, options.student_layer)
     expected = lesson.teacher.features(lesson.images, options.teacher_layer)
     gap = (lesson.helper(features) - expected).square()

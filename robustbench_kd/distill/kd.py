@@ -22,7 +22,10 @@ class Options(MethodOptions):
 
 
 def loss(lesson: BatchContext, options: Options) -> Terms:
-    """Returns CE(S(x), y) and T^2 KL(T(x) / T || S(x) / T), weighted; arXiv 1503.02531, section 2."""
+    """Returns CE(S(x), y) and T^2 KL(T(x) / T || S(x) / T), weighted.
+
+    ArXiv 1503.02531, section 2.
+    """
     logits, expected = lesson.student(lesson.images), lesson.teacher(lesson.images)
     taught = divergence(
         expected, logits, temperature=options.temperature, reduction=options.reduction

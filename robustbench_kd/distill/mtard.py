@@ -73,9 +73,9 @@ def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001 
 
 
 def loss(lesson: BatchContext, options: Options) -> Terms:
-    """Returns w_a KL(T_robust(x') || S(x')) + w_c KL(T_standard(x) || S(x)), w_a + w_c = 1; Zhao et al., ECCV 2022.
+    """Returns w_a KL(T_robust(x') || S(x')) + w_c KL(T_standard(x) || S(x)), w_a + w_c = 1.
 
-    The balance moves before it is used, as in the authors' code.
+    Zhao et al., ECCV 2022. The balance moves before it is used, as in the authors' code.
     """
     balance = lesson.prepared(Balance)
     robust, standard = lesson.teachers

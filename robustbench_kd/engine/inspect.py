@@ -82,9 +82,10 @@ def inspect(
     seed: int = 0,
     batch_size: int = 250,
 ) -> Inspection:
-    """Inspects a defence on the images of a data set, in seconds; the threat sets the scale of probes.
+    """Inspects a defence on the images of a data set, in seconds.
 
-    Raises `ModelError` where the defence does not give finite logits for these images and labels.
+    The threat sets the scale of probes. Raises `ModelError` where the defence does not give finite
+    logits for these images and labels.
     """
     with full_precision():
         oracle = Oracle(subject.model, device, seed=seed)

@@ -22,11 +22,10 @@ def build(
     The second leaves no trace in a state dict: weights load strictly with the wrong choice and lose
     accuracy.
 
-    | form | `final_bn` | `activated_shortcut` | parameters |
-    | --- | --- | --- | --- |
-    | kuangliu/pytorch-cifar | False | True | 11,171,146 |
-    | Rice 2020, AWP, and RobustBench's Rice2020 (L2, CIFAR-100), Addepalli2021, Kireev2021 | True | True | 11,172,170 |
-    | Wong 2020 (fast), Andriushchenko 2020 | False | False | 11,171,146 |
+    | form | `final_bn` | `activated_shortcut` | parameters | | --- | --- | --- | --- | |
+    kuangliu/pytorch-cifar | False | True | 11,171,146 | | Rice 2020, AWP, and RobustBench's
+    Rice2020 (L2, CIFAR-100), Addepalli2021, Kireev2021 | True | True | 11,172,170 | | Wong 2020
+    (fast), Andriushchenko 2020 | False | False | 11,171,146 |
 
     Args:
         classes: Number of logits.

@@ -59,7 +59,10 @@ class WideBlock(nn.Module):
         self.convShortcut = convolution(inputs, outputs, 1, stride) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the features of the block; the convolution of a shortcut sees the activated input."""
+        """Returns the features of the block.
+
+        The convolution of a shortcut sees the activated input.
+        """
         activated = functional.relu(self.bn1(x))
         shortcut: Tensor = x if self.convShortcut is None else self.convShortcut(activated)
         y: Tensor = self.conv1(activated)

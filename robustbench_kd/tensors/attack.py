@@ -2,8 +2,8 @@
 
 An attack is a frozen dataclass of hyper-parameters; it holds no model. A *restart* is one search of
 one example, from one start point or towards one target. `begin` gives the state of a batch of
-restarts, one per row, each at its own iteration. A state never changes: `tell` returns the next one.
-Rows are independent, so the engine may remove, reorder and add rows at any moment without any
+restarts, one per row, each at its own iteration. A state never changes: `tell` returns the next
+one. Rows are independent, so the engine may remove, reorder and add rows at any moment without any
 change for the others.
 
     state = begin_at_random(attack, rows, threat, seed)

@@ -39,7 +39,10 @@ PENULTIMATE = ""
 
 
 class MethodOptions(BaseModel):
-    """What a recipe may choose of a method: checked when it is made, never changed; a field it does not know is an error."""
+    """What a recipe may choose of a method: checked when it is made, never changed.
+
+    A field it does not know is an error.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -80,7 +83,10 @@ class CachedNetwork:
         return self._answer(images, None).logits
 
     def features(self, images: Images, layer: str) -> Tensor:
-        """Returns what a layer gives for images; asked before the logits, both come from one pass."""
+        """Returns what a layer gives for images.
+
+        Asked before the logits, both come from one pass.
+        """
         return self._answer(images, layer).features
 
     def through(self, images: Images) -> Logits:
@@ -191,7 +197,10 @@ class BatchContext:
         return self.adversarial
 
     def prepared(self, kind: type[Helper]) -> Helper:
-        """Returns the helper, which has to be of a kind; raises `UsageError` where `prepare` did not make it."""
+        """Returns the helper, which has to be of a kind.
+
+        Raises `UsageError` where `prepare` did not make it.
+        """
         if not isinstance(self.helper, kind):
             raise UsageError(
                 f"expected the {kind.__name__} that 'prepare' makes, got a {type(self.helper).__name__}"

@@ -23,13 +23,19 @@ class HashedFile(NamedTuple):
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Writes tensors with a header as safetensors, which hold no code; raises `RecordError` where that fails."""
+    """Writes tensors with a header as safetensors, which hold no code.
+
+    Raises `RecordError` where that fails.
+    """
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(own, metadata={**header, _SEAL: digest(own, header)}))
 
 
 def read(path: Path) -> HashedFile:
-    """Reads what `write` wrote; raises `CheckpointError` for a file that is no such one or is damaged."""
+    """Reads what `write` wrote.
+
+    Raises `CheckpointError` for a file that is no such one or is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

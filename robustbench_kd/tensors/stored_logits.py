@@ -67,7 +67,10 @@ class StoredLogits:
     logits: Tensor
 
     def of(self, ids: Tensor, views: Tensor) -> Logits:
-        """Returns float32 logits `(n, classes)`; raises `UsageError` for an example or view that was not stored."""
+        """Returns float32 logits `(n, classes)`.
+
+        Raises `UsageError` for an example or view that was not stored.
+        """
         keys = ids.to(self.ids.device)
         place = torch.searchsorted(self.ids, keys).clamp(max=len(self.ids) - 1)
         if bool((self.ids[place] != keys).any()) or int(views.max()) >= self.logits.shape[1]:
@@ -84,7 +87,10 @@ class StoredTeacher:
         self._images, self._logits = images, logits
 
     def __call__(self, images: Images) -> Logits:
-        """Returns the stored logits; raises `UsageError` for any other images, adversarial ones included."""
+        """Returns the stored logits.
+
+        Raises `UsageError` for any other images, adversarial ones included.
+        """
         if images is not self._images:
             raise self._unknown("images other than the stored views")
         return self._logits
@@ -121,7 +127,10 @@ class Archive:
 def ask(
     teacher: Classifier, dataset: Dataset, views: Views, *, batch_size: int, device: torch.device
 ) -> StoredLogits:
-    """Returns the teacher's answers to every view of every example; raises `ModelError` beyond what float16 holds."""
+    """Returns the teacher's answers to every view of every example.
+
+    Raises `ModelError` beyond what float16 holds.
+    """
     order = torch.tensor(dataset.ids).argsort()
     known = dataset.take(order)
     answers = torch.cat(list(_answers(teacher, known, views, batch_size=batch_size, device=device)))
@@ -133,12 +142,18 @@ def ask(
 
 
 def write(path: Path, stored: StoredLogits, source: Source) -> None:
-    """Writes logits and what they answer for, whole or not at all; raises `RecordError` where that fails."""
+    """Writes logits and what they answer for, whole or not at all.
+
+    Raises `RecordError` where that fails.
+    """
     hashed_file.write(path, {"ids": stored.ids, "logits": stored.logits}, _header(source))
 
 
 def read(path: Path, source: Source) -> StoredLogits:
-    """Reads logits; raises `CheckpointError` where the file is damaged or answers for something else."""
+    """Reads logits.
+
+    Raises `CheckpointError` where the file is damaged or answers for something else.
+    """
     content, header = hashed_file.read(path)
     for key, expected in _header(source).items():
         if header.get(key) != expected:

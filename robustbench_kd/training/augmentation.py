@@ -8,7 +8,10 @@ from robustbench_kd.training.recipe import Recipe
 
 
 def augment(images: Images, recipe: Recipe, generator: torch.Generator) -> Images:
-    """Returns the batch as the recipe's augmentation changes it; each image draws its own change."""
+    """Returns the batch as the recipe's augmentation changes it.
+
+    Each image draws its own change.
+    """
     if recipe.augmentation == "none":
         return images
     shifted = _shift(images, recipe.padding, generator)

@@ -56,10 +56,10 @@ class Composition:
     trust_code: bool = False
 
     def build(self, data: Dataset, seed: int, card: Path) -> nn.Module:
-        """Returns the defence with its parts loaded and frozen; random weights of its own follow from the seed.
+        """Returns the defence with its parts loaded and frozen.
 
-        Raises `UsageError` where the card could not describe it, and like
-        `checkpoints.target.load`.
+        Random weights of its own follow from the seed. Raises `UsageError` where the card could not
+        describe it, and like `checkpoints.target.load`.
         """
         if self.family == "classifier":
             raise UsageError(
@@ -87,7 +87,10 @@ class Composition:
         }
 
     def write(self, model: nn.Module, card: Path) -> Weights | None:
-        """Writes the tensors that are not the parts' beside the card, if there are any; takes the parts out of the model."""
+        """Writes the tensors that are not the parts' beside the card, if there are any.
+
+        Takes the parts out of the model.
+        """
         if not own_state(model):
             return None
         del model.parts

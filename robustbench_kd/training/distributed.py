@@ -52,7 +52,10 @@ def leads() -> bool:
 
 
 def mine(rows: Tensor) -> Tensor:
-    """Returns the rows that this process takes of those that all have; raises `UsageError` for fewer than two each."""
+    """Returns the rows that this process takes of those that all have.
+
+    Raises `UsageError` for fewer than two each.
+    """
     if _together() and len(rows) < 2 * processes():
         raise UsageError(
             f"expected two examples for each of {processes()} processes, got {len(rows)}: raise batch_size or "

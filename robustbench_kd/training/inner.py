@@ -23,11 +23,11 @@ def pgd(
     start: Literal["none", "uniform", "gaussian"],
     generator: torch.Generator,
 ) -> Images:
-    """Returns images inside the ball and the box that raise the objective, detached; Madry et al. 2018.
+    """Returns images inside the ball and the box that raise the objective, detached.
 
-    `objective` maps points and their logits to one value per example, `(n,)`; `step_size` is a
-    fraction of the radius. The gradients that the parameters hold stay as they are. Raises
-    `UsageError` for `l1`.
+    Madry et al. 2018. `objective` maps points and their logits to one value per example, `(n,)`;
+    `step_size` is a fraction of the radius. The gradients that the parameters hold stay as they
+    are. Raises `UsageError` for `l1`.
     """
     points = _start(images, threat, start, generator)
     for _ in range(steps):

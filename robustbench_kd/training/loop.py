@@ -32,7 +32,10 @@ _UNTRAINED = Trained({}, 0, Accuracies(0.0, None))
 
 
 def seeded_build(build: Callable[[], Built], seed: int) -> Built:
-    """Returns what is built; its initial weights follow from the seed, whatever the global generators hold."""
+    """Returns what is built.
+
+    Its initial weights follow from the seed, whatever the global generators hold.
+    """
     with _seeded(seed):
         return build()
 
@@ -143,7 +146,10 @@ def _update(optimiser: optim.Optimizer, loss: Tensor, rate: float, clip: float |
 
 
 def _means(steps: Iterator[Step], observer: Observer) -> tuple[float, dict[str, float]]:
-    """Returns the means of the loss and of its terms; a term that begins during the epoch counts from then on."""
+    """Returns the means of the loss and of its terms.
+
+    A term that begins during the epoch counts from then on.
+    """
     losses: list[float] = []
     terms: dict[str, list[float]] = {}
     for step in steps:

@@ -151,7 +151,10 @@ def _identity(plan: Plan, data: Dataset, model: nn.Module, teachers: Sequence[Su
 
 
 def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, Any]:
-    """Returns what a card says of how it was made; validation examples are held out of the training split."""
+    """Returns what a card says of how it was made.
+
+    Validation examples are held out of the training split.
+    """
     known = _conditions(plan, data)
     validation = {"n": plan.recipe.validation, **_measured(trained)}
     outcome = {
@@ -163,7 +166,10 @@ def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, Any]:
 
 
 def _measured(trained: Trained) -> dict[str, Any]:
-    """Returns the accuracies of the selected weights; those of one draw of each image for a randomized defence."""
+    """Returns the accuracies of the selected weights.
+
+    Those of one draw of each image for a randomized defence.
+    """
     clean, robust = trained.validation
     if robust is None:
         return {"draws": 1, "clean_accuracy": clean}

@@ -181,7 +181,10 @@ def load_recipe(
 
 
 def _spelled(recipe: Recipe) -> Recipe:
-    """Returns the recipe with every option that its method has; refuses what it could not be trained by."""
+    """Returns the recipe with every option that its method has.
+
+    Refuses what it could not be trained by.
+    """
     method = recipe.opened()
     options = method.options.model_dump(mode="json")
     additions = {name: chosen.model_dump(mode="json") for name, chosen in method.additions.items()}

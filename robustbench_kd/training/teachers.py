@@ -32,7 +32,10 @@ class TeacherSpec:
 
 
 def describe_teacher(text: str, *, trust_code: bool = False) -> TeacherSpec:
-    """Reads what names a teacher, a card or any other target; raises like `checkpoints.target.describe`."""
+    """Reads what names a teacher, a card or any other target.
+
+    Raises like `checkpoints.target.describe`.
+    """
     targets = describe(text, Choices(trust_code=trust_code))
     if len(targets) > 1:
         raise UsageError(f"'{text}' holds {len(targets)} checkpoints: name the one that teaches")

@@ -37,13 +37,19 @@ class _Past(BaseModel):
 
 @dataclass(frozen=True)
 class TrainingCheckpoint:
-    """The file of an unfinished training; `identity` says of what, from which weights on, and by which recipe."""
+    """The file of an unfinished training.
+
+    `identity` says of what, from which weights on, and by which recipe.
+    """
 
     path: Path
     identity: str
 
     def keep(self, course: TrainingState, trained: Trained) -> None:
-        """Writes everything that changes in a training, whole or not at all; raises `RecordError` where that fails."""
+        """Writes everything that changes in a training, whole or not at all.
+
+        Raises `RecordError` where that fails.
+        """
         past = _Past(identity=self.identity, best_epoch=trained.best_epoch, history=trained.history)
         groups = {
             "network": course.network.state_dict(),
@@ -61,10 +67,10 @@ class TrainingCheckpoint:
         hashed_file.write(self.path, tensors, {_HEADER: past.model_dump_json()})
 
     def recall(self, course: TrainingState) -> Trained | None:
-        """Puts a training where it stopped, and returns its outcome so far; None where there is nothing to go on from.
+        """Puts a training where it stopped, and returns its outcome so far.
 
-        Raises `CheckpointError` for a file of another training, and for one that is damaged or does
-        not fit.
+        None where there is nothing to go on from. Raises `CheckpointError` for a file of another
+        training, and for one that is damaged or does not fit.
         """
         if not self.path.exists():
             return None

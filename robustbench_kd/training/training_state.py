@@ -152,7 +152,10 @@ def open_course(
     *,
     generator: torch.Generator,
 ) -> TrainingState:
-    """Returns the beginning of a training; what the method learns besides draws its weights globally."""
+    """Returns the beginning of a training.
+
+    What the method learns besides draws its weights globally.
+    """
     method = recipe.opened()
     images, _ = fetch(training, torch.arange(min(2, len(training))), network)
     setup = Setup(

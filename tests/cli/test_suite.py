@@ -13,7 +13,10 @@ from robustbench_kd.core.rundir import LEDGER, RECORD
 
 @pytest.fixture
 def sheet(factories, tmp_path):
-    """Writes a sheet of two classifiers with known answers; gives the arguments that name it and its results."""
+    """Writes a sheet of two classifiers with known answers.
+
+    Gives the arguments that name it and its results.
+    """
 
     def write(**changed):
         fields = {

@@ -1,4 +1,7 @@
-"""`rkd train` for defences that are composed of parts; plain networks are trained in the tests of the other commands."""
+"""`rkd train` for defences that are composed of parts.
+
+Plain networks are trained in the tests of the other commands.
+"""
 
 import shutil
 from pathlib import Path

@@ -139,7 +139,10 @@ def test_one_class_only_falls_to_a_surrogate(net, digits, truth, tmp_path):
 
 
 def test_an_attack_goes_on_from_the_images_of_a_surrogate(net, digits, tmp_path):
-    """The surrogate is another net, so that its images only come near; the stage that follows starts from them."""
+    """The surrogate is another net, so that its images only come near.
+
+    The stage that follows starts from them.
+    """
     other = linear(classes=10)
     stages = plan_stages(
         parse_suite("adaptive"),

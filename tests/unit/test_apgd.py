@@ -106,7 +106,10 @@ def autoattack(model, rows, ball, attack, targets):
 
 
 def both(make, attack, ball, n=6):
-    """Runs the package and then the attack from the package's start points; targets differ from row to row."""
+    """Runs the package and then the attack from the package's start points.
+
+    Targets differ from row to row.
+    """
     model = make().to(torch.get_default_dtype())
     rows = rows_of(model, images(n), job=torch.arange(n) if attack.loss == "targeted-dlr" else 0)
     targets = attack.begin(rows, ball, rows.images, 0).targets
@@ -212,7 +215,10 @@ def test_steps_stay_long_where_every_step_improves():
 
 
 def test_a_halved_row_restarts_from_its_best_point_with_the_gradient_there():
-    """Only the sixth point is good, so the step after the first checkpoint begins there; momentum goes on."""
+    """Only the sixth point is good, so the step after the first checkpoint begins there.
+
+    Momentum goes on.
+    """
     attack, ball = Apgd(loss="ce"), threat(Norm.LINF, 0.3)
     rows = rows_of(linear(), 0.45 + 0.1 * images(1))
     state = begin_at_random(attack, rows, ball, 0)

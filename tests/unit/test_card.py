@@ -1,4 +1,7 @@
-"""Cards: what is written is read back, and what is wrong is named by file and field; normalisations by name or number."""
+"""Cards: what is written is read back, and what is wrong is named by file and field.
+
+Normalisations by name or number.
+"""
 
 import datetime as dt
 import os

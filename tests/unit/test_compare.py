@@ -40,7 +40,10 @@ HOSTILE = [
 
 @pytest.fixture
 def pair(tmp_path):
-    """Two runs on a hundred images: of 0 to 49, which were robust, ten are lost; of 50 to 79 three are gained."""
+    """Two runs on a hundred images: of 0 to 49, which were robust, ten are lost.
+
+    Of 50 to 79 three are gained.
+    """
 
     def make(**fields):
         old = Planted(wrong=frozenset(range(80, 100)), broken=frozenset(range(50, 80)))
@@ -260,11 +263,11 @@ def test_an_unfinished_run_is_to_be_resumed(tmp_path):
         ),
         (
             lambda record, lines: (record | {"clean": record["clean"] | {"value": 0.5}}, lines),
-            "tells of 0.5 clean",
+            "has 0.5 clean",
         ),
         (
             lambda record, lines: (record | {"robust": record["robust"] | {"value": "NaN"}}, lines),
-            "tells of nan robust",
+            "has nan robust",
         ),
     ],
 )

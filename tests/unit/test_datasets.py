@@ -441,7 +441,10 @@ def test_an_altered_npz_is_read_right_or_refused(archive, place, byte):
 
 @pytest.fixture
 def tree(tmp_path, vision):
-    """Two classes, `cat` with two images and `dog` with one; returns the folder and the pixels in order."""
+    """Two classes, `cat` with two images and `dog` with one.
+
+    Returns the folder and the pixels in order.
+    """
     pixels = random_bytes(3, 8, 16, 3, seed=1)
     for file, image in zip(("cat/a.png", "cat/b.png", "dog/a.png"), pixels, strict=True):
         write_image(tmp_path / "val" / file, image)
@@ -555,7 +558,10 @@ def test_an_image_with_an_impossible_header_is_refused_by_name(tree):
 
 
 def write_cifar(folder, *, batches, key, names):
-    """Writes batches of three images with labels 0, 1, 2, 3, ...; returns the pixels, channels last."""
+    """Writes batches of three images with labels 0, 1, 2, 3, ....
+
+    Returns the pixels, channels last.
+    """
     folder.mkdir()
     pixels = random_bytes(3 * len(batches), 32, 32, 3, seed=2)
     for row, batch in enumerate(batches):

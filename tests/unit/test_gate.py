@@ -1,4 +1,7 @@
-"""The gate catches what was planted and lets noise pass; a baseline is always one whole run per model and protocol."""
+"""The gate catches what was planted and lets noise pass.
+
+A baseline is always one whole run per model and protocol.
+"""
 
 import random
 

@@ -14,7 +14,10 @@ THREATS = {"linf": "linf:0.25", "l2": "l2:0.25", "l1": "l1:0.25"}
 
 
 def bright_or_dark():
-    """Class 1 where the first of four pixels is above one half; the margin of class 0 is 1 - 2 x."""
+    """Class 1 where the first of four pixels is above one half.
+
+    The margin of class 0 is 1 - 2 x.
+    """
     return Oracle(
         Linear(torch.tensor([[0.0, 0, 0, 0], [2, 0, 0, 0]]), torch.tensor([0.0, -1.0])), CPU
     )

@@ -105,7 +105,10 @@ def test_markdown_takes_no_text_whatever_for_markup(name, run_id):
 
 
 def assert_plain(text, rows):
-    """One table whose rows have as many cells as its heading; nothing unescaped that could be taken for markup."""
+    """One table whose rows have as many cells as its heading.
+
+    Nothing unescaped that could be taken for markup.
+    """
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + rows
     for line in lines[2:]:
@@ -189,7 +192,10 @@ def test_html_runs_only_its_own_script_and_asks_for_nothing():
 
 
 def words(text):
-    """The text of LaTeX source once every escape is undone; what is left of a command shows that it was none."""
+    """The text of LaTeX source once every escape is undone.
+
+    What is left of a command shows that it was none.
+    """
     known = {"textbackslash": "\\", "textasciicircum": "^", "textasciitilde": "~"}
     known |= {"textless": "<", "textgreater": ">", "textbar": "|"}
     undone = re.sub(r"\\(text[a-z]+)\{\}", lambda found: f"\0{known[found[1]]}", text)

@@ -122,7 +122,10 @@ def test_the_share_of_wrong_answers_is_kept_for_every_example(tmp_path):
 def test_the_number_of_the_package_is_that_of_a_single_draw_and_shown_with_the_expected_one(
     tmp_path,
 ):
-    """Half of the answers stay right on every image; the package lets an image fall at its first unlucky draw."""
+    """Half of the answers stay right on every image.
+
+    The package lets an image fall at its first unlucky draw.
+    """
     data = bright([(0.55, 0.9)] * 60)
     with budgets(pyautoattack):
         record = evaluate(

@@ -175,7 +175,10 @@ def test_a_detector_that_catches_every_success_has_an_area_of_one(perfect, attac
 
 @pytest.mark.parametrize("attack", ["oblivious", "joint"])
 def test_attempts_that_fail_are_counted_apart(perfect, attack):
-    """Clean scores are -0.08, -0.08, -0.14 + 0.05 and so on; attacked ones 0.03, 0.03, 0.01 and -0.1."""
+    """Clean scores are -0.08, -0.08, -0.14 + 0.05 and so on.
+
+    Attacked ones 0.03, 0.03, 0.01 and -0.1.
+    """
     attempts = getattr(perfect.detection, attack).attempts
     assert (attempts.n, attempts.auc, attempts.tpr_5.value) == (4, 13 / 16, 0.75)
 

@@ -60,7 +60,10 @@ def rows_of(model, images, restart=None):
 
 
 def run(attack, model, rows, threat, *, seed=0):
-    """Runs all rows side by side; returns every asked point, every state, and which rows were ever misclassified."""
+    """Runs all rows side by side.
+
+    Returns every asked point, every state, and which rows were ever misclassified.
+    """
     start = begin_at_random(attack, rows, threat, seed)
     rounds = drive(attack, start, model, threat.norm)
     broken = torch.stack([each.logits.argmax(1) != rows.labels for each in rounds]).any(dim=0)
@@ -260,7 +263,10 @@ def test_the_best_margin_never_rises_and_belongs_to_the_best_point(norm):
     ("norm", "eps", "reach"), [(Norm.LINF, 0.1, 30), (Norm.L2, 1.0, 17.3), (Norm.L1, 6.0, 6)]
 )
 def test_a_linear_model_falls_where_the_margin_is_well_inside_reach(norm, eps, reach):
-    """300 weights are 1 in the upper half and -1 in the lower; the margin is a third of what the ball can take from it."""
+    """300 weights are 1 in the upper half and -1 in the lower.
+
+    The margin is a third of what the ball can take from it.
+    """
 
     def model(images):
         lead = reach / 3 - images[:, :, :5].flatten(1).sum(1) + images[:, :, 5:].flatten(1).sum(1)
@@ -327,7 +333,10 @@ def test_telling_compiles_as_one_graph(norm):
 @pytest.mark.slow
 @pytest.mark.parametrize("threat", ["linf:0.05", "l2:1", "l1:6"])
 def test_robust_accuracy_over_seeds_agrees_with_the_reference(threat):
-    """Jobs stand for seeds on our side; the means of 20 runs must agree within three standard errors."""
+    """Jobs stand for seeds on our side.
+
+    The means of 20 runs must agree within three standard errors.
+    """
     model, images, runs, queries = small_net(), random_images(12, 3, 10, 10, seed=1), 20, 150
     threat, rows = Threat.parse(threat), rows_of(model, images)
     repeated = {

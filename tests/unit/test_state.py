@@ -56,7 +56,10 @@ def find(content, key=""):
 
 
 def load(content, network=None, key=""):
-    """Loads a file's content into a network; returns the network, the normalisation and the notes."""
+    """Loads a file's content into a network.
+
+    Returns the network, the normalisation and the notes.
+    """
     network = network or Net()
     normalisation, notes = load_state(network, find(content, key))
     return network, normalisation, notes

@@ -59,7 +59,10 @@ def test_names_hold_nothing_that_a_tracker_refuses(text):
 
 
 class Sessions:
-    """A stand-in for the libraries of MLflow and W&B; `runs` holds what each run was told, `now` that of the open one."""
+    """A stand-in for the libraries of MLflow and W&B.
+
+    `runs` holds what each run was told, `now` that of the open one.
+    """
 
     def __init__(self):
         self.runs, self.now = {}, None

@@ -379,7 +379,10 @@ def test_pgd_training_minimises_the_worst_case_of_a_linear_network():
 
 
 def test_the_trades_loss_and_its_gradient_are_the_published_formula():
-    """Both softmax outputs carry gradient; the divergence is summed over classes and averaged over examples."""
+    """Both softmax outputs carry gradient.
+
+    The divergence is summed over classes and averaged over examples.
+    """
     data = halves(12)
     images = data.images.double()
     network = seeded_build(
@@ -417,7 +420,10 @@ def test_training_learns_a_separable_problem():
 
 
 def test_adversarial_training_relies_on_the_pixel_that_the_attacker_cannot_flip():
-    """One strong pixel is right nine times of ten; the weak ones together are always right but within reach."""
+    """One strong pixel is right nine times of ten.
+
+    The weak ones together are always right but within reach.
+    """
     labels = torch.arange(200) % 2
     signs = (2.0 * labels - 1)[:, None].expand(-1, 64).clone()
     signs[labels.numel() // 10 * 9 :, 0] *= -1

@@ -20,7 +20,10 @@ def size_of(network):
 
 
 def test_parameters_are_those_of_deit_tiny_for_small_images():
-    """Per block 12 w^2 + 13 w; patches, positions, tokens, the last normalisation and the heads around them."""
+    """Per block 12 w^2 + 13 w.
+
+    Patches, positions, tokens, the last normalisation and the heads around them.
+    """
     w, blocks = 192, 12 * (12 * 192**2 + 13 * 192)
     with torch.device("meta"):
         for tokens in (0, 2):

@@ -16,8 +16,11 @@ class _Row(AttackRow):
 
 def render(leaderboard: Leaderboard) -> str:
     """Returns the stages of all ranked runs, in the order of the tables."""
-    records = [record for board in leaderboard.boards for record in board.records]
-    return to_csv([row for record in records for row in _rows(record)], _Row)
+    rows: list[_Row] = []
+    for board in leaderboard.boards:
+        for record in board.records:
+            rows += _rows(record)
+    return to_csv(rows, _Row)
 
 
 def _rows(record: RunRecord) -> list[_Row]:

@@ -1,7 +1,6 @@
 """Hugging Face: the `model-index` metadata of a model card, as YAML."""
 
 import json
-from typing import Any
 
 from robustbench_kd.analysis.leaderboard import Leaderboard
 from robustbench_kd.analysis.table import mode
@@ -10,6 +9,8 @@ from robustbench_kd.core.text import printable
 
 SUFFIX = "huggingface.yaml"
 
+Json = dict[str, object]
+
 
 def render(leaderboard: Leaderboard) -> str:
     """Returns an entry per model with a result per run, accuracies as fractions to four digits.
@@ -17,35 +18,20 @@ def render(leaderboard: Leaderboard) -> str:
     The text is JSON, which is YAML too; it belongs between the two rules at the head of a model
     card.
     """
-    models: dict[str, list[dict[str, Any]]] = {}
-    for record in (record for board in leaderboard.boards for record in board.records):
-        models.setdefault(printable(record.identity.model), []).append(_result(record))
-    index = {
-        "model-index": [{"name": name, "results": results} for name, results in models.items()]
-    }
-    return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    models: dict[str, list[Json]] = {}
+    for board in leaderboard.boards:
+        for record in board.records:
+            models.setdefault(printable(record.identity.model), []).append(_result(record))
+    entries = [{"name": name, "results": results} for name, results in models.items()]
+    return json.dumps({"model-index": entries}, indent=2, ensure_ascii=False) + "\n"
 
 
-def _result(record: RunRecord) -> dict[str, Any]:
+def _result(record: RunRecord) -> Json:
     identity = record.identity
-    about = {
-        "norm": identity.norm,
-        "eps": identity.eps_text,
-        "suite": identity.suite,
-        "engine": identity.engine,
-    }
-    arguments: dict[str, Any] = {name: printable(value) for name, value in about.items()}
-    metrics = [_metric("accuracy", "Clean accuracy", record.clean, {})]
+    metrics = [_metric("accuracy", "Clean accuracy", record.clean)]
     if record.standard:
-        metrics.append(
-            _metric(
-                "robust_accuracy",
-                _name(record, "before adaptive attacks"),
-                record.standard,
-                arguments,
-            )
-        )
-    metrics.append(_metric("robust_accuracy", _name(record, ""), record.robust, arguments))
+        metrics.append(_robust(record, record.standard, "before adaptive attacks"))
+    metrics.append(_robust(record, record.robust, ""))
     return {
         "task": {"type": "image-classification", "name": "Image Classification"},
         "dataset": _dataset(identity),
@@ -53,24 +39,25 @@ def _result(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _dataset(identity: Identity) -> dict[str, Any]:
+def _dataset(identity: Identity) -> Json:
     name = printable(identity.dataset)
     return {"type": name, "name": name, "split": "test", "args": {"examples": identity.examples}}
 
 
-def _metric(
-    kind: str, name: str, accuracy: Accuracy | None, arguments: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns a metric; four digits never need an exponent, which YAML 1.1 would read as text."""
-    known = {"args": arguments} if arguments else {}
-    return {
-        "type": kind,
-        "name": name,
-        "value": round(accuracy.value, 4) if accuracy else None,
-        **known,
+def _robust(record: RunRecord, accuracy: Accuracy | None, remark: str) -> Json:
+    identity = record.identity
+    threat = printable(f"{identity.norm} {identity.eps_text}")
+    name = ", ".join(filter(None, (f"Robust accuracy, {threat}", remark, mode(record))))
+    arguments = {
+        "norm": printable(identity.norm),
+        "eps": printable(identity.eps_text),
+        "suite": printable(identity.suite),
+        "engine": printable(identity.engine),
     }
+    return {**_metric("robust_accuracy", name, accuracy), "args": arguments}
 
 
-def _name(record: RunRecord, remark: str) -> str:
-    threat = printable(f"{record.identity.norm} {record.identity.eps_text}")
-    return ", ".join(part for part in (f"Robust accuracy, {threat}", remark, mode(record)) if part)
+def _metric(kind: str, name: str, accuracy: Accuracy | None) -> Json:
+    """Returns a metric; four digits never need an exponent, which YAML 1.1 would read as text."""
+    value = round(accuracy.value, 4) if accuracy else None
+    return {"type": kind, "name": name, "value": value}

@@ -1,7 +1,6 @@
 """JSON: every table with its runs, ranks, records and published numbers."""
 
 import json
-from typing import Any
 
 from robustbench_kd.analysis.leaderboard import Board, Leaderboard
 
@@ -18,13 +17,13 @@ def render(leaderboard: Leaderboard) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def _board(board: Board) -> dict[str, Any]:
-    runs = zip(board.ranks, board.records, strict=True)
+def _board(board: Board) -> dict[str, object]:
+    runs = []
+    for rank, record in zip(board.ranks, board.records, strict=True):
+        runs.append({"rank": rank, "record": json.loads(record.model_dump_json())})
     return {
         "title": board.title,
         "protocol_hash": board.records[0].protocol_hash,
-        "runs": [
-            {"rank": rank, "record": json.loads(record.model_dump_json())} for rank, record in runs
-        ],
+        "runs": runs,
         "published": [number.model_dump(mode="json") for number in board.published],
     }

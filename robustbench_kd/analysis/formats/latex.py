@@ -1,10 +1,13 @@
-r"""LaTeX tables in the style of booktabs, one `table` per board; the document needs `\usepackage{booktabs}`."""
+r"""LaTeX tables in the style of booktabs, one `table` per board.
+
+The document needs `\usepackage{booktabs}`.
+"""
 
 import re
 from collections.abc import Iterable
 
 from robustbench_kd.analysis.leaderboard import Leaderboard
-from robustbench_kd.analysis.table import Table, legend, tabulate
+from robustbench_kd.analysis.table import Cell, Table, legend, tabulate
 
 SUFFIX = "tex"
 
@@ -24,29 +27,39 @@ def render(leaderboard: Leaderboard) -> str:
     """Returns the tables for a paper; names are escaped, whatever they hold."""
     if not leaderboard.boards:
         return "% No finished runs.\n"
-    tables = [_table(tabulate(board)) for board in leaderboard.boards]
-    return "\n\n".join([*tables, *(f"% {note}" for note in legend(leaderboard.boards))]) + "\n"
+    parts = [_table(tabulate(board)) for board in leaderboard.boards]
+    for note in legend(leaderboard.boards):
+        parts.append(f"% {note}")
+    return "\n\n".join(parts) + "\n"
 
 
 def _table(table: Table) -> str:
-    sides = "".join("r" if column.numeric else "l" for column in table.columns)
-    rule = [r"\midrule"] if table.references else []
+    sides, headings = "", []
+    for column in table.columns:
+        sides += "r" if column.numeric else "l"
+        headings.append(column.heading)
+    references = _lines(table.references)
+    if references:
+        references.insert(0, r"\midrule")
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{_escaped(table.title)}}}",
         rf"\begin{{tabular}}{{{sides}}}",
         r"\toprule",
-        _line(column.heading for column in table.columns),
+        _line(headings),
         r"\midrule",
-        *(_line(cell.text for cell in row) for row in table.rows),
-        *rule,
-        *(_line(cell.text for cell in row) for row in table.references),
+        *_lines(table.rows),
+        *references,
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
     ]
     return "\n".join(lines)
+
+
+def _lines(rows: Iterable[Iterable[Cell]]) -> list[str]:
+    return [_line(cell.text for cell in row) for row in rows]
 
 
 def _line(cells: Iterable[str]) -> str:

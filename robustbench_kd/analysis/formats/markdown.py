@@ -20,15 +20,20 @@ def render(leaderboard: Leaderboard) -> str:
 
 
 def _table(table: Table) -> str:
-    rule = _line("--:" if column.numeric else ":--" for column in table.columns)
-    headings = _line(column.heading for column in table.columns)
+    rule, headings = [], []
+    for column in table.columns:
+        headings.append(column.heading)
+        rule.append("--:" if column.numeric else ":--")
     rows = [_row(table.columns, row) for row in (*table.rows, *table.references)]
-    return "\n".join([f"## {_escaped(table.title)}", "", headings, rule, *rows])
+    lines = [f"## {_escaped(table.title)}", "", _line(headings), _line(rule), *rows]
+    return "\n".join(lines)
 
 
 def _row(columns: tuple[Column, ...], cells: tuple[Cell, ...]) -> str:
-    pairs = zip(columns, cells, strict=True)
-    return _line(cell.text if column.numeric else _escaped(cell.text) for column, cell in pairs)
+    texts = []
+    for column, cell in zip(columns, cells, strict=True):
+        texts.append(cell.text if column.numeric else _escaped(cell.text))
+    return _line(texts)
 
 
 def _line(cells: Iterable[str]) -> str:

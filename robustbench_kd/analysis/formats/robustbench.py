@@ -1,7 +1,6 @@
 """RobustBench: a list of objects with the fields of its `model_info` files, one per run."""
 
 import json
-from typing import Any
 
 from robustbench_kd.analysis.leaderboard import Leaderboard
 from robustbench_kd.analysis.table import is_autoattack, mode
@@ -13,18 +12,22 @@ _THREATS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def render(leaderboard: Leaderboard) -> str:
-    """Returns accuracies in percent as text, as RobustBench writes them; `--published` reads them back.
+    """Returns accuracies in percent as text, as RobustBench writes them.
 
-    `autoattack_acc` is there only where an exact run had all attacks of AutoAttack, `external`
-    where adaptive attacks followed. What a paper would say (authors, venue, link) is left empty.
+    `--published` reads them back. `autoattack_acc` is there only where an exact run had all attacks
+    of AutoAttack, `external` where adaptive attacks followed. What a paper would say (authors,
+    venue, link) is left empty.
     """
-    records = [record for board in leaderboard.boards for record in board.records]
-    return json.dumps([_entry(record) for record in records], indent=2) + "\n"
+    entries = []
+    for board in leaderboard.boards:
+        for record in board.records:
+            entries.append(_entry(record))
+    return json.dumps(entries, indent=2) + "\n"
 
 
-def _entry(record: RunRecord) -> dict[str, Any]:
+def _entry(record: RunRecord) -> dict[str, str | bool]:
     identity = record.identity
-    entry = {
+    entry: dict[str, str | bool] = {
         "model_name": identity.model,
         "name": identity.model,
         "authors": "",
@@ -41,15 +44,15 @@ def _entry(record: RunRecord) -> dict[str, Any]:
     }
     if is_autoattack(identity) and identity.mode == "exact":
         entry["autoattack_acc"] = _percent(record.standard or record.robust)
-        entry |= {"external": _percent(record.robust)} if record.standard else {}
+        if record.standard:
+            entry["external"] = _percent(record.robust)
     return entry
 
 
 def _footnote(record: RunRecord) -> str:
     identity = record.identity
-    about = (
-        f"{identity.examples} examples, {identity.suite} by {identity.engine}, run {record.run_id}"
-    )
+    how = f"{identity.suite} by {identity.engine}, run {record.run_id}"
+    about = f"{identity.examples} examples, {how}"
     return f"{mode(record)}; {about}" if mode(record) else about
 
 

@@ -7,7 +7,10 @@ from robustbench_kd.core.errors import UsageError
 
 
 def library(name: str) -> Any:
-    """Returns a module, which mypy need not know; raises `UsageError` that says how to install it."""
+    """Returns a module, which mypy need not know.
+
+    Raises `UsageError` that says how to install it.
+    """
     try:
         return import_module(name)
     except ImportError as error:

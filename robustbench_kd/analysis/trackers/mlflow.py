@@ -9,21 +9,20 @@ _LONGEST = 500  # letters of a parameter that every version of MLflow takes
 
 
 def log(entry: Entry, place: str) -> str:
-    """Writes a run to the server at the URI `place`, by default MLflow's own, once however often; returns its id there.
+    """Writes a run to the server at the URI `place` and returns its id there.
 
-    Raises `RecordError` where the server does not take it.
+    By default the server is MLflow's own. Logging a run again updates it. Raises `RecordError`
+    where the server does not take it.
     """
     mlflow = library("mlflow")
     try:
         if place:
             mlflow.set_tracking_uri(place)
         mlflow.set_experiment("robustbench-kd")
-        known = mlflow.search_runs(
-            filter_string=f"tags.`{_TAG}` = '{entry.run_id}'", output_format="list"
-        )
-        with mlflow.start_run(
-            run_id=known[0].info.run_id if known else None, run_name=entry.model
-        ) as run:
+        query = f"tags.`{_TAG}` = '{entry.run_id}'"
+        known = mlflow.search_runs(filter_string=query, output_format="list")
+        run_id = known[0].info.run_id if known else None
+        with mlflow.start_run(run_id=run_id, run_name=entry.model) as run:
             mlflow.set_tag(_TAG, entry.run_id)
             mlflow.log_params({name: value[:_LONGEST] for name, value in entry.params.items()})
             mlflow.log_metrics(dict(entry.metrics))

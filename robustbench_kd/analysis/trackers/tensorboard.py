@@ -9,32 +9,32 @@ from robustbench_kd.core.rundir import run_folder
 
 
 def log(entry: Entry, place: str) -> str:
-    """Writes a run's event file under the folder `place`, `runs` by default, in place of an earlier one; returns it."""
-    summary, event = (
-        library(f"tensorboard.compat.proto.{name}_pb2") for name in ("summary", "event")
-    )
+    """Writes the event file of a run and returns its path.
+
+    It lies under the folder `place`, `runs` by default, and replaces an earlier one of the run.
+    """
+    summary = library("tensorboard.compat.proto.summary_pb2")
+    event = library("tensorboard.compat.proto.event_pb2")
     records = library("tensorboard.summary.writer.record_writer")
-    numbers = [
-        summary.Summary.Value(tag=name, simple_value=value) for name, value in entry.metrics.items()
-    ]
-    texts = [
-        _text(name, text)
-        for name, text in (("parameters", _table(entry)), ("findings", entry.findings))
-    ]
+    values = []
+    for name, number in entry.metrics.items():
+        values.append(summary.Summary.Value(tag=name, simple_value=number))
+    values.append(_text("parameters", _table(entry)))
+    values.append(_text("findings", entry.findings))
+
     path = run_folder(Path(place or "runs"), entry.model, entry.run_id) / "events.out.tfevents.rkd"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         writer, now = records.RecordWriter(file), time.time()
         writer.write(event.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-        content = summary.Summary(value=[*numbers, *texts])
+        content = summary.Summary(value=values)
         writer.write(event.Event(wall_time=now, step=0, summary=content).SerializeToString())
     return str(path)
 
 
 def _text(name: str, text: str) -> object:
-    summary, tensor = (
-        library(f"tensorboard.compat.proto.{name}_pb2") for name in ("summary", "tensor")
-    )
+    summary = library("tensorboard.compat.proto.summary_pb2")
+    tensor = library("tensorboard.compat.proto.tensor_pb2")
     metadata = summary.SummaryMetadata(
         plugin_data=summary.SummaryMetadata.PluginData(plugin_name="text")
     )

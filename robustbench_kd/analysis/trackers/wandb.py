@@ -6,9 +6,9 @@ from robustbench_kd.core.errors import RecordError
 
 
 def log(entry: Entry, place: str) -> str:
-    """Writes a run to the project `place`, `robustbench-kd` by default, once however often; returns its id there.
+    """Writes a run to the project `place`, `robustbench-kd` by default, and returns its id there.
 
-    Raises `RecordError` where the service does not take it.
+    Logging a run again updates it. Raises `RecordError` where the service does not take it.
     """
     wandb = library("wandb")
     try:

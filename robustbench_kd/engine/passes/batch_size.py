@@ -59,7 +59,10 @@ def batch_size(ask: Classifier, images: Images, device: torch.device, *, most: i
 
 
 def _seconds(ask: Classifier, images: Images, device: torch.device) -> float | None:
-    """Returns the mean seconds of a step after one to warm up, or those of that if it is long; None out of memory."""
+    """Returns the mean seconds of a step after one to warm up, or those of that if it is long.
+
+    None out of memory.
+    """
     try:
         points = images.to(device)
         first, runs = _timed(ask, points, device), list[float]()

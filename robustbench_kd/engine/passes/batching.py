@@ -1,4 +1,7 @@
-"""Works through examples in batches; where memory runs out the batch is halved, said, and the work goes on."""
+"""Works through examples in batches.
+
+Where memory runs out the batch is halved, said, and the work goes on.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,7 +47,10 @@ def one_must_fit() -> Iterator[None]:
 
 
 def halved(size: int) -> int:
-    """Returns half of a batch size that did not fit; raises `IncompleteError` where there is no half of it."""
+    """Returns half of a batch size that did not fit.
+
+    Raises `IncompleteError` where there is no half of it.
+    """
     if size == 1:
         raise IncompleteError(_NO_ROOM)
     if torch.cuda.is_available():

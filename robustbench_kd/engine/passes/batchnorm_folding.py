@@ -85,7 +85,10 @@ def _fit(layer: nn.Module, norm: nn.Module) -> bool:
 
 
 def _merge(layer: Any, norm: Any) -> None:
-    """Makes a normalisation part of a layer; computed in float64, so that only the last rounding is felt."""
+    """Makes a normalisation part of a layer.
+
+    Computed in float64, so that only the last rounding is felt.
+    """
     weight, mean, variance = (
         _exact(value) for value in (layer.weight, norm.running_mean, norm.running_var)
     )

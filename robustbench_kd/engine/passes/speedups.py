@@ -71,7 +71,10 @@ class Speedups:
 
 
 class SearchModel:
-    """What a search asks in place of a model; `notes` say which levers were left out, some only after the first call."""
+    """What a search asks in place of a model.
+
+    `notes` say which levers were left out, some only after the first call.
+    """
 
     def __init__(self, ask: Classifier, notes: list[str]) -> None:
         self.notes = notes
@@ -85,16 +88,13 @@ class SearchModel:
 def searched(
     model: nn.Module, device: torch.device, speedups: Speedups, *, size: int, probe: Images
 ) -> SearchModel:
-    """Returns what the search asks instead of a frozen model on the device; the model itself is never modified.
+    """Returns what the search asks instead of a frozen model on the device.
 
-    Args:
-        model: The true model, deterministic.
-        device: Where it is.
-        speedups: What to try. TF32 is no property of a model: see `reduced`.
-        size: Rows of a compiled batch; what is smaller is filled up from half of it on, what is
-            larger divided.
-        probe: A few images `(n, c, h, w)`. A lever under which the model fails on them, or answers
-            differently, is left out.
+    The model itself is never modified. Args: model: The true model, deterministic. device: Where it
+    is. speedups: What to try. TF32 is no property of a model: see `reduced`. size: Rows of a
+    compiled batch; what is smaller is filled up from half of it on, what is larger divided. probe:
+    A few images `(n, c, h, w)`. A lever under which the model fails on them, or answers
+    differently, is left out.
     """
     draft, notes = _Draft(model), []
     if speedups.precision == "tf32" and device.type != "cuda":
@@ -112,9 +112,10 @@ def searched(
 
 @contextmanager
 def reduced(speedups: Speedups, device: torch.device) -> Iterator[None]:
-    """Allows TF32 where the levers ask for it and the device has it; the passes of a search belong inside.
+    """Allows TF32 where the levers ask for it and the device has it.
 
-    A forward pass alone is not enough: a backward pass reads the switch when it runs.
+    The passes of a search belong inside. A forward pass alone is not enough: a backward pass reads
+    the switch when it runs.
     """
     if speedups.precision != "tf32" or device.type != "cuda":
         yield
@@ -215,7 +216,10 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _laid_out(draft: _Draft) -> _Draft:
-    """Returns the draft with channels innermost, in a copy; gradients come back in the usual layout."""
+    """Returns the draft with channels innermost, in a copy.
+
+    Gradients come back in the usual layout.
+    """
     module = _copied(draft.module).to(memory_format=torch.channels_last)
     return replace(draft, module=module, wrappers=(*draft.wrappers, _channels_last))
 

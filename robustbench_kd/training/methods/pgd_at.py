@@ -16,5 +16,8 @@ def inner(lesson: BatchContext, recipe: Recipe) -> Objective:  # noqa: ARG001  #
 
 
 def loss(lesson: BatchContext, recipe: Recipe) -> Terms:  # noqa: ARG001
-    """Returns the mean cross-entropy on images that PGD made to raise it; Madry et al. 2018, equation 2.1."""
+    """Returns the mean cross-entropy on images that PGD made to raise it.
+
+    Madry et al. 2018, equation 2.1.
+    """
     return {"labels": cross_entropy(lesson.student(lesson.attacked), lesson.labels).mean()}

@@ -17,10 +17,10 @@ def inner(lesson: BatchContext, recipe: Recipe) -> Objective:  # noqa: ARG001  #
 
 
 def loss(lesson: BatchContext, recipe: Recipe) -> Terms:
-    """Returns CE(f(x), y) and beta KL(f(x) || f(x')), means over the batch; Zhang et al. 2019, equation 5.
+    """Returns CE(f(x), y) and beta KL(f(x) || f(x')), means over the batch.
 
-    Here the clean prediction carries gradient in the divergence, too. The published setting is beta
-    6, a Gaussian start and an attack in evaluation mode.
+    Zhang et al. 2019, equation 5. Here the clean prediction carries gradient in the divergence,
+    too. The published setting is beta 6, a Gaussian start and an attack in evaluation mode.
     """
     natural = lesson.student(lesson.images)
     divergence = kl_divergence(natural, lesson.student(lesson.attacked)).mean()
