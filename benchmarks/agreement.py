@@ -1,4 +1,4 @@
-"""Verdicts of our engine against the AutoAttack package's, and against the package's own with another seed.
+"""Verdicts of our engine and of the AutoAttack package, and of the package with another seed.
 
 Two seeds of the same attack part on a few examples; our engine, which draws other random numbers,
 is one more seed. Run it by `python benchmarks/agreement.py [EXAMPLES [MODEL ...]]`. Real networks

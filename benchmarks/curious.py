@@ -1,9 +1,10 @@
-"""Front ends on real CIFAR-10 networks: what AutoAttack says of a randomized ensemble of them, and what adaptive attacks leave.
+"""Front ends on real CIFAR-10 networks.
 
-Source of the phenomenon: Boytsov et al. 2025 (arXiv 2402.17018). The front ends are not trained:
-random convolutions whose batch norm is calibrated on training images, rescaled to change a pixel by
-0.01 on average. Run it by `make curious`, with `RKD_TEST_DATA` naming the folder of the networks.
-Writes build/curious.md; the runs stay in build/curious.
+What AutoAttack says of a randomized ensemble of them, and what adaptive attacks leave. Source of
+the phenomenon: Boytsov et al. 2025 (arXiv 2402.17018). The front ends are not trained: random
+convolutions whose batch norm is calibrated on training images, rescaled to change a pixel by 0.01
+on average. Run it by `make curious`, with `RKD_TEST_DATA` naming the folder of the networks. Writes
+build/curious.md; the runs stay in build/curious.
 """
 
 import os

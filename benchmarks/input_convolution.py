@@ -1,7 +1,7 @@
-"""Gradients of convolutions of few channels: the library's against those in blocks, for 64 images on one thread of a CPU.
+"""Gradients of convolutions of few channels.
 
-All are taken in turn, and the best of many counts. Run it by `python
-benchmarks/input_convolution.py`.
+The library's against those in blocks, for 64 images on one thread of a CPU. All are taken in turn,
+and the best of many counts. Run it by `python benchmarks/input_convolution.py`.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Repeats stored runs of shipped classifiers that take a minute at most, and fails where verdicts changed.
+"""Repeats cheap stored runs of shipped classifiers, and fails where verdicts changed.
 
 Run it by `make regression`, or on another device by `make regression DEVICE=cuda`. A run with the
 same run id answers the same question in the same circumstances: not one verdict may differ. Where
@@ -26,7 +26,7 @@ MOST_SECONDS = 60.0
 
 
 def chosen(stored: list[Run]) -> list[Run]:
-    """Of each architecture under each protocol the longest run that is cheap and can be repeated by itself."""
+    """Returns for each architecture and protocol the longest run that is cheap and independent."""
     cheap = [
         run
         for run in stored

@@ -1,7 +1,8 @@
-"""Seconds that a leaderboard and a report take from files alone: 200 made-up runs of 1,000 examples.
+"""Seconds that a leaderboard and a report take from files alone.
 
-Run it by `python benchmarks/reports.py [FOLDER]`; each command is a process of its own, so that its
-start counts too. With a folder the runs and the report stay there to be looked at.
+200 made-up runs of 1,000 examples. Run it by `python benchmarks/reports.py [FOLDER]`; each command
+is a process of its own, so that its start counts too. With a folder the runs and the report stay
+there to be looked at.
 """
 
 import os
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from robustbench_kd.core.records import (
     Accuracy,
-    ExampleRow,
     Finding,
     Identity,
     RunRecord,
@@ -22,6 +22,7 @@ from robustbench_kd.core.records import (
     StageResult,
     verdict,
 )
+from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.rundir import run_folder, write_record
 from robustbench_kd.core.statistics import interval
 

@@ -1,4 +1,4 @@
-"""Seconds per image of a forward pass, and of one with its backward pass, under each speed lever of the search.
+"""Seconds per image of forward and backward passes under each speedup of the search.
 
 All variants of a model are measured in turn, in one process, again and again: on shared or noisy
 machines only the ratios mean something. Real networks are measured where `RKD_TEST_DATA` names
@@ -159,7 +159,8 @@ def table(case: Case) -> list[dict[str, Any]]:
         searched(model, DEVICE, PLAIN, size=0, probe=images[:4]), images, DEVICE, most=4096
     )
     print(
-        f"\n{case.name}: batch size {size} chosen in {time.perf_counter() - start:.1f} s; {ROWS} rows measured"
+        f"\n{case.name}: batch size {size} chosen in {time.perf_counter() - start:.1f} s; {ROWS} "
+        "rows measured"
     )
     variants = [prepare(model, speedups, images) for speedups in VARIANTS]
     for variant in variants:

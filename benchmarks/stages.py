@@ -174,7 +174,7 @@ def rows(case: Case) -> list[dict[str, Any]]:
 
 
 def costs(turns: list[Taken], reference: list[str]) -> Iterator[dict[str, Any]]:
-    """Yields what each stage cost, all of them together, and the whole evaluation with its checks of the model."""
+    """Yields the costs of each stage, of all together, and of the whole evaluation."""
     first = turns[0]
     stages = [
         {

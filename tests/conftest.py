@@ -75,7 +75,8 @@ def own_randomness():
 
 @pytest.fixture(scope="session")
 def factories():
-    """A Python file of classifiers with known answers, to be named as `FILE:factory` on the command line."""
+    """A Python file of classifiers with known answers, to be named as `FILE:factory` on the command
+    line."""
     return HERE / "oracles.py"
 
 
@@ -116,7 +117,8 @@ class Told:
         self.code, self.stdout, self.stderr = code, stdout, stderr
 
     def error(self, code):
-        """The one line of an error, after checking that it is one and that the exit code is the documented one."""
+        """The one line of an error, after checking that it is one and that the exit code is the
+        documented one."""
         assert self.code == code, self.stderr
         *before, last = self.stderr.splitlines() or [""]
         assert last.startswith("Error: "), self.stderr
@@ -159,7 +161,8 @@ def rkd_process():
 
 @pytest.fixture
 def digits_net(factories, tmp_path):
-    """The arguments that evaluate a classifier on twenty digits in a moment, with results in `tmp_path / "results"`."""
+    """The arguments that evaluate a classifier on twenty digits in a moment, with results in
+    `tmp_path / "results"`."""
     options = {
         "dataset": "digits",
         "examples": 20,

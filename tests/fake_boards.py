@@ -1,4 +1,5 @@
-"""Made-up records of every kind, and leaderboards of them, for tests of what ranks and renders them."""
+"""Made-up records of every kind, and leaderboards of them, for tests of what ranks and renders
+them."""
 
 import hashlib
 
@@ -48,7 +49,8 @@ def accuracy(share, n=200):
 
 
 def run(model="net", robust=0.5, clean=0.9, **identity):
-    """A record whose run id is its own, so that stored texts outlive a new field of the identity."""
+    """A record whose run id is its own, so that stored texts outlive a new field of the "
+    "identity."""
     known = {
         "model": model,
         "family": "classifier",

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from robustbench_kd.analysis.runs import Run
-from robustbench_kd.core.records import Accuracy, ExampleRow, Identity, RunRecord, StageResult
+from robustbench_kd.core.records import Accuracy, Identity, RunRecord, StageResult
+from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.rundir import run_folder, write_record
 from robustbench_kd.core.statistics import interval
 

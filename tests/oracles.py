@@ -109,7 +109,10 @@ def nearest_mean():
 
 
 def slow_mean():
-    """Recognises a digit by its nearest mean, and takes a moment: there is time to stop an evaluation in the middle."""
+    """Recognises a digit by its nearest mean, and takes a moment.
+
+    There is time to stop an evaluation in the middle.
+    """
 
     def slow(logits):
         time.sleep(0.01)
@@ -119,7 +122,8 @@ def slow_mean():
 
 
 def mortal():
-    """Recognises a digit by its nearest mean, until its process is killed in the middle of an evaluation.
+    """Recognises a digit by its nearest mean, until its process is killed in the middle of an
+    evaluation.
 
     `RKD_TEST_DEATHS` names a folder that holds a file for each death to come.
     """
@@ -205,7 +209,8 @@ def greedy():
 
 
 def exhausted():
-    """Runs out of memory for good after 150 calls, in the middle of a second evaluation by APGD-CE."""
+    """Runs out of memory for good after 150 calls, in the middle of a second evaluation by "
+    "APGD-CE."""
     return Failing(linear(), torch.OutOfMemoryError("CUDA out of memory"), after=150).eval()
 
 
@@ -263,7 +268,10 @@ def told(state, model, wanted=True):
 
 @dataclass(frozen=True)
 class Round:
-    """A round of a run in which all rows are in step: what was asked, the answers, the next state."""
+    """A round of a run in which all rows are in step.
+
+    What was asked, the answers, the next state.
+    """
 
     points: torch.Tensor
     logits: torch.Tensor

@@ -1,4 +1,7 @@
-"""The rooms of the house: layers never point upwards, files and functions stay small. Every test names all offenders."""
+"""The rooms of the house.
+
+Layers never point upwards, files and functions stay small. Every test names all offenders.
+"""
 
 import ast
 from collections.abc import Iterator

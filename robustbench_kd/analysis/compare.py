@@ -8,7 +8,8 @@ from robustbench_kd.analysis.leaderboard import title
 from robustbench_kd.analysis.paired import Change, change
 from robustbench_kd.analysis.runs import Run
 from robustbench_kd.core.errors import NotComparableError
-from robustbench_kd.core.records import ExampleRow, Identity
+from robustbench_kd.core.records import Identity
+from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.statistics import holm
 from robustbench_kd.core.text import printable
 

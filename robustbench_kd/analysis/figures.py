@@ -150,8 +150,9 @@ def curves(shown: Sequence[Curve], norm: str) -> str:
 def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
     """Draws the line through the best points, and the intervals of the points with a name."""
     best = sorted(point.place for point in points if point.best)
-    across, up = zip(*best, strict=True)
-    axes.plot(across, up, color=_COLOURS[1], linewidth=1.2, linestyle="--", zorder=2)
+    clean = [place[0] for place in best]
+    robust = [place[1] for place in best]
+    axes.plot(clean, robust, color=_COLOURS[1], linewidth=1.2, linestyle="--", zorder=2)
 
     crosses = _crosses(_prominent(points))
     axes.add_collection(LineCollection(crosses, colors=_REST, linewidths=0.8, zorder=2))

@@ -231,4 +231,6 @@ def _power(cells: Sequence[Cell], limits: Limits) -> list[str]:
 
 
 def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    if number == 1:
+        return f"{number} {what}"
+    return f"{number} {what}s"

@@ -7,7 +7,8 @@ from typing import Any
 
 from robustbench_kd.core.errors import IncompleteError, RecordError, RkdError, UsageError
 from robustbench_kd.core.examples import read_columns
-from robustbench_kd.core.records import Accuracy, ExampleRow, Identity, RunRecord
+from robustbench_kd.core.records import Accuracy, Identity, RunRecord
+from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.rundir import EXAMPLES, RECORD, read_record
 from robustbench_kd.core.text import printable
 

@@ -149,7 +149,9 @@ def _first_heading(board: Board) -> str:
     """Returns the heading of the number before adaptive attacks, or of the only number."""
     if not _has_adaptive(board):
         return "robust %"
-    return "AutoAttack %" if is_autoattack(board.records[0].identity) else "before adaptive %"
+    if is_autoattack(board.records[0].identity):
+        return "AutoAttack %"
+    return "before adaptive %"
 
 
 def _cells(rank: int, record: RunRecord, first: str) -> dict[str, Cell]:

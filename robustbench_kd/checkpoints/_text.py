@@ -1,12 +1,14 @@
 """Puts names and reasons that come from a file or from another library into one line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def one_line(text: object, most: int = 160) -> str:
     """Returns the first line of a text without control characters, which could steer a terminal."""
     lines = str(text).strip().splitlines()
-    return "".join(filter(str.isprintable, lines[0]))[:most] if lines else ""
+    if not lines:
+        return ""
+    return "".join(filter(str.isprintable, lines[0]))[:most]
 
 
 def listed(names: Iterable[object], most: int = 3) -> str:
@@ -15,5 +17,17 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     >>> listed(["a", "b", "c", "d"])
     'a, b, c, ...'
     """
-    first = list(names)
-    return ", ".join(map(one_line, first[:most])) + (", ..." if len(first) > most else "")
+    everything = list(map(one_line, names))
+    first = everything[:most]
+    if len(everything) > most:
+        first.append("...")
+    return ", ".join(first)
+
+
+def spelled(arguments: Mapping[str, object]) -> str:
+    """Returns arguments as they follow a name.
+
+    >>> spelled({"width": 8, "depth": 2})
+    ' depth=2 width=8'
+    """
+    return "".join(f" {key}={value}" for key, value in sorted(arguments.items()))

@@ -20,7 +20,10 @@ from robustbench_kd.core.plugins import components, find, module
 
 
 def is_factory(name: str) -> bool:
-    """Tells whether a name is `module:factory` or `file.py:factory`, whose use runs its author's code."""
+    """Tells whether a name is `module:factory` or `file.py:factory`.
+
+    To use such a name runs the code of its author.
+    """
     return ":" in name
 
 
@@ -51,18 +54,22 @@ def build_network(
 
 
 def code_digest(name: str) -> str:
-    """Returns the sha256 of the source file that a factory lives in, empty for the architectures of `models/`."""
+    """Returns the sha256 of the source file of a factory; empty for architectures of `models/`."""
     if not is_factory(name):
         return ""
     source = _import(name.rpartition(":")[0]).__file__
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
+    if source:
+        return hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return ""
 
 
 def nearest_architecture(state: State, *, classes: int, shape: tuple[int, int, int]) -> str:
     """Returns the hint `; nearest: --arch resnet18` for the best fit above one half, or nothing."""
     scores = {name: _fit_of(name, state, classes, shape) for name in components("models")}
     best = max(scores, key=lambda name: scores[name])
-    return f"; nearest: --arch {best}" if scores[best] > 0.5 else ""
+    if scores[best] > 0.5:
+        return f"; nearest: --arch {best}"
+    return ""
 
 
 def _fit_of(name: str, state: State, classes: int, shape: tuple[int, int, int]) -> float:
@@ -71,7 +78,7 @@ def _fit_of(name: str, state: State, classes: int, shape: tuple[int, int, int]) 
     return fit(state, network.state_dict())
 
 
-def _built(name: str, build: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+def _built(name: str, build: Callable[..., nn.Module], arguments: dict[str, object]) -> nn.Module:
     try:
         return build(**arguments)
     except RkdError:
@@ -119,9 +126,9 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def _import(place: str) -> ModuleType:
     try:
-        return (
-            _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
+        if place.endswith(".py"):
+            return _import_file(Path(place))
+        return importlib.import_module(place)
     except RkdError:
         raise
     except ModuleNotFoundError as error:

@@ -71,7 +71,10 @@ class Weights(Frozen):
 
 
 class Teacher(Frozen):
-    """A network that the checkpoint was distilled from: its name, the sha256 of its weights, and the name of its card."""
+    """A network that the checkpoint was distilled from.
+
+    Its name, the sha256 of its weights, and the name of its card.
+    """
 
     name: str
     sha256: str
@@ -141,7 +144,8 @@ class Card(Frozen):
             )
         if self.parts and (self.architecture or self.normalisation):
             raise ValueError(
-                f"expected no architecture and no normalisation for a {self.family}: its parts have them"
+                f"expected no architecture and no normalisation for a {self.family}: its parts "
+                "have them"
             )
         return self
 

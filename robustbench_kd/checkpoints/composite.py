@@ -1,4 +1,7 @@
-"""Defences that are composed of parts: built by their family, filled with their own weights, identified by all of them."""
+"""Defences that are composed of parts.
+
+Built by their family, filled with their own weights, identified by all of them.
+"""
 
 import hashlib
 import inspect
@@ -8,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustbench_kd.checkpoints._text import listed, one_line
+from robustbench_kd.checkpoints._text import listed, one_line, spelled
 from robustbench_kd.checkpoints.state import find_state
 from robustbench_kd.checkpoints.subject import Subject, Target
 from robustbench_kd.checkpoints.weights import read_weights, sha256
@@ -32,9 +35,13 @@ def compose(
         _load_own(defence, target.weights)
     elif own_state(defence):
         raise CheckpointError(
-            f"'{target.name}' has weights of its own ({listed(own_state(defence))}): its card names none"
+            f"'{target.name}' has weights of its own ({listed(own_state(defence))}): its card "
+            "names none"
         )
     defence.eval()
+    notes = []
+    for part in parts:
+        notes += [f"{part.name}: {note}" for note in part.notes]
     return Subject(
         name=target.name,
         family=target.family,
@@ -44,7 +51,7 @@ def compose(
         normalisation=None,
         checkpoint_sha256=_digest(target, parts),
         code_sha256="".join(part.code_sha256 for part in parts),
-        notes=tuple(f"{part.name}: {note}" for part in parts for note in part.notes),
+        notes=tuple(notes),
         parameters=sum(parameter.numel() for parameter in defence.parameters()),
     )
 
@@ -58,29 +65,27 @@ def build_family(
     """
     assemble = module("defences", find("defences", family, "family").stem).assemble
     accepted = inspect.signature(assemble).parameters
+    known = [name for name in accepted if name != "parts"]
     for argument in arguments:
         if argument not in accepted:
-            raise unknown_name(
-                f"argument of {family}", argument, [name for name in accepted if name != "parts"]
-            )
+            raise unknown_name(f"argument of {family}", argument, known)
     fitting = {key: value for key, value in from_data.items() if key in accepted}
     try:
         defence: nn.Module = assemble(parts, **{**fitting, **arguments})
     except RkdError:
         raise
     except Exception as error:  # layers raise anything for a width of -1, 2.5 or "wide"
-        said = " ".join(f"{key}={value}" for key, value in arguments.items())
+        given = spelled(arguments).strip()
         raise UsageError(
-            f"family '{family}' cannot be built with {said}: {one_line(error)}"
+            f"family '{family}' cannot be built with {given}: {one_line(error)}"
         ) from error
     return defence
 
 
 def own_state(defence: nn.Module) -> dict[str, Tensor]:
     """Returns the tensors of a composed defence that are not its parts'."""
-    return {
-        name: value for name, value in defence.state_dict().items() if not name.startswith(_PARTS)
-    }
+    state = defence.state_dict()
+    return {name: state[name] for name in state if not name.startswith(_PARTS)}
 
 
 def _load_own(defence: nn.Module, path: Path) -> None:
@@ -91,7 +96,7 @@ def _load_own(defence: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         raise CheckpointError(f"'{path.name}' does not fit its card: {one_line(error)}") from error
     missing = [name for name in missing if not name.startswith(_PARTS)]
-    unexpected = [*unexpected, *(name for name in state if name.startswith(_PARTS))]
+    unexpected += [name for name in state if name.startswith(_PARTS)]
     if missing or unexpected:
         raise CheckpointError(
             f"'{path.name}' does not fit its card: missing {listed(missing) or 'nothing'}, "
@@ -100,12 +105,12 @@ def _load_own(defence: nn.Module, path: Path) -> None:
 
 
 def _spelled(target: Target, parts: Sequence[Subject]) -> str:
-    arguments = "".join(f" {key}={value}" for key, value in sorted(target.arguments.items()))
-    return f"{target.family}{arguments} of {', '.join(part.architecture for part in parts)}"
+    architectures = ", ".join(part.architecture for part in parts)
+    return f"{target.family}{spelled(target.arguments)} of {architectures}"
 
 
 def _digest(target: Target, parts: Sequence[Subject]) -> str:
-    own = sha256(target.weights) if target.weights else ""
-    return hashlib.sha256(
-        " ".join([own, *(part.checkpoint_sha256 for part in parts)]).encode()
-    ).hexdigest()
+    digests = [sha256(target.weights) if target.weights else ""]
+    for part in parts:
+        digests.append(part.checkpoint_sha256)
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()

@@ -12,7 +12,9 @@ from robustbench_kd.core.errors import RecordError, UsageError
 
 
 def write_weights(network: nn.Module, folder: Path, name: str) -> Weights:
-    """Writes `<name>.safetensors` into a folder, whole or not at all, and returns what a card says of it.
+    """Writes `<name>.safetensors` into a folder and returns what a card says of it.
+
+    The file is written whole or not at all.
 
     Raises `UsageError` for a name that is no file name, `RecordError` where the folder cannot be
     written.

@@ -1,4 +1,7 @@
-"""Reads the input normalisation that a person names: `none`, a data set's usual statistics, or numbers."""
+"""Reads the input normalisation that a person names.
+
+`none`, a data set's usual statistics, or numbers.
+"""
 
 from robustbench_kd.checkpoints.card import Normalisation
 from robustbench_kd.core.errors import UsageError, unknown_name

@@ -1,6 +1,9 @@
-"""Finds the state dict in what a file holds, and loads it strictly: every key, every shape, every step said."""
+"""Finds the state dict in what a file holds, and loads it strictly.
 
-from collections.abc import Iterable, Mapping
+Every key, every shape, every step said.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -49,16 +52,12 @@ def find_state(content: Any, key: str = "", *, source: str) -> Found:
             path.append(part)
     except CheckpointError as error:
         raise CheckpointError(f"'{source}': {error}") from error
-    state = {
-        name: value
-        for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
+    state = _named_tensors(content)
     odd = [name for name, value in state.items() if not _is_plain(value)]
     if odd:
         raise CheckpointError(
-            f"'{source}': expected plain tensors, the file holds sparse, quantised, complex or empty ones "
-            f"({listed(odd)}): save the state dict of an ordinary network"
+            f"'{source}': expected plain tensors, the file holds sparse, quantised, complex or "
+            f"empty ones ({listed(odd)}): save the state dict of an ordinary network"
         )
     if len(state) < len(content):
         notes.append(f"left out {len(content) - len(state)} entries that are no tensors")
@@ -85,84 +84,110 @@ def load_state(
 
 
 def fit(state: State, expected: State) -> float:
-    """Returns the share of expected tensors that the state has by name and shape, in [0, 1]."""
+    """Returns the fraction of expected tensors that the state has by name and shape, in [0, 1]."""
     renamed, _, _ = _fit_names(state, expected)
-    same = sum(
-        name in renamed and renamed[name].shape == value.shape for name, value in expected.items()
-    )
+    same = 0
+    for name, value in expected.items():
+        if name in renamed and renamed[name].shape == value.shape:
+            same += 1
     return same / max(len(expected), len(renamed), 1)
 
 
 def _is_state(content: Any) -> bool:
-    """Tells a state dict from a dict that holds one, even if that has a tensor of its own, such as its best accuracy."""
-    return _has_tensors(content) and not any(
-        _has_tensors(value) or (name in (*_WRAPPERS, *_AVERAGED) and isinstance(value, Mapping))
-        for name, value in content.items()
-    )
+    """Tells a state dict from a dict that holds one, even if it also has a tensor of its own."""
+    if not _named_tensors(content):
+        return False
+    for name, value in content.items():
+        if _named_tensors(value):
+            return False
+        if name in (*_WRAPPERS, *_AVERAGED) and isinstance(value, Mapping):
+            return False
+    return True
 
 
-def _has_tensors(content: Any) -> bool:
-    return isinstance(content, Mapping) and any(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    )
+def _named_tensors(content: Any) -> dict[str, Tensor]:
+    """Returns the tensors of a dict that have a name, nothing for other content."""
+    found: dict[str, Tensor] = {}
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            if isinstance(name, str) and isinstance(value, Tensor):
+                found[name] = value
+    return found
 
 
 def _next_part(content: Any, path: list[str]) -> tuple[str, list[str]]:
-    where = f" under '{'.'.join(path)}'" if path else ""
+    where = ""
+    if path:
+        where = f" under '{'.'.join(path)}'"
     if len(path) == _DEEPEST:
         raise CheckpointError(
             f"expected a state dict, the file nests more than {_DEEPEST} deep: save it alone"
         )
-    if isinstance(content, list | tuple) and len(content) == 1:
-        return "0", []
     if isinstance(content, list | tuple) and content:
-        first = ".".join([*path, "0"])
-        raise CheckpointError(
-            f"the file holds a list of {len(content)}{where}: choose with --weights-key {first}"
-        )
+        return _only_element(content, path, where), []
     if isinstance(content, Inert | nn.Module):
         raise CheckpointError(f"the file {WHOLE_MODULE}")
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
-            f"expected a state dict, the file holds {_kind(content)}{where}: choose one with --weights-key"
+            f"expected a state dict, the file holds {_kind(content)}{where}: choose one with "
+            "--weights-key"
         )
-    plain = [
-        name for name in _WRAPPERS if isinstance(content.get(name), Mapping | list | tuple | Inert)
-    ]
+    found = _wrapped(content)
+    if found is None:
+        raise CheckpointError(
+            f"expected a state dict, the file holds {listed(content)}{where}: choose one with "
+            "--weights-key"
+        )
+    return found
+
+
+def _only_element(content: Sequence[Any], path: list[str], where: str) -> str:
+    if len(content) > 1:
+        first = ".".join([*path, "0"])
+        raise CheckpointError(
+            f"the file holds a list of {len(content)}{where}: choose with --weights-key {first}"
+        )
+    return "0"
+
+
+def _wrapped(content: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """Returns the name under which weights usually lie, and notes about averaged ones."""
     averaged = [name for name in _AVERAGED if isinstance(content.get(name), Mapping)]
-    if plain:
-        also = [
-            f"the file also holds averaged weights: --weights-key {name} takes them"
-            for name in averaged
-        ]
-        return plain[0], also
+    for name in _WRAPPERS:
+        if isinstance(content.get(name), Mapping | list | tuple | Inert):
+            return name, list(map(_also, averaged))
     if averaged:
         return averaged[0], ["these are averaged weights"]
-    raise CheckpointError(
-        f"expected a state dict, the file holds {listed(content)}{where}: choose one with --weights-key"
-    )
+    return None
+
+
+def _also(name: str) -> str:
+    return f"the file also holds averaged weights: --weights-key {name} takes them"
 
 
 def _kind(content: Any) -> str:
-    sized = isinstance(content, Mapping | list | tuple)
-    return f"an empty {type(content).__name__}" if sized and not content else type(content).__name__
+    kind = type(content).__name__
+    if isinstance(content, Mapping | list | tuple) and not content:
+        return f"an empty {kind}"
+    return kind
 
 
 def _step(content: Any, part: str) -> Any:
     if isinstance(content, Mapping):
         if part in content:
             return content[part]
-        inside = [
-            one_line(name) for name, value in content.items() if not isinstance(value, Tensor)
-        ]
+        inside = []
+        for name, value in content.items():
+            if not isinstance(value, Tensor):
+                inside.append(one_line(name))
         if inside:
             raise CheckpointError(str(unknown_name("weights key", part, inside)))
         raise CheckpointError(f"weights key '{part}' leads into a state dict: leave that part out")
     if isinstance(content, list | tuple) and part.isdecimal() and int(part) < len(content):
         return content[int(part)]
-    kind = (
-        f"a list of {len(content)}" if isinstance(content, list | tuple) else type(content).__name__
-    )
+    kind = type(content).__name__
+    if isinstance(content, list | tuple):
+        kind = f"a list of {len(content)}"
     raise CheckpointError(f"weights key '{part}' leads nowhere: there is {kind}")
 
 
@@ -199,24 +224,26 @@ def _renamed(old: str, new: str) -> str:
 def _take_normalisation(state: State, expected: State) -> tuple[State, Normalisation | None]:
     for name, mean in state.items():
         stem, dot, last = name.rpartition(".")
-        partner = f"{stem}{dot}{_STATISTICS[last]}" if last in _STATISTICS else name
-        if partner == name or partner not in state or mean.numel() > 4 or _within(name, expected):
+        if last not in _STATISTICS or mean.numel() > 4 or _within(name, expected):
+            continue
+        partner = f"{stem}{dot}{_STATISTICS[last]}"
+        if partner not in state:
             continue
         try:
             normalisation = Normalisation(mean=_numbers(mean), std=_numbers(state[partner]))
         except ValueError:  # no statistics: they stay, and are unexpected
             continue
-        return {
-            other: value for other, value in state.items() if other not in {name, partner}
-        }, normalisation
+        rest = {other: state[other] for other in state if other not in {name, partner}}
+        return rest, normalisation
     return state, None
 
 
 def _within(name: str, expected: State) -> bool:
     """Tells whether the network itself has this tensor, possibly under another prefix."""
-    return any(
-        f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}") for other in expected
-    )
+    for other in expected:
+        if f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}"):
+            return True
+    return False
 
 
 def _numbers(values: Tensor) -> tuple[float, ...]:
@@ -230,25 +257,23 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def _mismatch(state: State, expected: State) -> str:
-    # Batch norm's counter was added to torch later than many published files; torch fills it in by
-    # itself.
-    missing = [
-        name for name in expected if name not in state and not name.endswith("num_batches_tracked")
-    ]
+    missing, differing, shapes = [], [], []
+    for name, value in expected.items():
+        # The counter of batch normalisation is younger than many files; torch fills it in.
+        if name not in state and not name.endswith("num_batches_tracked"):
+            missing.append(name)
+        if name in state and state[name].shape != value.shape:
+            differing.append(name)
+            found = tuple(state[name].shape)
+            shapes.append(f"{name}: file {found}, model {tuple(value.shape)}")
+
     unexpected = [name for name in state if name not in expected]
-    differing = [
-        name for name in expected if name in state and state[name].shape != expected[name].shape
-    ]
     parts = []
     if missing:
         parts.append(f"{len(missing)} missing ({listed(missing)})")
     if unexpected:
         parts.append(f"{len(unexpected)} unexpected ({listed(unexpected)})")
     if differing:
-        shapes = (
-            f"{name}: file {tuple(state[name].shape)}, model {tuple(expected[name].shape)}"
-            for name in differing
-        )
         parts.append(f"{len(differing)} of another shape ({listed(shapes)})")
     if not parts:
         return ""
@@ -260,7 +285,9 @@ def _cause(state: State, expected: State, names: list[str], differing: list[str]
         return "; likely another architecture or other arguments"
     first, last = next(iter(expected)), differing[-1]
     if set(differing) <= set(list(expected)[-2:]):
-        return f"; likely another number of classes: the file has {state[last].shape[0]}, so choose its --dataset"
+        found = state[last].shape[0]
+        return f"; likely another number of classes: the file has {found}, so choose its --dataset"
     if differing == [first] and state[first].ndim == 4:
-        return f"; likely another number of channels: the file has {state[first].shape[1]}, so choose its --dataset"
+        found = state[first].shape[1]
+        return f"; likely another number of channels: the file has {found}, so choose its --dataset"
     return "; likely another width, depth or image size: see --arch-arg"

@@ -1,4 +1,4 @@
-"""What a person points at, described before anything is loaded, and loaded once the data set is known."""
+"""Targets: described before anything is loaded, and loaded when the data set is known."""
 
 import hashlib
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from robustbench_kd.checkpoints._text import spelled
 from robustbench_kd.checkpoints.architecture import (
     build_network,
     code_digest,
@@ -35,7 +36,10 @@ def describe(text: str, choices: Choices) -> list[Target]:
         return [_from_code(identifier.rpartition("/")[2], text, choices)]
     path = Path(text)
     if path.is_dir():
-        return [target for file in _inside(path) for target in describe(str(file), choices)]
+        targets = []
+        for file in _inside(path):
+            targets += describe(str(file), choices)
+        return targets
     if path.suffix == ".toml":
         return [_from_card(path, choices)]
     if path.exists() or path.suffix in WEIGHTS_SUFFIXES:
@@ -43,13 +47,13 @@ def describe(text: str, choices: Choices) -> list[Target]:
     if is_factory(text):
         return [_from_code(text.rpartition(":")[2], text, choices)]
     raise UsageError(
-        f"'{text}' is no file; a target is a card, a weights file, a folder, robustbench:ID, timm:ID, torchvision:ID, "
-        "module:factory or file.py:factory"
+        f"'{text}' is no file; a target is a card, a weights file, a folder, robustbench:ID, "
+        "timm:ID, torchvision:ID, module:factory or file.py:factory"
     )
 
 
 def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subject:
-    """Builds and strictly loads a target for a data set of `classes` and images of `shape` (c, h, w)."""
+    """Builds and strictly loads a target for `classes` and images of `shape` (c, h, w)."""
     return _load(target, classes, shape, {})
 
 
@@ -84,6 +88,10 @@ def _load_one(target: Target, classes: int, shape: tuple[int, int, int]) -> Subj
         network.eval()  # a freshly built network says nothing about the mode its author wants
     normalisation = _one_normalisation(target, carried, shape[0])
     model = assemble(network, normalisation)
+    weights_digest = _state_digest(network.state_dict())
+    if target.weights:
+        weights_digest = sha256(target.weights)
+    code = "" if library in ZOOS else code_digest(target.architecture)
     return Subject(
         name=target.name,
         family=target.family,
@@ -91,10 +99,8 @@ def _load_one(target: Target, classes: int, shape: tuple[int, int, int]) -> Subj
         network=network,
         architecture=_spelled(target.architecture, target.arguments),
         normalisation=normalisation,
-        checkpoint_sha256=sha256(target.weights)
-        if target.weights
-        else _state_digest(network.state_dict()),
-        code_sha256="" if library in ZOOS else code_digest(target.architecture),
+        checkpoint_sha256=weights_digest,
+        code_sha256=code,
         notes=tuple(notes),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
@@ -102,7 +108,9 @@ def _load_one(target: Target, classes: int, shape: tuple[int, int, int]) -> Subj
 
 def assemble(network: nn.Module, normalisation: Normalisation | None) -> nn.Module:
     """Returns a plain classifier, with the normalisation inside."""
-    statistics = {"mean": normalisation.mean, "std": normalisation.std} if normalisation else {}
+    statistics = {}
+    if normalisation:
+        statistics = {"mean": normalisation.mean, "std": normalisation.std}
     defence = build_family("classifier", [network], statistics)
     defence.training = network.training  # a new module is in training mode, whatever it wraps
     return defence
@@ -113,12 +121,13 @@ def _check_data(target: Target, classes: int, shape: tuple[int, int, int]) -> No
         return
     if target.card.classes < classes:
         raise UsageError(
-            f"'{target.name}' tells {target.card.classes} classes apart, the data set has {classes}: choose another --dataset"
+            f"'{target.name}' tells {target.card.classes} classes apart, the data set has "
+            f"{classes}: choose another --dataset"
         )
     if target.card.image_shape[0] != shape[0]:
         raise UsageError(
-            f"'{target.name}' takes images of {target.card.image_shape[0]} channels, the data set has {shape[0]}: "
-            "choose another --dataset"
+            f"'{target.name}' takes images of {target.card.image_shape[0]} channels, the data set "
+            f"has {shape[0]}: choose another --dataset"
         )
 
 
@@ -146,9 +155,10 @@ def _from_card(path: Path, choices: Choices) -> Target:
 
 
 def _from_content(path: Path, card: Card, choices: Choices, within: tuple[Path, ...]) -> Target:
-    target = (
-        _composed(path, card, choices, within) if card.parts else _described(path, card, choices)
-    )
+    if card.parts:
+        target = _composed(path, card, choices, within)
+    else:
+        target = _described(path, card, choices)
     if card.weights is None:
         return target
     return replace(target, weights=path.parent / card.weights.file, sha256=card.weights.sha256)
@@ -158,13 +168,16 @@ def _described(path: Path, card: Card, choices: Choices) -> Target:
     architecture = card.architecture or Architecture(name="")
     if is_factory(architecture.name) and not (choices.trust_code or choices.architecture):
         raise CheckpointError(
-            f"card '{path}' names code, {architecture.name}: read it, then give --trust-code to run it"
+            f"card '{path}' names code, {architecture.name}: read it, then give --trust-code to "
+            "run it"
         )
-    from_card = {"classes": card.classes, "channels": card.image_shape[0]} | architecture.arguments
+    arguments = architecture.arguments
+    if not is_factory(architecture.name):
+        arguments = {"classes": card.classes, "channels": card.image_shape[0]} | arguments
     return Target(
         name=card.name,
         architecture=architecture.name,
-        arguments=architecture.arguments if is_factory(architecture.name) else from_card,
+        arguments=arguments,
         normalisation=card.normalisation,
         family=card.family,
         card=card,
@@ -198,9 +211,12 @@ def _from_weights(path: Path, choices: Choices) -> Target:
     described = _weights_of(card) if card.is_file() else ""
     if described == path.name:
         return _from_card(card, choices)
-    besides = f"; its neighbour '{card.name}' describes '{described}'" if described else ""
+    besides = ""
+    if described:
+        besides = f"; its neighbour '{card.name}' describes '{described}'"
     raise UsageError(
-        f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or --arch file.py:factory{besides}"
+        f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or --arch "
+        f"file.py:factory{besides}"
     )
 
 
@@ -210,41 +226,41 @@ def _weights_of(card: Path) -> str:
 
 
 def _named(target: Target, choices: Choices) -> Target:
-    """Returns the target with everything that the person said in place of what was described."""
-    normalisation = (
-        parse_normalisation(choices.normalisation)
-        if choices.normalisation
-        else target.normalisation
-    )
+    """Returns the target with the choices of the person in place of what was described."""
+    if choices.normalisation:
+        target = replace(target, normalisation=parse_normalisation(choices.normalisation))
+    if choices.architecture:
+        target = replace(target, architecture=choices.architecture, arguments={})
     return replace(
         target,
         name=choices.name or target.name,
-        architecture=choices.architecture or target.architecture,
-        arguments={**({} if choices.architecture else target.arguments), **choices.arguments},
-        normalisation=normalisation,
+        arguments={**target.arguments, **choices.arguments},
         weights_key=choices.weights_key,
     )
 
 
 def _inside(folder: Path) -> list[Path]:
-    cards = sorted(folder.glob("*.toml"), key=_natural)
-    described = {name for card in cards for name in (card.stem, Path(_weights_of(card)).stem)}
-    files = [
-        path for path in sorted(folder.iterdir(), key=_natural) if path.suffix in WEIGHTS_SUFFIXES
-    ]
-    found = cards + [path for path in files if path.stem not in described]
+    found = sorted(folder.glob("*.toml"), key=_natural)
+    described = set()
+    for card in found:
+        described |= {card.stem, Path(_weights_of(card)).stem}
+    for path in sorted(folder.iterdir(), key=_natural):
+        if path.suffix in WEIGHTS_SUFFIXES and path.stem not in described:
+            found.append(path)
     if not found:
         raise UsageError(
-            f"folder '{folder}' holds no card (.toml) and no weights ({', '.join(WEIGHTS_SUFFIXES)})"
+            f"folder '{folder}' holds no card (.toml) and no weights "
+            f"({', '.join(WEIGHTS_SUFFIXES)})"
         )
     return found
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sorts `epoch-2` before `epoch-10`."""
-    return [
-        (int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)
-    ]
+    key = []
+    for part in re.split(r"(\d+)", path.name):
+        key.append((int(part), "") if part.isdecimal() else (0, part))
+    return key
 
 
 def _one_normalisation(
@@ -253,14 +269,14 @@ def _one_normalisation(
     # Compared as they are written: a file carries 0.4914 as the nearest float32.
     if target.normalisation and carried and str(target.normalisation) != str(carried):
         raise CheckpointError(
-            f"'{target.name}' would be normalised twice: the checkpoint carries {carried}, and {target.normalisation} was "
-            "asked for; leave out --normalisation"
+            f"'{target.name}' would be normalised twice: the checkpoint carries {carried}, and "
+            f"{target.normalisation} was asked for; leave out --normalisation"
         )
     chosen = target.normalisation or carried
     if chosen and len(chosen.mean) not in {1, channels}:
         raise UsageError(
-            f"'{target.name}' is normalised by {chosen} for images of {len(chosen.mean)} channels, the data set has "
-            f"{channels}: choose another --dataset or --normalisation"
+            f"'{target.name}' is normalised by {chosen} for images of {len(chosen.mean)} channels, "
+            f"the data set has {channels}: choose another --dataset or --normalisation"
         )
     return chosen
 
@@ -269,8 +285,10 @@ def _spelled(architecture: str, arguments: Arguments) -> str:
     # A folder would tie the result to one machine; the code itself is in the identity by its
     # sha256.
     place, separator, attribute = architecture.rpartition(":")
-    name = Path(place).name + separator + attribute if place.endswith(".py") else architecture
-    return name + "".join(f" {key}={value}" for key, value in sorted(arguments.items()))
+    name = architecture
+    if place.endswith(".py"):
+        name = Path(place).name + separator + attribute
+    return name + spelled(arguments)
 
 
 def _state_digest(state: State) -> str:

@@ -31,19 +31,36 @@ _UNKNOWN = re.compile(r"GLOBAL (\S+)")
 _FILLED = re.compile(
     rf"Can only (SETITEM|append|extend).* got <class '{re.escape(__name__)}\.(.+)'>"
 )
-_ACTING = frozenset([
-    "os", "posix", "nt", "sys", "io", "subprocess", "commands", "shutil", "pty", "socket", "ctypes", "importlib",
-    "runpy", "code", "codeop", "webbrowser", "builtins", "multiprocessing", "pickle", "marshal", "shelve", "dbm",
-    "operator", "tempfile", "http", "urllib", "requests", "timeit", "pdb",
-])  # fmt: skip
+# fmt: off
+_ACTING = frozenset(
+    [
+        "os", "posix", "nt", "sys", "io", "subprocess", "commands", "shutil", "pty", "socket",
+        "ctypes", "importlib", "runpy", "code", "codeop", "webbrowser", "builtins",
+        "multiprocessing", "pickle", "marshal", "shelve", "dbm", "operator", "tempfile", "http",
+        "urllib", "requests", "timeit", "pdb",
+    ]
+)
+# fmt: on
 _LOADERS = frozenset({"load", "loads", "open", "save", "fromfile", "memmap", "tofile"})
 _LOWER_CASE_CLASSES = frozenset({"torch", "numpy", "datetime", "collections", "functools"})
 # No type of numpy is among them: its dtypes believe forged flags of a file, and arrays of such a
 # dtype crash Python.
 _PLAIN_BUILTINS = (
-    "list", "dict", "set", "frozenset", "tuple", "range", "slice", "int", "float", "complex", "bool", "str",
-    "bytes", "object",
-)  # fmt: skip
+    "list",
+    "dict",
+    "set",
+    "frozenset",
+    "tuple",
+    "range",
+    "slice",
+    "int",
+    "float",
+    "complex",
+    "bool",
+    "str",
+    "bytes",
+    "object",
+)
 # How torch's safe reader fails on pickles that torch.save did not write in its usual protocol.
 _OTHER_PICKLES = (f"Unsupported operand {pickle.FRAME[0]}", "Invalid magic number")
 
@@ -64,9 +81,12 @@ class Inert:
 
 
 class InertDict:
-    """Stands for a kind of dict, such as `defaultdict` or `EasyDict`: a plain one that the loader can fill."""
+    """Stands for a kind of dict, such as `defaultdict` or `EasyDict`.
 
-    def __new__(cls, *_args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]  # the loader fills no other class
+    A plain one that the loader can fill.
+    """
+
+    def __new__(cls, *_args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         """Returns the dict to fill."""
         return OrderedDict()
 
@@ -74,7 +94,7 @@ class InertDict:
 class InertList:
     """Stands for a kind of list, such as `deque`: a plain one that the loader can fill."""
 
-    def __new__(cls, *_args: object) -> list[Any]:  # type: ignore[misc]  # the loader fills no other class
+    def __new__(cls, *_args: object) -> list[Any]:  # type: ignore[misc]
         """Returns the list to fill."""
         return []
 
@@ -105,7 +125,8 @@ def read_weights(path: Path) -> Read:
         _check_archive(path)
     elif not head.startswith(pickle.PROTO):
         raise CheckpointError(
-            f"'{path}' is neither safetensors nor a file of torch.save: it begins with {head[:12]!r}; "
+            f"'{path}' is neither safetensors nor a file of torch.save: it begins with "
+            f"{head[:12]!r}; "
             "unpack it if it is an archive, or else download it again"
         )
     return _restricted_load(path)
@@ -126,7 +147,8 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"'{path}' is empty: download it again")
     if start.startswith((b"<!", b"<html", b"<?xml", b"<head")):
         raise CheckpointError(
-            f"'{path}' is a web page, not weights: the download link led to a page; fetch the file itself"
+            f"'{path}' is a web page, not weights: the download link led to a page; fetch the file "
+            "itself"
         )
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"'{path}' is a Git LFS pointer, not weights: run 'git lfs pull'")
@@ -139,11 +161,13 @@ def _check_archive(path: Path) -> None:
             names = archive.namelist()
     except Exception as error:  # a damaged list of contents can raise anything
         raise CheckpointError(
-            f"'{path}' is a truncated or damaged archive ({one_line(error)}): download or copy it again"
+            f"'{path}' is a truncated or damaged archive ({one_line(error)}): download or copy it "
+            "again"
         ) from error
     if any("/code/" in name or name.endswith("constants.pkl") for name in names):
         raise CheckpointError(
-            f"'{path}' is TorchScript, which carries code: save a state dict with torch.save(model.state_dict())"
+            f"'{path}' is TorchScript, which carries code: save a state dict with "
+            "torch.save(model.state_dict())"
         )
     if any(name.endswith(("archive_format", "model.json")) for name in names):
         raise CheckpointError(
@@ -151,7 +175,8 @@ def _check_archive(path: Path) -> None:
         )
     if not any(name.endswith("data.pkl") for name in names):
         raise CheckpointError(
-            f"'{path}' is a zip archive but no torch checkpoint: it holds {listed(names) or 'nothing'}; "
+            f"'{path}' is a zip archive but no torch checkpoint: it holds "
+            f"{listed(names) or 'nothing'}; "
             "unpack it and choose the weights inside"
         )
 
@@ -191,7 +216,10 @@ def _restricted_load(path: Path) -> Read:
 
 
 def _next_stub(path: Path, message: str, stubs: dict[str, type]) -> dict[str, type]:
-    """Returns a stub for the name that the loader stopped at, or another one where the first could not be filled."""
+    """Returns a stub for the name that the loader stopped at.
+
+    Where the first stub could not be filled, it is another one.
+    """
     filled = _FILLED.search(message)
     if filled:
         return {filled[2]: InertDict if filled[1] == "SETITEM" else InertList}
@@ -204,7 +232,8 @@ def _next_stub(path: Path, message: str, stubs: dict[str, type]) -> dict[str, ty
     # The loader drops the prefix of builtins from its message: a name without a dot is one.
     if "." not in name or _acts(name):
         raise CheckpointError(
-            f"'{path}' wants to run {name} when loaded: refused, nothing was executed; do not use this file, "
+            f"'{path}' wants to run {name} when loaded: refused, nothing was executed; do not use "
+            "this file, "
             "or ask its author for a state dict"
         )
     return {name: type(name, (Inert,), {})}
@@ -227,10 +256,12 @@ def _damaged(path: Path, error: Exception | str) -> CheckpointError:
         return CheckpointError(f"'{path}' {WHOLE_MODULE}")
     if reason.startswith(_OTHER_PICKLES):
         return CheckpointError(
-            f"'{path}' is a pickle that cannot be read without running it: where it was made, save its state dict "
+            f"'{path}' is a pickle that cannot be read without running it: where it was made, save "
+            "its state dict "
             "with torch.save, in the usual protocol"
         )
     kind = "" if isinstance(error, str) else f"{type(error).__name__}: "
     return CheckpointError(
-        f"'{path}' is not a whole torch checkpoint ({one_line(kind + reason)}): download or copy it again"
+        f"'{path}' is not a whole torch checkpoint ({one_line(kind + reason)}): download or copy "
+        "it again"
     )

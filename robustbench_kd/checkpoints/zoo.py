@@ -34,7 +34,8 @@ def load_from_zoo(library: str, identifier: str) -> Loaded:
     except ModuleNotFoundError as error:
         missing = (error.name or library).partition(".")[0]
         raise UsageError(
-            f"'{library}:{identifier}' needs {missing}, which is not installed: pip install '{_PACKAGES[library]}'"
+            f"'{library}:{identifier}' needs {missing}, which is not installed: pip install "
+            f"'{_PACKAGES[library]}'"
         ) from error
     # Another library's loader can raise anything, a failed download included.
     except Exception as error:
@@ -53,7 +54,8 @@ def _timm(identifier: str) -> Loaded:
 
 
 def _torchvision(identifier: str) -> Loaded:
-    from torchvision import models  # noqa: PLC0415  # a CPU-only torch breaks its import: only where it is used
+    # A CPU-only torch breaks this import, so it happens only where it is needed.
+    from torchvision import models  # noqa: PLC0415
 
     weights = models.get_model_weights(identifier).DEFAULT
     transforms: Any = weights.transforms()

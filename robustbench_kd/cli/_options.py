@@ -70,7 +70,9 @@ class DataOptions:
         """Returns the data set that was named, else the card's, else the digits."""
         if self.dataset:
             return self.dataset
-        return target.card.dataset if target and target.card else "digits"
+        if target and target.card:
+            return target.card.dataset
+        return "digits"
 
 
 @dataclass(frozen=True, kw_only=True)

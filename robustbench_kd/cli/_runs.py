@@ -89,15 +89,21 @@ def _robust(record: RunRecord) -> str:
 
 
 def _adaptive(record: RunRecord) -> str:
-    return _console.accuracy_text(record.robust) if record.standard else ""
+    if record.standard:
+        return _console.accuracy_text(record.robust)
+    return ""
 
 
 def _every_draw(record: RunRecord) -> str:
-    return percent(record.robust_draws.all_correct.value) if record.robust_draws else ""
+    if record.robust_draws is None:
+        return ""
+    return percent(record.robust_draws.all_correct.value)
 
 
 def _majority(record: RunRecord) -> str:
-    return percent(record.robust_draws.majority.value) if record.robust_draws else ""
+    if record.robust_draws is None:
+        return ""
+    return percent(record.robust_draws.majority.value)
 
 
 def _examples(record: RunRecord) -> str:
@@ -121,7 +127,7 @@ _COLUMNS = (
     _Column("majority %", "right", _majority),
     _Column("suite", "left", _suite),
     _Column("verdict", "left", lambda record: _console.verdict(record.verdict)),
-    _Column("passes", "right", lambda record: f"{record.forwards + record.backwards:,}"),
+    _Column("passes", "right", lambda record: f"{record.passes:,}"),
     _Column("time", "right", lambda record: duration(record.seconds)),
 )
 

@@ -1,8 +1,10 @@
 """The tables of `rkd similarity`, for a terminal and as Markdown."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import compress, groupby
 from typing import TYPE_CHECKING, NamedTuple
+
+from robustbench_kd.core.text import percent_interval
 
 if TYPE_CHECKING:
     from robustbench_kd.similarity.bootstrap import Row
@@ -57,9 +59,10 @@ def _tables(rows: "Sequence[Row]", comparison: "Comparison") -> Iterator[_Table]
     """Yields the table of each protocol, without columns that are empty throughout."""
     for protocol, group in groupby(rows, lambda row: row.protocol):
         lines = list(_lines(list(group)))
-        used = [column for column in range(len(_HEADINGS)) if any(line[column] for line in lines)]
-        headings = [_HEADINGS[column] for column in used]
-        cells = [[line[column] for column in used] for line in lines]
+        columns = list(zip(*lines, strict=True))
+        used = [any(column) for column in columns]
+        headings = list(compress(_HEADINGS, used))
+        cells = [list(compress(line, used)) for line in lines]
         yield _Table(protocol or _title(comparison), headings, cells)
 
 
@@ -71,15 +74,15 @@ def _lines(rows: "Sequence[Row]") -> Iterator[list[str]]:
 
     for measure, networks in by_role.items():
         values = [_value(networks.get(role)) for role in ROLES]
-        differences = [_difference(networks.get(role)) for role in ("student", "null")]
-        yield [measure, *values, *differences]
+        student, null = _difference(networks.get("student")), _difference(networks.get("null"))
+        yield [measure, *values, student, null]
 
 
 def _value(row: "Row | None") -> str:
     if row is None or row.value is None or row.ci_low is None or row.ci_high is None:
         return ""
     if row.share:
-        return f"{100 * row.value:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]"
+        return percent_interval(row.value, row.ci_low, row.ci_high)
     return f"{_short(row.value)} [{_short(row.ci_low)}, {_short(row.ci_high)}]"
 
 
@@ -88,12 +91,17 @@ def _difference(row: "Row | None") -> str:
         return ""
     if row.difference_low is None or row.difference_high is None:
         return ""
-    numbers = (row.difference, row.difference_low, row.difference_high)
-    if row.share:
-        value, low, high = (f"{100 * number:+.1f}" for number in numbers)
-    else:
-        value, low, high = (_short(number, "+") for number in numbers)
-    return f"{value} [{low}, {high}]"
+    write = _signed_percent if row.share else _signed
+    interval = f"[{write(row.difference_low)}, {write(row.difference_high)}]"
+    return f"{write(row.difference)} {interval}"
+
+
+def _signed_percent(number: float) -> str:
+    return f"{100 * number:+.1f}"
+
+
+def _signed(number: float) -> str:
+    return _short(number, "+")
 
 
 def _short(number: float, sign: str = "") -> str:

@@ -74,7 +74,9 @@ def spread(load: Load, options: EvalOptions) -> Spread | None:
     """
     if options.executor == "ray":
         return partial(_on_ray, load, options)
-    return partial(_here, load, options) if options.workers > 1 else None
+    if options.workers > 1:
+        return partial(_here, load, options)
+    return None
 
 
 def decide(shard: Shard, request: "Request", curves: list[list[Threat]], results: Path) -> None:

@@ -179,4 +179,6 @@ def _show(table: "Table") -> None:
 def _markup(heading: str, text: str) -> str:
     from robustbench_kd.cli import _console
 
-    return _console.verdict(text or None) if heading == "verdict" else _console.plain(text)
+    if heading == "verdict":
+        return _console.verdict(text or None)
+    return _console.plain(text)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from pydantic import TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.records import ExampleRow
+from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.text import printable
 
 # Columns are checked as a whole: row by row it would take longer than everything else that a report
@@ -38,7 +38,9 @@ def read_examples(path: Path) -> list[ExampleRow]:
 
 
 def read_columns(path: Path, *names: str) -> dict[str, list[Any]]:
-    """Reads the index and some other columns of an `examples.csv`, in half the time that all rows of it take.
+    """Reads the index and some other columns of an `examples.csv`.
+
+    It takes half the time of reading all rows.
 
     Columns are found by name, those of a later version are passed over. No index occurs twice.
     Raises `RecordError` that names the file, the line and the first thing wrong with it; what is
@@ -61,7 +63,7 @@ def read_columns(path: Path, *names: str) -> dict[str, list[Any]]:
 def _cells(
     file: TextIO, path: Path, names: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[int]]:
-    """Returns the cells of some columns, and the number of the line that each stands in, of which the first is 1."""
+    """Returns the cells of some columns, and the number of the line of each; the first is 1."""
     reader = csv.reader(file, strict=True)
     cells: list[str] = []
     numbers: list[int] = []

@@ -49,7 +49,9 @@ class Decision(Frozen):
     @property
     def error_rate(self) -> float:
         """Returns the fraction of answers that are wrong: 0 or 1 for a deterministic defence."""
-        return float(self.broken) if self.wrong is None else self.wrong
+        if self.wrong is None:
+            return float(self.broken)
+        return self.wrong
 
 
 class RejectionScore(Frozen):
@@ -127,7 +129,8 @@ class Ledger:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise RecordError(
-                f"cannot write '{self._path}': {error.strerror}; what was decided is kept, free some "
+                f"cannot write '{self._path}': {error.strerror}; what was decided is kept, free "
+                "some "
                 "space and run again"
             ) from error
         self.entries.append(entry)

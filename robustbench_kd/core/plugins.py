@@ -19,7 +19,10 @@ _ROOT = Path(__file__).parent.parent
 
 
 class Component(NamedTuple):
-    """Where a name leads: the file's stem, the arguments the name stands for, and the file's first line."""
+    """Where a name leads.
+
+    The file's stem, the arguments the name stands for, and the file's first line.
+    """
 
     stem: str
     arguments: dict[str, Any]
@@ -73,7 +76,7 @@ def _offers(path: Path, _changed: int) -> dict[str, Component]:
     }
 
 
-def _variants(tree: ast.Module, stem: str) -> dict[str, dict[str, Any]]:
+def _variants(tree: ast.Module, stem: str) -> dict[str, dict[str, object]]:
     for node in tree.body:
         if isinstance(node, ast.Assign):
             target, value = node.targets[0], node.value

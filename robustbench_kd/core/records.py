@@ -1,4 +1,4 @@
-"""Schemas of what a run leaves behind: `run.json`, `examples.csv`, `attacks.csv`, `findings.json`.
+"""Schemas of what a run leaves behind: `run.json` and `findings.json`.
 
 Accuracies are fractions with n and a 95 % Wilson interval; `eps` keeps its exact text beside its
 value. The run id is the hash of the identity, so the same question always leads to the same folder.
@@ -7,7 +7,7 @@ value. The run id is the hash of the identity, so the same question always leads
 import hashlib
 import json
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -30,7 +30,10 @@ class Frozen(BaseModel):
 
 
 class Severity(StrEnum):
-    """How much a finding weighs: red makes a verdict unreliable, yellow suspicious, info is only said."""
+    """How much a finding weighs.
+
+    Red makes a verdict unreliable, yellow suspicious, info is only said.
+    """
 
     INFO = "info"
     YELLOW = "yellow"
@@ -100,7 +103,7 @@ class Roc(Frozen):
 
 
 class Detection(Frozen):
-    """What a defence that may reject does to clean and to attacked images, and what its scores are worth.
+    """What a defence that may reject does to images, and how good its scores are.
 
     `clean_rejected` is the false positive rate, `clean_rejected_right` that of the images which the
     classifier gets right. Under attack there are three fates: wrong, rejected, and right and
@@ -120,7 +123,7 @@ class Detection(Frozen):
 
 
 class Claim(Frozen):
-    """Whether the robust accuracy of a `population` of examples reaches a number, known after some of them.
+    """Whether the robust accuracy of a `population` of examples reaches a number.
 
     They were taken in random order, so many as it took to know; the chance of a wrong answer is at
     most `mistakes`.
@@ -282,78 +285,6 @@ class RunRecord(Frozen):
         return self.forwards + self.backwards
 
 
-class ExampleRow(NamedTuple):  # a page reads them by the hundred thousand
-    """One line of `examples.csv`; it is checked where it is read.
-
-    `margin` is the true class's logit less the largest other one, on the adversarial image where
-    there is one and on the clean image otherwise. `forwards` and `backwards` are empty where the
-    engine cannot tell them per example. Of a randomized defence a prediction is the most frequent
-    one, and `robust` says whether it is right.
-    """
-
-    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody asks of a row
-    label: int
-    clean_prediction: int
-    clean_correct: bool
-    robust: bool
-    broken_by: str
-    adversarial_prediction: int | None
-    distance: float | None
-    margin: float
-    forwards: int | None
-    backwards: int | None
-
-
-class DrawRow(Frozen):
-    """One line of `draws.csv`, for randomized defences.
-
-    `clean_wrong` and `wrong` are the fractions of answers that err on the clean and on the
-    adversarial image.
-    """
-
-    index: int
-    clean_wrong: float
-    wrong: float
-
-
-class AttackRow(Frozen):
-    """One line of `attacks.csv`: the accuracy after a stage, in tidy form."""
-
-    run: Name
-    model: Name
-    family: Name
-    dataset: Name
-    norm: str
-    eps: float
-    suite: str
-    engine: str
-    stage: str
-    n: int
-    accuracy: float
-    ci_low: float
-    ci_high: float
-    forwards: int
-    backwards: int
-    seconds: float
-
-
-def attack_rows(record: RunRecord) -> list[AttackRow]:
-    """Returns the stages of a run in tidy form, closed by a stage `final`."""
-    if record.robust is None:
-        return []
-    final = StageResult(
-        stage="final",
-        accuracy=record.robust,
-        forwards=record.forwards,
-        backwards=record.backwards,
-        seconds=record.seconds,
-    )
-    shared = record.identity.model_dump(
-        include={"model", "family", "dataset", "norm", "eps", "suite", "engine"}
-    )
-    return [_attack_row(record.run_id, shared, stage) for stage in [*record.stages, final]]
-
-
 def verdict(findings: list[Finding]) -> Verdict:
     """Returns what the findings say of the number.
 
@@ -365,15 +296,6 @@ def verdict(findings: list[Finding]) -> Verdict:
     if Severity.YELLOW in severities:
         return "suspicious"
     return "consistent"
-
-
-def _attack_row(run: str, shared: dict[str, str | float], stage: StageResult) -> AttackRow:
-    cells = {
-        **shared,
-        **stage.model_dump(exclude={"accuracy", "work"}),
-        **stage.accuracy.model_dump(exclude={"value"}),
-    }
-    return AttackRow.model_validate({**cells, "run": run, "accuracy": stage.accuracy.value})
 
 
 def _digest(content: object) -> str:

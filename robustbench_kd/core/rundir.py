@@ -12,14 +12,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import to_text
-from robustbench_kd.core.records import (
-    AttackRow,
-    DrawRow,
-    ExampleRow,
-    Finding,
-    RunRecord,
-    attack_rows,
-)
+from robustbench_kd.core.records import Finding, RunRecord
+from robustbench_kd.core.rows import AttackRow, DrawRow, ExampleRow, attack_rows
 
 RECORD, EXAMPLES, DRAWS, ATTACKS, FINDINGS, LEDGER, ADVERSARIAL, JOB = (
     "run.json",
@@ -84,7 +78,7 @@ def to_csv(rows: Sequence[BaseModel], schema: type[BaseModel]) -> str:
 def write_record(
     folder: Path, record: RunRecord, examples: list[ExampleRow], draws: Sequence[DrawRow] = ()
 ) -> None:
-    """Writes all files of a complete run, `run.json` last, so that its presence vouches for the others."""
+    """Writes all files of a complete run, `run.json` last: it vouches for the others."""
     write_text(folder / EXAMPLES, to_text(examples))
     if draws:
         write_text(folder / DRAWS, to_csv(draws, DrawRow))

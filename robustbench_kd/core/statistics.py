@@ -49,7 +49,7 @@ def mean_accuracy(shares: Iterable[float]) -> Accuracy:
 
 
 def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
-    """Returns the 95 % interval of an accuracy's change on the same `n` examples, of which some were lost and gained.
+    """Returns the 95 % interval of the change of an accuracy on the same `n` examples.
 
     Source: Bonett and Price 2012, "Adjusted Wald confidence intervals for a difference of binomial
     proportions based on paired data": one example is added to the lost and one to the gained. Not a
@@ -68,7 +68,9 @@ def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Returns the exact two-sided p-value that as many examples are lost as are gained (McNemar 1947, by the binomial).
+    """Returns McNemar's exact two-sided p-value that losses and gains are equally likely.
+
+    Source: McNemar 1947, with the binomial distribution.
 
     >>> mcnemar(lost=5, gained=0)
     0.0625
@@ -77,7 +79,7 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def mcnemar_drop(lost: int, gained: int) -> float:
-    """Returns the exact one-sided p-value that at least so many of the flips are losses, if each is as likely a gain.
+    """Returns the exact one-sided p-value of the losses, if losses and gains are equally likely.
 
     >>> mcnemar_drop(lost=5, gained=0)
     0.03125
@@ -138,7 +140,9 @@ def _decided_of_many(successes: float, n: int, threshold: float, enough: float) 
     evidence = log_beta - successes * math.log(threshold)
     if misses > 0:
         evidence = evidence - misses * math.log1p(-threshold) if threshold < 1 else math.inf
-    return successes > threshold * n if evidence >= enough else None
+    if evidence >= enough:
+        return successes > threshold * n
+    return None
 
 
 def _decided_of(

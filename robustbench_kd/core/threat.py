@@ -1,4 +1,7 @@
-"""Threats: the norm and radius that an attacker may use, written `linf:8/255`, `l2:0.5`, `l1:12`."""
+"""Threats.
+
+The norm and radius that an attacker may use, written `linf:8/255`, `l2:0.5`, `l1:12`.
+"""
 
 import math
 from dataclasses import dataclass

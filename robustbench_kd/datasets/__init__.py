@@ -43,7 +43,8 @@ def open_dataset(
     _check_argument(name, argument, expected=getattr(module, "ARGUMENT", ""))
     if limit is not None and limit < 1:
         raise UsageError(f"expected a limit of at least 1 example, got {limit}")
-    path = os.path.expanduser(argument)  # noqa: PTH111  # Path.expanduser fails where there is no home folder
+    # Path.expanduser fails where there is no home folder.
+    path = os.path.expanduser(argument)  # noqa: PTH111
     request = DataRequest(
         split=split, argument=path, limit=limit, data_dir=data_dir, download=download
     )

@@ -41,14 +41,15 @@ def count(request: DataRequest, available: int, name: str) -> int:
         return available
     if request.limit > available:
         raise DatasetError(
-            f"data set '{name}': expected at least {request.limit} examples for the limit, got {available}; "
+            f"data set '{name}': expected at least {request.limit} examples for the limit, got "
+            f"{available}; "
             f"ask for at most {available}, or for all"
         )
     return request.limit
 
 
 def to_images(pixels: NDArray[Any]) -> Images:
-    """Returns images from uint8 `(n, h, w, c)` or `(n, h, w)`, over 255, or from float `(n, c, h, w)`."""
+    """Returns images from uint8 `(n, h, w, c)` or `(n, h, w)`, or from float `(n, c, h, w)`."""
     if pixels.dtype != np.uint8:
         return torch.from_numpy(pixels.astype(np.float32))
     channels_last = pixels[..., None] if pixels.ndim == 3 else pixels

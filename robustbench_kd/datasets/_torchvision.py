@@ -25,7 +25,8 @@ def import_torchvision(module: str) -> ModuleType:
     # Wheels of torch and torchvision that do not match fail with a RuntimeError.
     except (ImportError, RuntimeError) as error:
         raise UsageError(
-            f"this data set needs torchvision, which cannot be imported ({error}): install torch and "
+            f"this data set needs torchvision, which cannot be imported ({error}): install torch "
+            "and "
             "torchvision from the same index, or save the images as an npz file and use npz:FILE"
         ) from error
 

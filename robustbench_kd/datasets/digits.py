@@ -33,12 +33,15 @@ def load(request: DataRequest) -> Dataset:
 
 
 def _split_rows(labels: NDArray[Any], split: Split) -> NDArray[Any]:
-    """Returns the sorted rows of a split: shuffled, sorted by class, and every 3.6th taken for the test.
+    """Returns the sorted rows of a split.
 
-    Each class then has its share of the test to within one example.
+    Shuffled, sorted by class, and every 3.6th taken for the test. Each class then has its share of
+    the test to within one example.
     """
     n = len(labels)
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(n)  # numpy keeps this stream for ever
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     test = by_class[np.arange(TEST_SIZE) * n // TEST_SIZE]
-    return np.sort(test) if split == "test" else np.setdiff1d(np.arange(n), test)
+    if split == "test":
+        return np.sort(test)
+    return np.setdiff1d(np.arange(n), test)

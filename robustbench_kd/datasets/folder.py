@@ -51,7 +51,9 @@ def load(request: DataRequest) -> Dataset:
 
 def _parse(argument: str) -> tuple[Path, int | None]:
     sized = re.fullmatch(r"(.+)@([1-9]\d*)", argument)
-    return (Path(sized[1]), int(sized[2])) if sized else (Path(argument), None)
+    if sized:
+        return (Path(sized[1]), int(sized[2]))
+    return (Path(argument), None)
 
 
 def _list(path: Path) -> Any:
@@ -60,12 +62,14 @@ def _list(path: Path) -> Any:
         listing = image_folder(path)
     except OSError as error:
         raise DatasetError(
-            f"'{path}': expected a folder with one sub-folder of images per class ({error}); give its path"
+            f"'{path}': expected a folder with one sub-folder of images per class ({error}); give "
+            "its path"
         ) from error
     if len(listing.classes) < 2:
         only = listing.classes[0]
         raise DatasetError(
-            f"'{path}': expected at least 2 class folders, got only '{only}'; did you mean '{path / only}'?"
+            f"'{path}': expected at least 2 class folders, got only '{only}'; did you mean "
+            f"'{path / only}'?"
         )
     return listing
 

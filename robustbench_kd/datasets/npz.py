@@ -84,7 +84,8 @@ def _member(path: Path, archive: NpzFile, name: str) -> Array:
     except ValueError as error:
         raise DatasetError(
             f"'{path}': expected plain numbers in '{name}', got a damaged array or Python objects "
-            "(a pickle), refused because reading them can run code; save an array with a numeric dtype"
+            "(a pickle), refused because reading them can run code; save an array with a numeric "
+            "dtype"
         ) from error
 
 
@@ -106,7 +107,8 @@ def _check_images(path: Path, images: Array) -> None:
             else "save bytes, for example images.astype('uint8')"
         )
         raise DatasetError(
-            f"'{path}': expected images as uint8 (n, h, w, c) or (n, h, w), or float (n, c, h, w) in [0, 1], "
+            f"'{path}': expected images as uint8 (n, h, w, c) or (n, h, w), or float (n, c, h, w) "
+            "in [0, 1], "
             f"got {images.dtype} {images.shape}; {remedy}"
         )
     if images.ndim == 4:
@@ -114,7 +116,8 @@ def _check_images(path: Path, images: Array) -> None:
     if floating and np.isnan(images).any():
         row = int(np.isnan(images).any(axis=(1, 2, 3)).argmax())
         raise DatasetError(
-            f"'{path}': expected pixels in [0, 1], got NaN first in row {row}; leave such images out"
+            f"'{path}': expected pixels in [0, 1], got NaN first in row {row}; leave such images "
+            "out"
         )
 
 
@@ -151,7 +154,8 @@ def _classes(path: Path, labels: Array, stated: Array | None) -> int:
         return seen
     if stated.size != 1 or stated.dtype.kind not in "iu" or int(stated.item()) < seen:
         raise DatasetError(
-            f"'{path}': expected classes as one whole number of at least {seen}, which the labels need, "
+            f"'{path}': expected classes as one whole number of at least {seen}, which the labels "
+            "need, "
             f"got {stated.tolist()}; correct it or leave it out"
         )
     return int(stated.item())

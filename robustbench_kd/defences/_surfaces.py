@@ -20,7 +20,7 @@ class ModuleAnswer:
 
     module: nn.Module
 
-    def __call__(self, images: Images, key: Key) -> Logits:  # noqa: ARG002  # the contract
+    def __call__(self, images: Images, key: Key) -> Logits:
         """Returns the logits of the module."""
         logits: Logits = self.module(images)
         return logits

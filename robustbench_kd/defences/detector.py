@@ -71,10 +71,10 @@ class Detector(Sampled):
     @torch.no_grad()
     def fit(
         self,
-        images: Images,  # noqa: ARG002  # the contract has them
-        labels: Labels,  # noqa: ARG002
+        images: Images,
+        labels: Labels,
         held_out: Images,
-        held_out_labels: Labels,  # noqa: ARG002
+        held_out_labels: Labels,
     ) -> None:
         """Sets thresholds that reject at most the fraction `fpr` of clean held-out images.
 
@@ -107,7 +107,7 @@ class Detector(Sampled):
         scores = [criterion.score(self.part, images, logits, key) for criterion in self.criteria]
         return torch.stack(scores, dim=1)
 
-    def _oblivious(self, images: Images, key: Key) -> Logits:  # noqa: ARG002  # the contract
+    def _oblivious(self, images: Images, key: Key) -> Logits:
         """Returns logits that never reject."""
         logits: Logits = self.part(images)
         return _with_column(logits, logits.detach().amin(dim=1) - _FAR)

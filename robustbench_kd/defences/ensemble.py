@@ -86,7 +86,9 @@ class RandomizedEnsemble(Sampled):
         """Returns which member answers each row, int64 `(n,)`."""
         bounds = self.weights.double().cumsum(dim=0)[:-1]
         chosen = torch.bucketize(key.uniform("member", 1)[:, 0].double(), bounds, right=True)
-        return chosen[:1].expand(len(chosen)) if self.per_batch else chosen
+        if self.per_batch:
+            return chosen[:1].expand(len(chosen))
+        return chosen
 
 
 class AveragedEnsemble(Defence):

@@ -92,9 +92,9 @@ class FrontEnd(Defence):
     def fit(
         self,
         images: Images,
-        labels: Labels,  # noqa: ARG002  # the contract has them
-        held_out: Images,  # noqa: ARG002
-        held_out_labels: Labels,  # noqa: ARG002
+        labels: Labels,
+        held_out: Images,
+        held_out_labels: Labels,
     ) -> None:
         """Fills the statistics of h from at most 400 images, then scales h to the amplitude.
 

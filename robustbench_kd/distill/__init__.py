@@ -1,9 +1,9 @@
 """Distillation methods, one file each: what their attack raises, and the loss of a batch.
 
-A method offers `Options`, a `MethodOptions`, and `loss(lesson, options) -> Terms`; one that trains
-on adversarial images also `inner(lesson, options) -> Objective`, and one that learns or remembers
+A method offers `Options`, a `MethodOptions`, and `loss(context, options) -> Terms`; one that trains
+on adversarial images also `inner(context, options) -> Objective`, and one that learns or remembers
 more than the student `prepare(setup, options)`, a module. An addition offers `Options` and
-`term(lesson, options) -> Terms`, and plugs into any method that attacks.
+`term(context, options) -> Terms`, and plugs into any method that attacks.
 """
 
 from collections.abc import Callable, Mapping
@@ -90,14 +90,16 @@ def _options(name: str, module: ModuleType, given: _Given) -> MethodOptions:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise UsageError(
-            f"option '{field}' of {name}: {first['msg'].replace('Input should be', 'expected')}, got {first['input']!r}"
+            f"option '{field}' of {name}: {first['msg'].replace('Input should be', 'expected')}, "
+            f"got {first['input']!r}"
         ) from None
 
 
 def _check_host(name: str, module: ModuleType, options: MethodOptions, addition: str) -> None:
     if not hasattr(module, "inner"):
         raise UsageError(
-            f"'{addition}' needs adversarial images, which '{name}' does not make: choose another method"
+            f"'{addition}' needs adversarial images, which '{name}' does not make: choose another "
+            "method"
         )
     if not options.teachers():
         raise UsageError(
@@ -109,8 +111,8 @@ def _bound(function: Callable[[_In, Any], _Out], options: MethodOptions) -> Call
     return lambda given: function(given, options)
 
 
-def _merged(terms: list[Callable[[BatchContext], Terms]], lesson: BatchContext) -> Terms:
-    return {name: value for term in terms for name, value in term(lesson).items()}
+def _merged(terms: list[Callable[[BatchContext], Terms]], context: BatchContext) -> Terms:
+    return {name: value for term in terms for name, value in term(context).items()}
 
 
 def _no_attack(_lesson: BatchContext, _options: MethodOptions) -> Objective | None:

@@ -9,7 +9,7 @@ from robustbench_kd.tensors.contracts import Labels, Logits
 from robustbench_kd.tensors.losses import kl_divergence
 
 Reduction = Literal["batchmean", "elementmean"]
-"""`batchmean` sums over classes and means over examples; `elementmean`, the default of torch, also means over classes."""
+"""`batchmean` is a mean over examples; `elementmean`, the default of torch, also over classes."""
 
 
 def softened(target: Logits, logits: Logits, temperature: float = 1.0) -> Tensor:

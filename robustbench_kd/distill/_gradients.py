@@ -26,20 +26,22 @@ def ramp(progress: Progress, rule: Ramp) -> float:
             return 1.0
 
 
-def gradient_match(lesson: BatchContext, *, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
-    """Returns KL(softmax(D_T) || softmax(D_S)) of each example, `(n,)`, with D = f(x + beta d) - f(x - gamma d).
+def gradient_match(context: BatchContext, *, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
+    """Returns KL(softmax(D_T) || softmax(D_S)) of each example, `(n,)`.
+
+    D = f(x + beta d) - f(x - gamma d).
 
     d is the host's perturbation. Where networks are locally linear D is the gradient's product with
     (beta + gamma) d, so that matching D for ever-changing d matches input gradients without
     differentiating twice. x - gamma d is not clipped to the box. Source: Lee et al. 2025, arXiv
     2312.03286.
     """
-    images, attacked = lesson.images, lesson.attacked
+    images, attacked = context.images, context.attacked
     # As in the authors' code the clean images pass, too, if only for the running statistics of
     # batch normalisation: those of x + d and x - d alone fit clean images badly.
-    lesson.student(images)
+    context.student(images)
     offset = attacked - images
     ahead = attacked if beta == 1 else images + beta * offset
     behind = images - gamma * offset
-    expected = lesson.teacher(ahead) - lesson.teacher(behind)
-    return kl_divergence(expected, lesson.student(ahead) - lesson.student(behind))
+    expected = context.teacher(ahead) - context.teacher(behind)
+    return kl_divergence(expected, context.student(ahead) - context.student(behind))

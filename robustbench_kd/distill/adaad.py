@@ -1,6 +1,7 @@
-"""AdaAD of Huang et al. 2023: the attack seeks where student and teacher differ most, and the student follows there."""
+"""AdaAD of Huang et al. 2023.
 
-from typing import Any
+The attack seeks where student and teacher differ most, and the student follows there.
+"""
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
@@ -10,14 +11,14 @@ from robustbench_kd.tensors.contracts import Images, Logits
 from robustbench_kd.tensors.distillation import BatchContext, MethodOptions, Objective, Terms
 from robustbench_kd.tensors.losses import kl_divergence
 
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, object]] = {
     "adaad": {},
     "adaiad": {"introspective": True, "temperature": 30.0, "reduction": "batchmean"},
 }
 
 
 class Options(MethodOptions):
-    """The weight of adversarial images, and whether the student falls back on itself where the teacher fails.
+    """The weight of adversarial images, and whom the student trusts where the teacher fails.
 
     Defaults are those of boyellow/AdaAD `main.py` (commit fe97c3e) for CIFAR-10: weight 1,
     temperature 1, `elementmean`; its CIFAR-100 code and IGDM's take `batchmean`. The variant
@@ -33,41 +34,40 @@ class Options(MethodOptions):
     begin: NonNegativeInt = 60
 
 
-def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(context: BatchContext, options: Options) -> Objective:
     """Returns KL(T(x') || S(x')); its gradient flows through both networks."""
 
     def apart(points: Images, logits: Logits) -> Tensor:
-        return kl_divergence(lesson.teacher.through(points), logits)
+        return kl_divergence(context.teacher.through(points), logits)
 
     return apart
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns w KL(T(x') || S(x')) + (1 - w) KL(T(x) || S(x)), perhaps with introspection.
 
     Huang et al., CVPR 2023. The clean images pass through the student only where a term needs them.
     """
-    logits, weight = lesson.student(lesson.attacked), options.adversarial_weight
+    logits, weight = context.student(context.attacked), options.adversarial_weight
     taught = divergence(
-        lesson.teacher(lesson.attacked),
+        context.teacher(context.attacked),
         logits,
         temperature=options.temperature,
         reduction=options.reduction,
     )
     terms = {"adversarial": weight * taught}
     if weight < 1:
-        clean = divergence(
-            lesson.teacher(lesson.images), lesson.student(lesson.images), reduction=options.reduction
-        )  # fmt: skip
+        told, answered = context.teacher(context.images), context.student(context.images)
+        clean = divergence(told, answered, reduction=options.reduction)
         terms["clean"] = (1 - weight) * clean
-    if options.introspective and lesson.progress.epoch > options.begin:
-        terms["self"] = _introspection(lesson, options)
+    if options.introspective and context.progress.epoch > options.begin:
+        terms["self"] = _introspection(context, options)
     return terms
 
 
-def _introspection(lesson: BatchContext, options: Options) -> Tensor:
-    logits = lesson.student(lesson.attacked)
-    doubt = 1 - trust(lesson.teacher(lesson.attacked), lesson.labels, options.beta)
+def _introspection(context: BatchContext, options: Options) -> Tensor:
+    logits = context.student(context.attacked)
+    doubt = 1 - trust(context.teacher(context.attacked), context.labels, options.beta)
     return reduced(
-        doubt * softened(lesson.student(lesson.images), logits), logits, options.reduction
+        doubt * softened(context.student(context.images), logits), logits, options.reduction
     )

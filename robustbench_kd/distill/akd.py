@@ -1,7 +1,9 @@
-"""AKD of Maroto et al. 2022: adversarial training on a mixture of labels and the answers of one or more teachers."""
+"""AKD of Maroto et al. 2022.
+
+Adversarial training on a mixture of labels and the answers of one or more teachers.
+"""
 
 from functools import partial
-from typing import Any
 
 from pydantic import Field, PositiveFloat, field_validator
 
@@ -15,7 +17,7 @@ from robustbench_kd.tensors.distillation import (
 )
 from robustbench_kd.tensors.losses import cross_entropy
 
-VARIANTS: dict[str, dict[str, Any]] = {"akd": {}, "akd2": {"weights": (0.5, 0.25)}}
+VARIANTS: dict[str, dict[str, object]] = {"akd": {}, "akd2": {"weights": (0.5, 0.25)}}
 
 
 class Options(MethodOptions):
@@ -43,23 +45,23 @@ class Options(MethodOptions):
         return tuple(f"teacher {number}" for number in range(1, len(self.weights) + 1))
 
 
-def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(context: BatchContext, options: Options) -> Objective:
     """Returns CE(S(x'), y)."""
-    return partial(labelled, lesson.labels)
+    return partial(labelled, context.labels)
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns (1 - sum w_k) CE(S(x'), y) + sum w_k T^2 KL(T_k(x') / T || S(x') / T).
 
     ArXiv 2203.07159. At temperature 1 and `batchmean` this is the cross-entropy with the mixed
     target, less a constant.
     """
-    logits = lesson.student(lesson.attacked)
-    terms = {"labels": (1 - sum(options.weights)) * cross_entropy(logits, lesson.labels).mean()}
+    logits = context.student(context.attacked)
+    terms = {"labels": (1 - sum(options.weights)) * cross_entropy(logits, context.labels).mean()}
     for name, weight, teacher in zip(
-        options.teachers(), options.weights, lesson.teachers, strict=True
+        options.teachers(), options.weights, context.teachers, strict=True
     ):
-        target = teacher(lesson.attacked)
+        target = teacher(context.attacked)
         terms[name] = weight * divergence(
             target, logits, temperature=options.temperature, reduction=options.reduction
         )

@@ -1,4 +1,7 @@
-"""ARD of Goldblum et al. 2020: the student on adversarial images answers as the teacher does on clean ones."""
+"""ARD of Goldblum et al. 2020.
+
+The student on adversarial images answers as the teacher does on clean ones.
+"""
 
 from functools import partial
 
@@ -27,22 +30,22 @@ class Options(MethodOptions):
     reduction: Reduction = "elementmean"
 
 
-def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(context: BatchContext, options: Options) -> Objective:
     """Returns CE(S(x'), y)."""
-    return partial(labelled, lesson.labels)
+    return partial(labelled, context.labels)
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns a T^2 KL(T(x) / T || S(x') / T) + (1 - a) CE(S(x), y); arXiv 1905.09747.
 
     The clean images pass through the student only where the second term counts.
     """
-    target, logits = lesson.teacher(lesson.images), lesson.student(lesson.attacked)
+    target, logits = context.teacher(context.images), context.student(context.attacked)
     taught = divergence(
         target, logits, temperature=options.temperature, reduction=options.reduction
     )
     terms = {"teacher": options.teacher_weight * taught}
     if options.teacher_weight < 1:
-        clean = cross_entropy(lesson.student(lesson.images), lesson.labels).mean()
+        clean = cross_entropy(context.student(context.images), context.labels).mean()
         terms["labels"] = (1 - options.teacher_weight) * clean
     return terms

@@ -1,4 +1,7 @@
-"""Contrastive representation distillation of Tian et al. 2020: one example's embeddings attract, others' repel."""
+"""Contrastive representation distillation of Tian et al. 2020.
+
+One example's embeddings attract, others' repel.
+"""
 
 import math
 
@@ -41,7 +44,7 @@ class Options(MethodOptions):
 
 
 class Memory(nn.Module):
-    """Two embeddings, the last embedding of every training example in each, and the scale of the scores.
+    """Two embeddings, the last embeddings of all training examples, and the scale of the scores.
 
     `student` and `teacher` are unit vectors `(rows, dimensions)`; `log_scales` are the logarithms
     of the two constants that are estimated on the first batch, NaN before it. Rows are sorted by
@@ -85,7 +88,7 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def remember(self, rows: Tensor, student: Tensor, teacher: Tensor, momentum: float) -> None:
-        """Moves what is remembered of some rows towards new embeddings, and back onto the sphere."""
+        """Moves the stored embeddings of some rows towards new ones, and back onto the sphere."""
         for memory, fresh in ((self.student, student), (self.teacher, teacher)):
             memory[rows] = functional.normalize(torch.lerp(fresh, memory[rows], momentum))
 
@@ -97,19 +100,19 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
     return Memory((student, teacher), setup.labels, options.dimensions).to(setup.images.device)
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns CE(S(x), y) and the contrast with student and with teacher as anchor, weighted.
 
     ArXiv 1910.10699. Scores are compared with the memory as it was before the batch, which then
     moves towards the batch.
     """
-    memory = lesson.prepared(Memory)
-    features = lesson.student.features(lesson.images, options.student_layer)
-    expected = lesson.teacher.features(lesson.images, options.teacher_layer)
+    memory = context.prepared(Memory)
+    features = context.student.features(context.images, options.student_layer)
+    expected = context.teacher.features(context.images, options.teacher_layer)
     student = functional.normalize(memory.embed_student(features.flatten(1)))
     teacher = functional.normalize(memory.embed_teacher(expected.flatten(1)))
-    negatives = memory.others(lesson.labels, options.negatives, lesson.generator)
-    rows = torch.cat([lesson.rows[:, None], negatives], dim=1)
+    negatives = memory.others(context.labels, options.negatives, context.generator)
+    rows = torch.cat([context.rows[:, None], negatives], dim=1)
     scores = [
         torch.einsum("nkd,nd->nk", bank[rows], anchor) / options.temperature
         for bank, anchor in ((memory.teacher, student), (memory.student, teacher))
@@ -119,10 +122,10 @@ def loss(lesson: BatchContext, options: Options) -> Terms:
         contrast(own - scale, len(memory.order))
         for own, scale in zip(scores, memory.log_scales, strict=True)
     ]
-    memory.remember(lesson.rows, student, teacher, options.momentum)
+    memory.remember(context.rows, student, teacher, options.momentum)
     return {
         "labels": options.label_weight
-        * cross_entropy(lesson.student(lesson.images), lesson.labels).mean(),
+        * cross_entropy(context.student(context.images), context.labels).mean(),
         "contrast": options.contrast_weight * sum(contrasts, start=torch.zeros_like(contrasts[0])),
     }
 

@@ -1,4 +1,7 @@
-"""A reconstruction from the abstract of Wang et al. 2023 (CRDND), not its method: denoised soft labels, contrasted features."""
+"""A reconstruction from the abstract of Wang et al. 2023 (CRDND), not its method.
+
+Denoised soft labels, contrasted features.
+"""
 
 from functools import partial
 from typing import Literal
@@ -59,36 +62,36 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
     return nn.ModuleList(heads).to(setup.images.device)
 
 
-def inner(lesson: BatchContext, options: Options) -> Objective:
+def inner(context: BatchContext, options: Options) -> Objective:
     """Returns KL(T(x) || S(x')) as RSLAD does, or CE(S(x'), y)."""
     if options.attack == "labels":
-        return partial(labelled, lesson.labels)
+        return partial(labelled, context.labels)
     if options.contrast_weight > 0:  # features and logits then come from one pass
-        lesson.teacher.features(lesson.images, options.teacher_layer)
-    return partial(away_from, lesson.teacher(lesson.images))
+        context.teacher.features(context.images, options.teacher_layer)
+    return partial(away_from, context.teacher(context.images))
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns KL(p || S(x')), KL(p || S(x)) and the contrast of features, weighted.
 
     P is the denoised softmax(T(x)).
     """
     terms: Terms = {}
     if options.contrast_weight > 0:  # before any logits are asked, for the same reason
-        terms["contrast"] = options.contrast_weight * _contrast(lesson, options)
-    target = denoised(lesson.teacher(lesson.images), lesson.labels, options)
+        terms["contrast"] = options.contrast_weight * _contrast(context, options)
+    target = denoised(context.teacher(context.images), context.labels, options)
     for name, weight, images in (
-        ("adversarial", options.adversarial_weight, lesson.attacked),
-        ("clean", options.clean_weight, lesson.images),
+        ("adversarial", options.adversarial_weight, context.attacked),
+        ("clean", options.clean_weight, context.images),
     ):
-        logits = lesson.student(images)
+        logits = context.student(images)
         taught = reduced(divergence_from(target, logits), logits, options.reduction)
         terms[name] = options.scale * weight * taught
     return terms
 
 
 def denoised(logits: Logits, labels: Labels, options: Options) -> Tensor:
-    """Returns the teacher's probabilities `(n, classes)`, mixed with the label where its class is a wrong one.
+    """Returns the teacher's probabilities `(n, classes)`, mixed with the label where wrong.
 
     With p_max and p_y the probabilities of its class and of the label, the share c = (p_max - p_y)
     / (1 + p_max - p_y) of the label is the smallest that makes both equal.
@@ -106,20 +109,20 @@ def denoised(logits: Logits, labels: Labels, options: Options) -> Tensor:
     return (1 - share) * known + share * functional.one_hot(labels, known.shape[1])
 
 
-def _contrast(lesson: BatchContext, options: Options) -> Tensor:
-    own, others = lesson.prepared(nn.ModuleList)
-    found = own(lesson.student.features(lesson.attacked, options.student_layer).flatten(1))
-    expected = others(lesson.teacher.features(lesson.images, options.teacher_layer).flatten(1))
+def _contrast(context: BatchContext, options: Options) -> Tensor:
+    own, others = context.prepared(nn.ModuleList)
+    found = own(context.student.features(context.attacked, options.student_layer).flatten(1))
+    expected = others(context.teacher.features(context.images, options.teacher_layer).flatten(1))
     scores = (
         functional.normalize(found)
         @ functional.normalize(expected).T
         / options.contrast_temperature
     )
-    return contrast(scores, lesson.labels)
+    return contrast(scores, context.labels)
 
 
 def contrast(scores: Tensor, labels: Labels) -> Tensor:
-    """Returns -log softmax of each example's own score among those of other classes, the mean over the batch.
+    """Returns the mean of -log softmax of each example's own score among those of other classes.
 
     `scores` `(n, n)` compare every student's embedding (row) with every teacher's; those of the
     same class do not count.

@@ -1,4 +1,7 @@
-"""FitNets of Romero et al. 2015: a regressor maps the student's features onto the teacher's, on clean images."""
+"""FitNets of Romero et al. 2015.
+
+A regressor maps the student's features onto the teacher's, on clean images.
+"""
 
 from typing import Literal
 
@@ -48,18 +51,18 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
     return _regressor(found, expected, activated=options.activated).to(setup.images.device)
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns CE(S(x), y) and the distance of the regressed features from the teacher's, weighted.
 
     ArXiv 1412.6550.
     """
-    features = lesson.student.features(lesson.images, options.student_layer)
-    expected = lesson.teacher.features(lesson.images, options.teacher_layer)
-    gap = (lesson.helper(features) - expected).square()
+    features = context.student.features(context.images, options.student_layer)
+    expected = context.teacher.features(context.images, options.teacher_layer)
+    gap = (context.helper(features) - expected).square()
     distance = gap.mean() if options.distance == "mean" else gap.flatten(1).sum(dim=1).mean() / 2
     return {
         "labels": options.label_weight
-        * cross_entropy(lesson.student(lesson.images), lesson.labels).mean(),
+        * cross_entropy(context.student(context.images), context.labels).mean(),
         "hint": options.hint_weight * distance,
     }
 
@@ -67,7 +70,8 @@ def loss(lesson: BatchContext, options: Options) -> Terms:
 def _regressor(found: torch.Size, expected: torch.Size, *, activated: bool) -> nn.Module:
     if len(found) != len(expected) or len(found) not in {1, 3}:
         raise UsageError(
-            f"expected two vectors or two feature maps for a hint, got {_said(found)} and {_said(expected)}: name other layers"
+            f"expected two vectors or two feature maps for a hint, got {_said(found)} and "
+            f"{_said(expected)}: name other layers"
         )
     if len(found) == 1:
         return nn.Linear(found[0], expected[0])
@@ -85,7 +89,8 @@ def _resizing(found: torch.Size, expected: torch.Size) -> nn.Module:
     if side >= goal and across >= wide:
         return nn.Conv2d(*channels, (1 + side - goal, 1 + across - wide))
     raise UsageError(
-        f"a hint of {_said(expected)} is too large for features of {_said(found)}: name other layers"
+        f"a hint of {_said(expected)} is too large for features of {_said(found)}: name other "
+        "layers"
     )
 
 

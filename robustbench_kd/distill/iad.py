@@ -1,7 +1,10 @@
-"""IAD of Zhu et al. 2022: the student trusts itself where the teacher fails on adversarial images."""
+"""IAD of Zhu et al. 2022.
+
+The student trusts itself where the teacher fails on adversarial images.
+"""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -17,7 +20,7 @@ from robustbench_kd.tensors.distillation import (
 )
 from robustbench_kd.tensors.losses import cross_entropy
 
-VARIANTS: dict[str, dict[str, Any]] = {"iad": {}, "iad2": {"form": "II", "begin": 40}}
+VARIANTS: dict[str, dict[str, object]] = {"iad": {}, "iad2": {"form": "II", "begin": 40}}
 
 
 class Options(MethodOptions):
@@ -45,67 +48,74 @@ class Options(MethodOptions):
 
     def teachers(self) -> tuple[str, ...]:
         """Returns one teacher for form I, two for form II."""
-        return ("robust teacher",) if self.form == "I" else ("robust teacher", "standard teacher")
+        if self.form == "I":
+            return ("robust teacher",)
+        return ("robust teacher", "standard teacher")
 
 
-def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(context: BatchContext, options: Options) -> Objective:
     """Returns CE(S(x'), y)."""
-    return partial(labelled, lesson.labels)
+    return partial(labelled, context.labels)
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns the terms of either form; a_i is an example's trust. Source: arXiv 2106.04928.
 
     I: a [KL(T(x) || S(x')) + (1 - a_i) KL(S(x) || S(x'))] + (1 - a) CE(S(x), y). II: (1 - a1 - a2)
     CE(S(x'), y) + a1 [a_i KL(T(x') || S(x')) + (1 - a_i) KL(S(x) || S(x'))] + a2 KL(T_std(x') ||
     S(x')).
     """
-    return _first(lesson, options) if options.form == "I" else _second(lesson, options)
+    if options.form == "I":
+        return _first(context, options)
+    return _second(context, options)
 
 
-def trusted(lesson: BatchContext, options: Options) -> Tensor:
-    """Returns how far each example's teacher is trusted, `(n,)`: wholly until `begin` epochs are over."""
-    if lesson.progress.epoch <= options.begin:
-        return torch.ones_like(lesson.labels, dtype=lesson.images.dtype)
-    return trust(lesson.teacher(lesson.attacked), lesson.labels, options.beta)
+def trusted(context: BatchContext, options: Options) -> Tensor:
+    """Returns how far each example's teacher is trusted, `(n,)`.
+
+    Wholly until `begin` epochs are over.
+    """
+    if context.progress.epoch <= options.begin:
+        return torch.ones_like(context.labels, dtype=context.images.dtype)
+    return trust(context.teacher(context.attacked), context.labels, options.beta)
 
 
-def _first(lesson: BatchContext, options: Options) -> Terms:
-    logits, weight = lesson.student(lesson.attacked), options.teacher_weight
+def _first(context: BatchContext, options: Options) -> Terms:
+    logits, weight = context.student(context.attacked), options.teacher_weight
     taught = divergence(
-        lesson.teacher(lesson.images),
+        context.teacher(context.images),
         logits,
         temperature=options.temperature,
         reduction=options.reduction,
     )
-    terms = {"teacher": weight * taught, "self": weight * _introspection(lesson, options)}
+    terms = {"teacher": weight * taught, "self": weight * _introspection(context, options)}
     if weight < 1:
         terms["labels"] = (1 - weight) * cross_entropy(
-            lesson.student(lesson.images), lesson.labels
+            context.student(context.images), context.labels
         ).mean()
     return terms
 
 
-def _second(lesson: BatchContext, options: Options) -> Terms:
-    logits = lesson.student(lesson.attacked)
-    robust, standard = (teacher(lesson.attacked) for teacher in lesson.teachers)
-    taught = trusted(lesson, options) * softened(robust, logits, options.temperature)
+def _second(context: BatchContext, options: Options) -> Terms:
+    logits = context.student(context.attacked)
+    robust, standard = (teacher(context.attacked) for teacher in context.teachers)
+    taught = trusted(context, options) * softened(robust, logits, options.temperature)
     guided = divergence(
         standard, logits, temperature=options.temperature, reduction=options.reduction
     )
     rest = 1 - options.robust_weight - options.standard_weight
     return {
-        "labels": rest * cross_entropy(logits, lesson.labels).mean(),
+        "labels": rest * cross_entropy(logits, context.labels).mean(),
         "teacher": options.robust_weight * reduced(taught, logits, options.reduction),
-        "self": options.robust_weight * _introspection(lesson, options),
+        "self": options.robust_weight * _introspection(context, options),
         "standard": options.standard_weight * guided,
     }
 
 
-def _introspection(lesson: BatchContext, options: Options) -> Tensor:
+def _introspection(context: BatchContext, options: Options) -> Tensor:
     """Returns the mean of (1 - a_i) KL(S(x) || S(x'))."""
-    own, logits = lesson.student(lesson.images), lesson.student(lesson.attacked)
-    doubt = 1 - trusted(lesson, options)
+    own, logits = context.student(context.images), context.student(context.attacked)
+    doubt = 1 - trusted(context, options)
     return reduced(
         doubt * softened(own.detach() if options.detach_self else own, logits),
         logits,

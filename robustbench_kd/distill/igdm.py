@@ -1,4 +1,7 @@
-"""IGDM of Lee et al. 2025, an addition to any method that attacks: output differences match, and so input gradients."""
+"""IGDM of Lee et al. 2025, an addition to any method that attacks.
+
+Output differences match, and so input gradients.
+"""
 
 from pydantic import NonNegativeFloat
 
@@ -25,13 +28,13 @@ class Options(MethodOptions):
     reduction: Reduction = "batchmean"
 
 
-def term(lesson: BatchContext, options: Options) -> Terms:
+def term(context: BatchContext, options: Options) -> Terms:
     """Returns alpha r KL(D_T || D_S) with D = f(x + beta d) - f(x - gamma d); arXiv 2312.03286.
 
     d is the perturbation of the host's attack. The host's answers to x and x' are used again; the
     authors' code for AdaAD passes x' twice. Clean images pass even where the host does not need
     them, as in that code. With several teachers the first one is matched.
     """
-    matched = gradient_match(lesson, beta=options.beta, gamma=options.gamma)
-    value = reduced(matched, lesson.student(lesson.attacked), options.reduction)
-    return {"igdm": options.alpha * ramp(lesson.progress, options.ramp) * value}
+    matched = gradient_match(context, beta=options.beta, gamma=options.gamma)
+    value = reduced(matched, context.student(context.attacked), options.reduction)
+    return {"igdm": options.alpha * ramp(context.progress, options.ramp) * value}

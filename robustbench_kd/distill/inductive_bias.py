@@ -1,4 +1,7 @@
-"""Distils the biases of a convolution and an involution network into tokens of a ViT, after Ren et al. 2022 (Co-advise)."""
+"""Distils the biases of a convolution and an involution network into tokens of a ViT.
+
+Source: Ren et al. 2022 (Co-advise).
+"""
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch.nn import functional
@@ -35,15 +38,16 @@ class Options(MethodOptions):
         return "convolution teacher", "involution teacher"
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
-    """Returns CE(class head, y), T^2 KL(T_conv || convolution head) and T^2 KL(T_inv || involution head), weighted.
+def loss(context: BatchContext, options: Options) -> Terms:
+    """Returns CE of the class head and T^2 KL(teacher || head) of both other heads, weighted.
 
     Source: arXiv 2106.12378. The teachers may answer from stored logits.
     """
-    heads = lesson.student.features(lesson.images, options.heads_layer)
+    heads = context.student.features(context.images, options.heads_layer)
     if heads.ndim != 3 or heads.shape[1] != 3:
         raise UsageError(
-            f"expected a student with heads (n, 3, classes) in '{options.heads_layer}', got {tuple(heads.shape)}: "
+            f"expected a student with heads (n, 3, classes) in '{options.heads_layer}', got "
+            f"{tuple(heads.shape)}: "
             "choose vit_tiny with distillation_tokens=2"
         )
     labelled, convolution, involution = heads.unbind(dim=1)
@@ -51,17 +55,17 @@ def loss(lesson: BatchContext, options: Options) -> Terms:
     taught = [
         weight
         * divergence(
-            teacher(lesson.images),
+            teacher(context.images),
             head,
             temperature=options.temperature,
             reduction=options.reduction,
         )
         for weight, teacher, head in zip(
-            weights, lesson.teachers, (convolution, involution), strict=True
+            weights, context.teachers, (convolution, involution), strict=True
         )
     ]
     labels = functional.cross_entropy(
-        labelled, lesson.labels, label_smoothing=options.label_smoothing
+        labelled, context.labels, label_smoothing=options.label_smoothing
     )
     return {
         "labels": options.label_weight * labels,

@@ -1,4 +1,7 @@
-"""Knowledge distillation of Hinton et al. 2015: labels and a teacher's softened outputs, on clean images."""
+"""Knowledge distillation of Hinton et al. 2015.
+
+Labels and a teacher's softened outputs, on clean images.
+"""
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
@@ -21,16 +24,16 @@ class Options(MethodOptions):
     reduction: Reduction = "batchmean"
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns CE(S(x), y) and T^2 KL(T(x) / T || S(x) / T), weighted.
 
     ArXiv 1503.02531, section 2.
     """
-    logits, expected = lesson.student(lesson.images), lesson.teacher(lesson.images)
+    logits, expected = context.student(context.images), context.teacher(context.images)
     taught = divergence(
         expected, logits, temperature=options.temperature, reduction=options.reduction
     )
     return {
-        "labels": options.label_weight * cross_entropy(logits, lesson.labels).mean(),
+        "labels": options.label_weight * cross_entropy(logits, context.labels).mean(),
         "teacher": options.teacher_weight * taught,
     }

@@ -1,4 +1,7 @@
-"""MTARD of Zhao et al. 2022: a robust teacher for adversarial images and a standard one for clean ones, in balance."""
+"""MTARD of Zhao et al. 2022.
+
+A robust teacher for adversarial images and a standard one for clean ones, in balance.
+"""
 
 from functools import partial
 
@@ -39,7 +42,7 @@ class Options(MethodOptions):
 
 
 class Balance(nn.Module):
-    """The weight of the clean term, and the losses of the first step (adversarial, clean), NaN before it."""
+    """The weight of the clean term, and the losses of the first step, NaN before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,31 +65,31 @@ class Balance(nn.Module):
         self.clean_weight.lerp_(share, rate)
 
 
-def prepare(setup: Setup, options: Options) -> nn.Module:  # noqa: ARG001  # every method takes the same arguments
+def prepare(setup: Setup, options: Options) -> nn.Module:
     """Returns the balance, even at first."""
     return Balance().to(setup.images.device)
 
 
-def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(context: BatchContext, options: Options) -> Objective:
     """Returns CE(S(x'), y)."""
-    return partial(labelled, lesson.labels)
+    return partial(labelled, context.labels)
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns w_a KL(T_robust(x') || S(x')) + w_c KL(T_standard(x) || S(x)), w_a + w_c = 1.
 
     Zhao et al., ECCV 2022. The balance moves before it is used, as in the authors' code.
     """
-    balance = lesson.prepared(Balance)
-    robust, standard = lesson.teachers
+    balance = context.prepared(Balance)
+    robust, standard = context.teachers
     attacked = divergence(
-        robust(lesson.attacked), lesson.student(lesson.attacked), reduction=options.reduction
+        robust(context.attacked), context.student(context.attacked), reduction=options.reduction
     )
     clean = divergence(
-        standard(lesson.images), lesson.student(lesson.images), reduction=options.reduction
+        standard(context.images), context.student(context.images), reduction=options.reduction
     )
     losses = torch.stack([attacked, clean]).detach().double()
-    balance.update(losses, rate=_rate(lesson.progress, options), power=options.power)
+    balance.update(losses, rate=_rate(context.progress, options), power=options.power)
     weight = balance.clean_weight.to(clean.dtype)
     return {
         "adversarial": options.scale * (1 - weight) * attacked,

@@ -1,4 +1,7 @@
-"""PeerAiD of Jung et al. 2024: a peer learns beside the student, on the student's adversarial images, and teaches it."""
+"""PeerAiD of Jung et al. 2024.
+
+A peer learns beside the student, on the student's adversarial images, and teaches it.
+"""
 
 from functools import partial
 
@@ -42,25 +45,25 @@ class Options(MethodOptions):
         return ()
 
 
-def prepare(setup: Setup, options: Options) -> nn.Module:  # noqa: ARG001  # every method takes the same arguments
+def prepare(setup: Setup, options: Options) -> nn.Module:
     """Returns the peer."""
     return setup.fresh().to(setup.images.device)
 
 
-def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(context: BatchContext, options: Options) -> Objective:
     """Returns KL(P(x) || S(x')), with the peer asked once and in evaluation mode."""
-    with evaluating(lesson.helper):
-        target = lesson.helper(lesson.images)
+    with evaluating(context.helper):
+        target = context.helper(context.images)
     return partial(away_from, target)
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns the student's and the peer's terms; arXiv 2403.06668.
 
     Student: l1 CE(S(x'), y) + l2 T^2 KL(P(x') || S(x')) + l3 T^2 KL(S(x) || S(x')), with P(x') held
     fixed. Peer: g1 CE(P(x'), y) + g2 KL(S(x') || P(x')).
     """
-    peer, student = lesson.helper(lesson.attacked), lesson.student(lesson.attacked)
+    peer, student = context.helper(context.attacked), context.student(context.attacked)
     own = partial(
         divergence, logits=student, temperature=options.temperature, reduction=options.reduction
     )
@@ -69,9 +72,9 @@ def loss(lesson: BatchContext, options: Options) -> Terms:
         seen, peer, temperature=options.peer_temperature, reduction=options.reduction
     )
     return {
-        "labels": options.label_weight * cross_entropy(student, lesson.labels).mean(),
+        "labels": options.label_weight * cross_entropy(student, context.labels).mean(),
         "peer": options.peer_weight * own(peer.detach()),
-        "self": options.self_weight * own(lesson.student(lesson.images)),
-        "peer-labels": options.peer_label_weight * cross_entropy(peer, lesson.labels).mean(),
+        "self": options.self_weight * own(context.student(context.images)),
+        "peer-labels": options.peer_label_weight * cross_entropy(peer, context.labels).mean(),
         "peer-student": options.peer_student_weight * returned,
     }

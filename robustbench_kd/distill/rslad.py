@@ -29,20 +29,20 @@ class Options(MethodOptions):
     scale: PositiveFloat = 1.0
 
 
-def inner(lesson: BatchContext, options: Options) -> Objective:  # noqa: ARG001  # every method takes the same arguments
+def inner(context: BatchContext, options: Options) -> Objective:
     """Returns KL(T(x) || S(x')), with the teacher asked once."""
-    return partial(away_from, lesson.teacher(lesson.images))
+    return partial(away_from, context.teacher(context.images))
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
+def loss(context: BatchContext, options: Options) -> Terms:
     """Returns KL(T(x) || S(x')) and KL(T(x) || S(x)), weighted; arXiv 2108.07969."""
-    target = lesson.teacher(lesson.images)
+    target = context.teacher(context.images)
     measure = partial(
         divergence, target, temperature=options.temperature, reduction=options.reduction
     )
     return {
         "adversarial": options.scale
         * options.adversarial_weight
-        * measure(lesson.student(lesson.attacked)),
-        "clean": options.scale * options.clean_weight * measure(lesson.student(lesson.images)),
+        * measure(context.student(context.attacked)),
+        "clean": options.scale * options.clean_weight * measure(context.student(context.images)),
     }

@@ -1,6 +1,7 @@
-"""SAAD of Lee and Chung 2026: examples on which the teacher wavers count more, after a cheap attack past the teacher."""
+"""SAAD of Lee and Chung 2026.
 
-from typing import Any
+Examples on which the teacher wavers count more, after a cheap attack past the teacher.
+"""
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -11,11 +12,11 @@ from robustbench_kd.tensors.contracts import Images, Logits
 from robustbench_kd.tensors.distillation import BatchContext, MethodOptions, Objective, Terms
 from robustbench_kd.tensors.losses import kl_divergence
 
-VARIANTS: dict[str, dict[str, Any]] = {"saad": {}, "saad-c": {"clean_weight": 0.2}}
+VARIANTS: dict[str, dict[str, object]] = {"saad": {}, "saad-c": {"clean_weight": 0.2}}
 
 
 class Options(MethodOptions):
-    """The weight of gradient matching, how entropies become weights, and how the teacher enters the attack.
+    """The options: gradient matching, weights from entropies, and the teacher in the attack.
 
     Defaults are those of HongsinLee/saad (`saad.py` and `args.py`, commit 435e6b2) for CIFAR-10.
     `gradient_weight` is 1 on CIFAR-10, on CIFAR-100 10 in the code and 20 in the paper, on
@@ -34,40 +35,42 @@ class Options(MethodOptions):
     correction: NonNegativeFloat = 1.0
 
 
-def inner(lesson: BatchContext, options: Options) -> Objective:
-    """Returns KL(T~ || S(x')), where T~ is T(x) with the true-class logit moved along its gradient at x.
+def inner(context: BatchContext, options: Options) -> Objective:
+    """Returns KL(T~ || S(x')); T~ is T(x) with the true-class logit moved along its gradient at x.
 
     One backward pass of the teacher per batch takes the place of one per step.
     """
-    images, labels = lesson.images.detach().requires_grad_(), lesson.labels[:, None]
-    logits = lesson.teacher.through(images)
+    images, labels = context.images.detach().requires_grad_(), context.labels[:, None]
+    logits = context.teacher.through(images)
     (slope,) = torch.autograd.grad(logits.gather(1, labels).sum(), images)
     target = logits.detach()
 
     def apart(points: Images, found: Logits) -> Tensor:
-        change = (slope * (points - lesson.images)).flatten(1).sum(dim=1, keepdim=True)
+        change = (slope * (points - context.images)).flatten(1).sum(dim=1, keepdim=True)
         return kl_divergence(target.scatter_add(1, labels, options.correction * change), found)
 
     return apart
 
 
-def loss(lesson: BatchContext, options: Options) -> Terms:
-    """Returns the means of w_i KL(T(x') || S(x')), w_i r KL(D_T || D_S) and b (1 - w_i / max w) KL(T(x) || S(x)).
+def loss(context: BatchContext, options: Options) -> Terms:
+    """Returns the means of three terms.
+
+    They are w_i KL(T(x') || S(x')), w_i r KL(D_T || D_S) and b (1 - w_i / max w) KL(T(x) || S(x)).
 
     Source: arXiv 2512.10275. D is the output difference of `igdm`, r its ramp.
     """
-    teacher, student = lesson.teacher, lesson.student
-    weights = entropy_weights(teacher(lesson.attacked), options)
-    matching = options.gradient_weight * ramp(lesson.progress, options.ramp)
+    teacher, student = context.teacher, context.student
+    weights = entropy_weights(teacher(context.attacked), options)
+    matching = options.gradient_weight * ramp(context.progress, options.ramp)
     terms = {
         "adversarial": (
-            weights * kl_divergence(teacher(lesson.attacked), student(lesson.attacked))
+            weights * kl_divergence(teacher(context.attacked), student(context.attacked))
         ).mean(),
-        "gradient": matching * (weights * gradient_match(lesson)).mean(),
+        "gradient": matching * (weights * gradient_match(context)).mean(),
     }
     if options.clean_weight > 0:
         rest = 1 - weights / (weights.max() + 1e-8)
-        clean = kl_divergence(teacher(lesson.images), student(lesson.images))
+        clean = kl_divergence(teacher(context.images), student(context.images))
         terms["clean"] = options.clean_weight * (rest * clean).mean()
     return terms
 

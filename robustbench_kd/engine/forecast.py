@@ -56,4 +56,6 @@ def _state(folder: Path) -> State:
     if stored_record(folder):
         return "done"
     ledgers = folder.glob(f"{Path(LEDGER).stem}*")  # the run's own, and those of shards
-    return "unfinished" if any(path.stat().st_size for path in ledgers) else "to do"
+    if any(path.stat().st_size for path in ledgers):
+        return "unfinished"
+    return "to do"

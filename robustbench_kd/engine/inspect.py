@@ -1,13 +1,18 @@
-"""Looks at a loaded defence before any attack: what it answers, whether its input is right, what an evaluation would cost."""
+"""Looks at a loaded defence before any attack.
+
+What it answers, whether its input is right, what an evaluation would cost.
+"""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from robustbench_kd.checkpoints.card import Normalisation
 from robustbench_kd.checkpoints.normalisation import PRESETS
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.checkpoints.target import assemble
@@ -31,7 +36,10 @@ _NONE = "none"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one suite costs for an image that no attack breaks: passes, and seconds of the model alone."""
+    """What one suite costs for an image that no attack breaks.
+
+    Passes, and seconds of the model alone.
+    """
 
     suite: str
     passes: int
@@ -40,7 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a pass of one image within a batch, measured three times, and the spread of that relative to the median.
+    """Seconds per image of a pass of a batch: the median of three, and their relative spread.
 
     `megabytes` is what autograd keeps of one image between a forward and a backward pass; None
     where it cannot be told.
@@ -91,10 +99,12 @@ def inspect(
         oracle = Oracle(subject.model, device, seed=seed)
         logits = _answers(oracle, data.images, batch_size)
         classes = preflight.count_classes(oracle, logits, data)
-        right = _usual(subject, data, device, batch_size) if subject.family == "classifier" else {}
+        by_normalisation = {}
+        if subject.family == "classifier":
+            by_normalisation = _usual(subject, data, device, batch_size)
         used = _name(subject)
         correct = logits.argmax(dim=1) == data.labels
-        scope = Scope(seed=seed, searches=False, correct=right, normalisation=used)
+        scope = Scope(seed=seed, searches=False, correct=by_normalisation, normalisation=used)
         found = checkup(oracle, data, correct.nonzero()[:, 0].tolist(), threat, scope).findings
         speed = _speed(oracle, data.images[:batch_size])
     return Inspection(
@@ -103,7 +113,7 @@ def inspect(
         outputs=_kind(logits),
         clean=accuracy(int(correct.sum()), len(correct)),
         normalisation=used,
-        normalisations=_ranked(right, used),
+        normalisations=_ranked(by_normalisation, used),
         findings=found,
         speed=speed,
         costs=_costs(oracle, threat, classes, speed),
@@ -117,15 +127,16 @@ def _answers(oracle: Oracle, images: Images, batch_size: int) -> Logits:
 def _usual(
     subject: Subject, data: Dataset, device: torch.device, batch_size: int
 ) -> dict[str, Tensor]:
-    """Returns which images are right under each usual normalisation that fits their channels, and the one in use."""
+    """Returns which images are correct under each usual normalisation, and under the one in use."""
     channels = data.images.shape[1]
-    tried = {name: one for name, one in PRESETS.items() if len(one.mean) in {1, channels}}
+    tried: dict[str, Normalisation | None] = {_NONE: None}
+    for name, preset in PRESETS.items():
+        if len(preset.mean) in {1, channels}:
+            tried[name] = preset
+    tried[_name(subject)] = subject.normalisation
+
     found = {}
-    for name, normalisation in {
-        _NONE: None,
-        **tried,
-        _name(subject): subject.normalisation,
-    }.items():
+    for name, normalisation in tried.items():
         oracle = Oracle(assemble(subject.network, normalisation), device)
         try:
             found[name] = _answers(oracle, data.images, batch_size).argmax(dim=1) == data.labels
@@ -139,12 +150,15 @@ def _name(subject: Subject) -> str:
     if subject.normalisation is None:
         return _NONE
     text = str(subject.normalisation)
-    return next((name for name, preset in PRESETS.items() if str(preset) == text), text)
+    for name, preset in PRESETS.items():
+        if str(preset) == text:
+            return name
+    return text
 
 
 def _ranked(right: dict[str, Tensor], used: str) -> dict[str, float]:
-    shares = {name: float(correct.float().mean()) for name, correct in right.items()}
-    return dict(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0] != used)))
+    clean = {name: float(correct.float().mean()) for name, correct in right.items()}
+    return dict(sorted(clean.items(), key=lambda pair: (-pair[1], pair[0] != used)))
 
 
 def _kind(logits: Logits) -> str:
@@ -153,34 +167,36 @@ def _kind(logits: Logits) -> str:
 
     if bool((logits >= 0).all()) and sum_to_one(logits):
         return "probabilities"
-    return "log-probabilities" if sum_to_one(logits.exp()) else "logits"
+    if sum_to_one(logits.exp()):
+        return "log-probabilities"
+    return "logits"
 
 
 def _speed(oracle: Oracle, images: Images) -> Speed:
     images = images.to(oracle.device)
     kept = _kept(oracle, images)
-    forward = [
-        _timed(lambda: _pass(oracle, images, backwards=False), oracle.device)
-        for _ in range(_REPEATS)
-    ]
-    both = forward
+    forward = both = _times(oracle, images, backwards=False)
+    megabytes = None
     if kept is not None:
-        both = [
-            _timed(lambda: _pass(oracle, images, backwards=True), oracle.device)
-            for _ in range(_REPEATS)
-        ]
+        both = _times(oracle, images, backwards=True)
+        megabytes = kept / len(images) / 2**20
     once, twice = sorted(forward)[_REPEATS // 2], sorted(both)[_REPEATS // 2]
     return Speed(
         batch=len(images),
         forward=once / len(images),
         backward=max(twice - once, 0) / len(images),
         spread=(max(both) - min(both)) / twice,
-        megabytes=None if kept is None else kept / len(images) / 2**20,
+        megabytes=megabytes,
     )
 
 
+def _times(oracle: Oracle, images: Images, *, backwards: bool) -> list[float]:
+    work = partial(_pass, oracle, images, backwards=backwards)
+    return [_timed(work, oracle.device) for _ in range(_REPEATS)]
+
+
 def _kept(oracle: Oracle, images: Images) -> int | None:
-    """Returns the bytes that autograd keeps for a backward pass, or None where there is no such pass."""
+    """Returns the bytes that autograd keeps for a backward pass; None without such a pass."""
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -216,23 +232,21 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
 
 def _costs(oracle: Oracle, threat: Threat, classes: int, speed: Speed) -> list[Cost]:
     """Returns what each suite costs for an image that stands to its end, the cheapest first."""
-    names = [
-        f"standard+{ADAPTIVE}" if name == ADAPTIVE else name for name in files("suites", ".toml")
-    ]
-    costs = [
-        _cost(oracle, name, threat, classes, speed)
-        for name in names
-        if name != "rand" or oracle.randomized
-    ]
+    costs = []
+    for name in files("suites", ".toml"):
+        if name == "rand" and not oracle.randomized:
+            continue
+        suite = f"standard+{ADAPTIVE}" if name == ADAPTIVE else name
+        costs.append(_cost(oracle, suite, threat, classes, speed))
     return sorted(costs, key=lambda cost: cost.passes)
 
 
 def _cost(oracle: Oracle, name: str, threat: Threat, classes: int, speed: Speed) -> Cost:
     suite, _ = for_classes(parse_suite(name), classes, threat.norm)
-    costs = [
-        stage.costs(threat.norm, classes) for stage in plan_stages(suite, oracle, threat, Extra())
-    ]
-    forwards = sum(forward for forward, _ in costs)
-    backwards = sum(backward for _, backward in costs)
+    forwards = backwards = 0
+    for stage in plan_stages(suite, oracle, threat, Extra()):
+        forward, backward = stage.costs(threat.norm, classes)
+        forwards += forward
+        backwards += backward
     seconds = forwards * speed.forward + backwards * speed.backward
     return Cost(suite=name, passes=forwards + backwards, seconds=seconds)

@@ -1,1 +1,4 @@
-"""Architectures, one file each: `build(classes=..., channels=...)` returns a network for normalised images."""
+"""Architectures, one file each.
+
+`build(classes=..., channels=...)` returns a network for normalised images.
+"""

@@ -1,4 +1,7 @@
-"""Involution: every pixel makes its own kernel, which the channels of a group share (Li et al. 2021)."""
+"""Involution.
+
+Every pixel makes its own kernel, which the channels of a group share (Li et al. 2021).
+"""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,7 +14,9 @@ _REDUCTION = 4
 
 
 class Involution(nn.Module):
-    """Weighs the window around each pixel by a kernel that two 1x1 convolutions make of the pixel itself.
+    """Weighs the window around each pixel by a kernel that the pixel itself defines.
+
+    Two 1x1 convolutions compute the kernel.
 
     Y_c(i, j) = sum over (u, v) of H_g(c)(i, j, u, v) X_c(i + u, j + v) with H =
     span(relu(bn(reduce(X)))), padded with zeros; at a stride, X is pooled to the size of Y before

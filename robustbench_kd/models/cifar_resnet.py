@@ -1,4 +1,7 @@
-"""The small ResNet-20, 32, 44 and 56 that He et al. 2016 made for CIFAR, with the parameter-free shortcut."""
+"""ResNet-20, 32, 44 and 56 for CIFAR, with the shortcut without parameters.
+
+Source: He et al. 2016, section 4.2.
+"""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,7 +43,10 @@ def build(*, classes: int = 10, channels: int = 3, depth: int = 20, width: int =
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut that drops every other pixel and pads new channels with zeros."""
+    """Two 3x3 convolutions and a shortcut.
+
+    The shortcut drops every other pixel and fills new channels with zeros.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

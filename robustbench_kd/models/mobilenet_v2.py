@@ -5,7 +5,8 @@ from torch.nn import functional
 
 from robustbench_kd.models._layers import convolution, pooled
 
-_STAGES = (  # expansion, channels, blocks, stride of the first block: Table 2 of the paper, less two strides
+# Expansion, channels, blocks, stride of the first block: Table 2 of the paper, less two strides.
+_STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
     (6, 32, 3, 2),
@@ -57,7 +58,9 @@ class InvertedResidual(nn.Module):
         y = functional.relu(self.bn1(self.conv1(x)))
         y = functional.relu(self.bn2(self.conv2(y)))
         narrow: Tensor = self.bn3(self.conv3(y))
-        return narrow + self.shortcut(x) if self.residual else narrow
+        if self.residual:
+            narrow = narrow + self.shortcut(x)
+        return narrow
 
 
 class MobileNetV2(nn.Module):

@@ -68,7 +68,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """A bare convolution, four stages of two blocks, an optional normalisation and a linear layer."""
+    """A convolution, four stages of two blocks, an optional normalisation and a linear layer."""
 
     def __init__(
         self, width: int, channels: int, classes: int, final_bn: bool, activated_shortcut: bool

@@ -1,4 +1,7 @@
-"""RedNet-26, 38 and 50 in the CIFAR form: residual networks with involutions in place of 3x3 convolutions."""
+"""RedNet-26, 38 and 50 in the CIFAR form.
+
+Residual networks with involutions in place of 3x3 convolutions.
+"""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,7 +43,7 @@ def build(*, classes: int = 10, channels: int = 3, depth: int = 26, width: int =
 
 
 class Bottleneck(nn.Module):
-    """An involution between two 1x1 convolutions, of which the last widens by four, and a shortcut."""
+    """An involution between two 1x1 convolutions, the last four times as wide, and a shortcut."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()

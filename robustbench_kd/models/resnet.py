@@ -33,7 +33,8 @@ def build(*, classes: int = 10, channels: int = 3, depth: int = 18, width: int =
     """
     if depth not in _BLOCKS:
         raise UsageError(
-            f"expected a ResNet of depth 18, 34 or 50, got {depth}; cifar_resnet has the depths 6n + 2"
+            f"expected a ResNet of depth 18, 34 or 50, got {depth}; cifar_resnet has the depths 6n "
+            "+ 2"
         )
     return ResNet(
         _BLOCKS[depth], Bottleneck if depth >= 50 else BasicBlock, width, channels, classes
@@ -84,7 +85,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, four stages of residual blocks that halve the image from the second on, and a linear layer."""
+    """A stem, four stages of residual blocks and a linear layer.
+
+    Each stage from the second on halves the image.
+    """
 
     def __init__(
         self,

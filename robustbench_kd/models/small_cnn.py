@@ -6,7 +6,7 @@ from robustbench_kd.models._layers import convolution
 
 
 def build(*, classes: int = 10, channels: int = 3, size: int = 32, width: int = 32) -> nn.Module:
-    """Returns a plain sequence of 3x3 convolutions, each with batch normalisation and ReLU, and two linear layers.
+    """Returns 3x3 convolutions with batch normalisation and ReLU, and two linear layers.
 
     The first convolution keeps the image size; the next ones halve it until a side has at most 4
     pixels (one at size 8, three at 28 and 32). Batch normalisation helps on 8x8 digits: after 20

@@ -1,4 +1,4 @@
-"""A tiny vision transformer for 8x8 to 32x32 images, with tokens for distillation where they are asked for."""
+"""A tiny vision transformer for 8x8 to 32x32 images, with optional distillation tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ def build(
     heads: int = 3,
     distillation_tokens: int = 0,
 ) -> nn.Module:
-    """Returns a ViT with learned positions and pre-normalised blocks, of the width, depth and heads of DeiT-Ti.
+    """Returns a ViT with learned positions, pre-normalised blocks and the size of DeiT-Ti.
 
     Each distillation token has a head of its own; the answer is the mean of all heads, and the
     module `heads` shows them apart, `(n, 1 + distillation_tokens, classes)`, the class token's
@@ -59,7 +59,10 @@ def build(
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron of four times the width, each after its normalisation and beside a shortcut."""
+    """Attention and a perceptron, each after its normalisation and beside a shortcut.
+
+    The perceptron has two layers and four times the width.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -32,7 +32,9 @@ class Series:
     def mean(self) -> float | None:
         """The measure, None where no example counts."""
         total = self.weights.sum()
-        return (self.values.sum() / total).item() if total > 0 else None
+        if total > 0:
+            return (self.values.sum() / total).item()
+        return None
 
 
 class Row(Frozen):

@@ -120,7 +120,7 @@ class Attack(Protocol):
         Raises `UsageError` where the attack is not defined for the norm or the classes.
         """
 
-    def stays_in_ball(self, norm: Norm) -> bool:  # noqa: ARG002
+    def stays_in_ball(self, norm: Norm) -> bool:
         """Returns whether all asked points lie in the ball, not only in the box."""
         return True
 

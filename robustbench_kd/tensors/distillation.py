@@ -1,16 +1,16 @@
-"""The contract of a distillation method: a lesson goes in, the named terms of its loss come out.
+"""The contract of a distillation method: a batch goes in, the named terms of its loss come out.
 
-A lesson is one batch with everybody who takes part in it. A method says what its attack should
+A batch context is one batch with all networks that take part. A method says what its attack should
 raise (`inner`), and what the student should lower once the attack is done (`loss`); it holds no
 optimiser, makes no step and runs no attack. What it learns or remembers besides the student (a
 regressor, a memory bank, a peer) is one module, made by `prepare`: its parameters are optimised
 with the student's, and its state dict is all that a resumed training needs.
 
-    lesson = Lesson(student=Asked(network), teachers=(FrozenTeacher(teacher),), images=images, ...)
-    objective = method.inner(lesson)
+    context = BatchContext(student=Asked(network), teachers=teachers, images=images, ...)
+    objective = method.inner(context)
     if objective is not None:
-        lesson = replace(lesson, adversarial=ascend(objective))
-    total(method.loss(lesson)).backward()
+        context = replace(context, adversarial=ascend(objective))
+    total(method.loss(context)).backward()
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,10 +29,10 @@ from robustbench_kd.tensors.oracle import freeze, mode
 
 Helper = TypeVar("Helper", bound=nn.Module)
 Objective = Callable[[Images, Logits], Tensor]
-"""Maps points `(n, c, h, w)` and the student's logits at them to one value per example, `(n,)`, that the attack raises."""
+"""Maps points `(n, c, h, w)` and the student's logits there to the value to raise, `(n,)`."""
 
 Terms = dict[str, Tensor]
-"""The terms of a loss by name, each a scalar with its weight already in it; the loss is their sum."""
+"""The weighted terms of a loss by name, each a scalar; the loss is their sum."""
 
 PENULTIMATE = ""
 """The layer that stands for what the last linear layer takes in."""
@@ -69,7 +69,7 @@ class CachedNetwork:
     """A network that is asked once about a tensor, however many parts of a method want its answer.
 
     Each pass of a student updates its batch statistics, and each pass of a teacher costs more than
-    one of the student. Answers are kept for as long as this object lives: make one for each lesson.
+    one of the student. Answers are kept for as long as this object lives: make one for each batch.
     With `half` precision the network works in bfloat16 where torch holds that to be safe; its
     answers are as exact as the images all the same.
     """
@@ -136,7 +136,7 @@ class FrozenTeacher(CachedNetwork):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Setup:
-    """What a method may look at before the first lesson.
+    """What a method may look at before the first batch.
 
     Args:
         student: The network that is to learn.
@@ -192,7 +192,8 @@ class BatchContext:
         """The adversarial images; raises `UsageError` where the method makes none."""
         if self.adversarial is None:
             raise UsageError(
-                "expected adversarial images, got none: choose a method that trains on them, such as rslad"
+                "expected adversarial images, got none: choose a method that trains on them, such "
+                "as rslad"
             )
         return self.adversarial
 
@@ -203,7 +204,8 @@ class BatchContext:
         """
         if not isinstance(self.helper, kind):
             raise UsageError(
-                f"expected the {kind.__name__} that 'prepare' makes, got a {type(self.helper).__name__}"
+                f"expected the {kind.__name__} that 'prepare' makes, got a "
+                f"{type(self.helper).__name__}"
             )
         return self.helper
 
@@ -220,12 +222,12 @@ class Method:
     additions: Mapping[str, MethodOptions] = field(default_factory=dict)
 
 
-def labelled(labels: Labels, points: Images, logits: Logits) -> Tensor:  # noqa: ARG001  # an objective may look at points
+def labelled(labels: Labels, points: Images, logits: Logits) -> Tensor:
     """Returns CE(S(x'), y) of each example, `(n,)`."""
     return cross_entropy(logits, labels)
 
 
-def away_from(target: Logits, points: Images, logits: Logits) -> Tensor:  # noqa: ARG001
+def away_from(target: Logits, points: Images, logits: Logits) -> Tensor:
     """Returns KL(target || S(x')) of each example, `(n,)`, for a target that stays where it is."""
     return kl_divergence(target, logits)
 
@@ -241,7 +243,10 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Puts a network into evaluation mode, without gradients of parameters, and every module back afterwards."""
+    """Puts a network into evaluation mode, without gradients of parameters.
+
+    Afterwards every module has its mode again.
+    """
     with mode(network, training=False), torch.no_grad():
         yield
 
@@ -272,7 +277,8 @@ def _pass(network: nn.Module, images: Images, layer: str | None) -> tuple[Logits
         hook.remove()
     if not seen:
         raise ModelError(
-            f"layer '{layer or 'penultimate'}' takes no part in the network's answer: name another layer"
+            f"layer '{layer or 'penultimate'}' takes no part in the network's answer: name another "
+            "layer"
         )
     return logits, seen[-1]
 
@@ -281,7 +287,8 @@ def _last_linear(network: nn.Module) -> nn.Module:
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ModelError(
-            "expected a network that ends in a linear layer, got none: name the layer of the features"
+            "expected a network that ends in a linear layer, got none: name the layer of the "
+            "features"
         )
     return linear[-1]
 

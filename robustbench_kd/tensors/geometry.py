@@ -104,7 +104,9 @@ def random_start(
 def _column(eps: float | Tensor, ndim: int) -> float | Tensor:
     """Returns radii `(n,)` with `ndim` dimensions, to broadcast over rows."""
     # A number stays a number: making a tensor of it would stall a GPU at every call.
-    return eps.reshape(-1, *[1] * (ndim - 1)) if isinstance(eps, Tensor) else eps
+    if isinstance(eps, Tensor):
+        return eps.reshape(-1, *[1] * (ndim - 1))
+    return eps
 
 
 def _bounds(centre: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Files of tensors that say what they are for: written whole or not at all, and refused where a byte has changed."""
+"""Files of tensors that say what they are for.
+
+Written whole or not at all, and refused where a byte has changed.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -39,7 +42,8 @@ def read(path: Path) -> HashedFile:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' cannot be read ({error}): delete it") from error
     if header.pop(_SEAL, "") != digest(tensors, header):

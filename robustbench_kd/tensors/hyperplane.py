@@ -29,7 +29,9 @@ def length(steps: Tensor, norm: Norm) -> Tensor:
 
     # `vector_norm` of these orders runs one number at a time on a CPU.
     size = steps.abs()
-    return size.amax(dim=-1) if norm is Norm.LINF else size.sum(dim=-1)
+    if norm is Norm.LINF:
+        return size.amax(dim=-1)
+    return size.sum(dim=-1)
 
 
 def dual_length(weights: Tensor, norm: Norm) -> Tensor:

@@ -1,8 +1,9 @@
-"""A teacher's logits, computed once: float16, keyed by example and view, in a file that names what it answers for.
+"""A teacher's logits, computed once.
 
-Random augmentation would part images from stored answers, so training sees a fixed number of views
-of every image, each a function of the example and the view alone. The file is refused where
-teacher, data set or views are others.
+Float16, keyed by example and view, in a file that names what it answers for. Random augmentation
+would part images from stored answers, so training sees a fixed number of views of every image, each
+a function of the example and the view alone. The file is refused where teacher, data set or views
+are others.
 """
 
 import json
@@ -24,10 +25,11 @@ _STREAM = "stored-view"
 
 @dataclass(frozen=True)
 class Views:
-    """Fixed views of every image: view 0 is the image itself, view 1 its mirror image where views are mirrored.
+    """Fixed views of every image.
 
-    Every further one is shifted by up to `padding` pixels, black flowing in, and mirrored where its
-    number is odd. Two views without padding are the two sides of flipping alone.
+    View 0 is the image itself, view 1 its mirror image where views are mirrored. Every further one
+    is shifted by up to `padding` pixels, black flowing in, and mirrored where its number is odd.
+    Two views without padding are the two sides of flipping alone.
     """
 
     count: int = 1
@@ -52,7 +54,10 @@ class Views:
 
 @dataclass(frozen=True)
 class Source:
-    """What stored logits answer for: the sha256 of the teacher's weights, the data set's fingerprint, and the views."""
+    """What stored logits answer for.
+
+    The sha256 of the teacher's weights, the data set's fingerprint, and the views.
+    """
 
     teacher: str
     dataset: str
@@ -95,11 +100,11 @@ class StoredTeacher:
             raise self._unknown("images other than the stored views")
         return self._logits
 
-    def features(self, images: Images, layer: str) -> Tensor:  # noqa: ARG002  # the contract of a teacher
+    def features(self, images: Images, layer: str) -> Tensor:
         """Raises `UsageError`: only logits were stored."""
         raise self._unknown("features")
 
-    def through(self, images: Images) -> Logits:  # noqa: ARG002
+    def through(self, images: Images) -> Logits:
         """Raises `UsageError`: stored logits have no gradient."""
         raise self._unknown("gradients")
 
@@ -118,7 +123,7 @@ class Archive:
     def shown(
         self, images: Images, ids: Tensor, generator: torch.Generator
     ) -> tuple[Images, tuple[StoredTeacher, ...]]:
-        """Returns one view of each image, drawn uniformly, and the teachers that answer for them."""
+        """Returns one view of each image, drawn uniformly, and the teachers with their answers."""
         drawn = torch.randint(self.views.count, ids.shape, generator=generator).to(ids.device)
         seen = self.views.of(images, ids, drawn)
         return seen, tuple(StoredTeacher(seen, answers.of(ids, drawn)) for answers in self.stored)
@@ -136,7 +141,8 @@ def ask(
     answers = torch.cat(list(_answers(teacher, known, views, batch_size=batch_size, device=device)))
     if not bool(answers.isfinite().all()):
         raise ModelError(
-            "the teacher's logits do not fit into float16: they are beyond 65,504 in size, or no numbers"
+            "the teacher's logits do not fit into float16: they are beyond 65,504 in size, or no "
+            "numbers"
         )
     return StoredLogits(torch.tensor(known.ids), answers)
 
@@ -158,7 +164,8 @@ def read(path: Path, source: Source) -> StoredLogits:
     for key, expected in _header(source).items():
         if header.get(key) != expected:
             raise CheckpointError(
-                f"'{path}': expected stored logits of {key} {expected}, got {header.get(key, 'none')}: delete it"
+                f"'{path}': expected stored logits of {key} {expected}, got "
+                f"{header.get(key, 'none')}: delete it"
             )
     return StoredLogits(content["ids"], content["logits"])
 

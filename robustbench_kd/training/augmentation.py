@@ -15,7 +15,9 @@ def augment(images: Images, recipe: Recipe, generator: torch.Generator) -> Image
     if recipe.augmentation == "none":
         return images
     shifted = _shift(images, recipe.padding, generator)
-    return _mirror(shifted, generator) if recipe.augmentation == "flip_crop" else shifted
+    if recipe.augmentation == "flip_crop":
+        return _mirror(shifted, generator)
+    return shifted
 
 
 def _shift(images: Images, padding: int, generator: torch.Generator) -> Images:

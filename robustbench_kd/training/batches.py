@@ -26,7 +26,10 @@ def split(labels: Labels, size: int, generator: torch.Generator) -> tuple[Tensor
 
 
 def batches(rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Returns rows in batches of nearly equal size: a last one of one example would break batch normalisation."""
+    """Returns rows in batches of nearly equal size.
+
+    A last one of one example would break batch normalisation.
+    """
     return rows.tensor_split(math.ceil(len(rows) / size))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -27,7 +26,7 @@ class Network:
     architecture: Architecture
     normalisation: Normalisation | None = None
 
-    def build(self, data: Dataset, seed: int, card: Path) -> nn.Module:  # noqa: ARG002  # every design takes the same
+    def build(self, data: Dataset, seed: int, card: Path) -> nn.Module:
         """Returns the network with random weights that follow from the seed."""
         name, arguments = self.architecture.name, self.architecture.arguments
         shape = shape_of(data)
@@ -36,7 +35,7 @@ class Network:
         )
         return assemble(network, self.normalisation)
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """Returns the fields of the card that say what it is."""
         return {"architecture": self.architecture, "normalisation": self.normalisation}
 
@@ -48,7 +47,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Composition:
-    """A defence of a family around frozen parts, each described by a card in the folder of its own."""
+    """A defence of a family around frozen parts, each described by a card in its own folder."""
 
     family: str
     parts: tuple[Path, ...]
@@ -63,7 +62,8 @@ class Composition:
         """
         if self.family == "classifier":
             raise UsageError(
-                "expected a family that is composed of parts, got 'classifier': choose another --family"
+                "expected a family that is composed of parts, got 'classifier': choose another "
+                "--family"
             )
         targets = [self._target(part, card) for part in self.parts]
         shape = shape_of(data)
@@ -78,7 +78,7 @@ class Composition:
             seed,
         )
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """Returns the fields of the card that say what it is."""
         return {
             "family": self.family,
@@ -99,12 +99,14 @@ class Composition:
     def _target(self, part: Path, card: Path) -> Target:
         if part.suffix != ".toml" or part.is_dir():
             raise UsageError(
-                f"expected the card of a part, such as net.toml, got '{part}'; 'rkd convert' writes one"
+                f"expected the card of a part, such as net.toml, got '{part}'; 'rkd convert' "
+                "writes one"
             )
         (target,) = describe(str(part), Choices(trust_code=self.trust_code))
         if part.parent.resolve() != card.parent.resolve():
             raise UsageError(
-                f"expected the parts in the folder of the new card, '{card.parent}', got '{part}': copy its card and "
+                f"expected the parts in the folder of the new card, '{card.parent}', got '{part}': "
+                "copy its card and "
                 f"weights there, or choose --out {part.parent}"
             )
         if card.stem in {part.stem, *_files(target)}:

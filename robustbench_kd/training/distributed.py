@@ -1,10 +1,11 @@
-"""Several processes that train one network, started by torchrun: each takes its rows of every batch.
+"""Several processes that train one network, started by torchrun.
 
-What a process computes is its share of a mean over the batch, and everything is summed.
-DistributedDataParallel does not fit: an attack differentiates with respect to images, by
-`torch.autograd.grad`, which it does not support; methods pass several batches through a network
-before one backward pass, hook its layers and ask it for more than `forward`; and a helper learns
-beside it. So gradients are summed after the backward pass, in one bucket, by `all_reduce`.
+Each takes its rows of every batch. What a process computes is its share of a mean over the batch,
+and everything is summed. DistributedDataParallel does not fit: an attack differentiates with
+respect to images, by `torch.autograd.grad`, which it does not support; methods pass several batches
+through a network before one backward pass, hook its layers and ask it for more than `forward`; and
+a helper learns beside it. So gradients are summed after the backward pass, in one bucket, by
+`all_reduce`.
 
 Batch normalisation normalises with the rows of its own process, and what it keeps is averaged over
 the processes after every step. SyncBatchNorm would normalise with all rows, but it has no CPU form
@@ -26,7 +27,7 @@ from robustbench_kd.core.errors import UsageError
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started, if there are several, each on a device of its own, for once.
+    """Joins the processes that torchrun started, if there are several, each on its own device.
 
     One that fails does not say goodbye, for which it would have to wait for the others: torchrun
     ends them.
@@ -58,8 +59,8 @@ def mine(rows: Tensor) -> Tensor:
     """
     if _together() and len(rows) < 2 * processes():
         raise UsageError(
-            f"expected two examples for each of {processes()} processes, got {len(rows)}: raise batch_size or "
-            "validation, or start fewer processes"
+            f"expected two examples for each of {processes()} processes, got {len(rows)}: raise "
+            "batch_size or validation, or start fewer processes"
         )
     return rows.tensor_split(processes())[_rank()]
 
@@ -77,8 +78,10 @@ def source(shared: torch.Generator, seed: int, step: int) -> torch.Generator:
 
 def align(*modules: nn.Module) -> None:
     """Gives all processes the weights of the first one."""
-    if _together():
-        for tensor in (tensor for module in modules for tensor in module.state_dict().values()):
+    if not _together():
+        return
+    for module in modules:
+        for tensor in module.state_dict().values():
             distributed.broadcast(tensor, src=0)
 
 
@@ -89,18 +92,18 @@ def summed(values: Tensor) -> Tensor:
 
 def sum_gradients(optimiser: optim.Optimizer) -> None:
     """Gives every parameter the sum of its gradients in all processes."""
-    if _together():
-        parameters = [
-            parameter for group in optimiser.param_groups for parameter in group["params"]
-        ]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        for gradient, total in zip(gradients, _sums(gradients), strict=True):
-            gradient.copy_(total)
+    if not _together():
+        return
+    gradients: list[Tensor] = []
+    for group in optimiser.param_groups:
+        gradients += [one.grad for one in group["params"] if one.grad is not None]
+    for gradient, total in zip(gradients, _sums(gradients), strict=True):
+        gradient.copy_(total)
 
 
 @contextmanager
 def in_common(*modules: nn.Module) -> Iterator[None]:
-    """Lets every element of a buffer move, during a step, by the mean over those processes that move it.
+    """Moves every element of a buffer by the mean over the processes that moved it in a step.
 
     All of them move statistics of a batch, but only one of them what a memory bank holds of an
     example. A NaN stands for what is not known yet. Comes to its end after the backward pass, which
@@ -112,12 +115,14 @@ def in_common(*modules: nn.Module) -> Iterator[None]:
     before = [buffer.where(~buffer.isnan(), 0) for buffer in _buffers(modules)]
     yield
     after = _buffers(modules)
-    moves = [torch.where(new == old, 0, new - old) for new, old in zip(after, before, strict=True)]
-    totals = _sums([*moves, *(move != 0 for move in moves)])
-    for new, old, move, movers in zip(
-        after, before, totals[: len(after)], totals[len(after) :], strict=True
-    ):
-        new.copy_(old + move / movers.clamp(min=1))
+    moves, movers = [], []
+    for new, old in zip(after, before, strict=True):
+        moves.append(torch.where(new == old, 0, new - old))
+        movers.append(moves[-1] != 0)
+    totals = _sums([*moves, *movers])
+    count = len(after)
+    for new, old, move, number in zip(after, before, totals[:count], totals[count:], strict=True):
+        new.copy_(old + move / number.clamp(min=1))
 
 
 def _together() -> bool:
@@ -129,9 +134,10 @@ def _rank() -> int:
 
 
 def _buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
-    return [
-        buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()
-    ]
+    found: list[Tensor] = []
+    for module in modules:
+        found += filter(torch.is_floating_point, module.buffers())
+    return found
 
 
 def _sums(tensors: Sequence[Tensor]) -> list[Tensor]:

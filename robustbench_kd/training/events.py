@@ -34,7 +34,7 @@ class Accuracies(NamedTuple):
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch, its mean training loss with the mean of every term, and how the defence does after it."""
+    """One finished epoch: the mean of the loss and of every term, and the accuracies after it."""
 
     epoch: int
     epochs: int
@@ -45,9 +45,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a training: the selected weights, on the CPU, how they do, and how every epoch went.
+    """The outcome of a training.
 
-    The first epoch is 1; without any optimisation the best one is 0 and there is no history.
+    The selected weights, on the CPU, how they do, and how every epoch went. The first epoch is 1;
+    without any optimisation the best one is 0 and there is no history.
     """
 
     best_state: dict[str, Tensor]

@@ -47,7 +47,7 @@ def train(
     recipe: Recipe,
     observer: Observer,
     *,
-    company: Partners = _ALONE,
+    partners: Partners = _ALONE,
     memory: TrainingCheckpoint | None = None,
 ) -> Trained:
     """Trains a defence in place, on its own device, and returns the selected weights.
@@ -74,63 +74,63 @@ def train(
             network.fit(training.images, training.labels, validation.images, validation.labels)
         if not recipe.epochs:
             return Trained(_snapshot(network), 0, measure(network))
-        course = open_course(network, training, threat, recipe, company, generator=generator)
-        return _complete(course, observer, memory, measure=measure)
+        current = open_course(network, training, threat, recipe, partners, generator=generator)
+        return _complete(current, observer, memory, measure=measure)
 
 
 def _complete(
-    course: TrainingState,
+    current: TrainingState,
     observer: Observer,
     memory: TrainingCheckpoint | None,
     *,
     measure: Callable[[nn.Module], Accuracies],
 ) -> Trained:
-    trained = (memory and memory.recall(course)) or _UNTRAINED
-    distributed.align(course.network, course.helper)
-    for number in range(len(trained.history) + 1, course.recipe.epochs + 1):
-        loss, terms = _means(_steps(course, number), observer)
-        course.after_epoch(number)
-        answering = course.answering()
-        epoch = Epoch(number, course.recipe.epochs, loss, terms, measure(answering))
+    trained = (memory and memory.recall(current)) or _UNTRAINED
+    distributed.align(current.network, current.helper)
+    for number in range(len(trained.history) + 1, current.recipe.epochs + 1):
+        loss, terms = _means(_steps(current, number), observer)
+        current.after_epoch(number)
+        answering = current.answering()
+        epoch = Epoch(number, current.recipe.epochs, loss, terms, measure(answering))
         trained = replace(trained, history=(*trained.history, epoch))
-        if _selects_newest(trained.history, course.recipe):
+        if _selects_newest(trained.history, current.recipe):
             trained = Trained(_snapshot(answering), number, epoch.validation, trained.history)
         if memory and distributed.leads():
-            memory.keep(course, trained)
+            memory.keep(current, trained)
         observer(epoch)
     return trained
 
 
-def _steps(course: TrainingState, epoch: int) -> Iterator[Step]:
-    recipe = course.recipe
+def _steps(current: TrainingState, epoch: int) -> Iterator[Step]:
+    recipe = current.recipe
     parts = batches(
-        torch.randperm(len(course.training), generator=course.generator), recipe.batch_size
+        torch.randperm(len(current.training), generator=current.generator), recipe.batch_size
     )
-    course.network.train()
-    course.helper.train()
+    current.network.train()
+    current.helper.train()
     for step, rows in enumerate(parts, start=1):
         before = (epoch - 1) * len(parts) + step - 1
-        with distributed.in_common(course.network, course.helper):
-            terms = _terms(course, rows, epoch, before)
+        with distributed.in_common(current.network, current.helper):
+            terms = _terms(current, rows, epoch, before)
             loss = total(terms)
             number, *shares = distributed.summed(torch.stack([loss, *terms.values()])).tolist()
             if not math.isfinite(number):
                 raise ModelError(f"the loss became {number} in epoch {epoch}: lower learning_rate")
             _update(
-                course.optimiser,
+                current.optimiser,
                 loss,
                 learning_rate(recipe, before, len(parts)),
                 recipe.gradient_clip,
             )
-        course.after_step(epoch)
+        current.after_step(epoch)
         yield Step(epoch, step, len(parts), number, dict(zip(terms, shares, strict=True)))
 
 
-def _terms(course: TrainingState, rows: Tensor, epoch: int, step: int) -> Terms:
+def _terms(current: TrainingState, rows: Tensor, epoch: int, step: int) -> Terms:
     """Returns what this process adds to the means over a batch: all of them where it is alone."""
     own = distributed.mine(rows)
-    generator = distributed.source(course.generator, course.recipe.seed, step)
-    terms = replace(course, generator=generator).terms(own, epoch)
+    generator = distributed.source(current.generator, current.recipe.seed, step)
+    terms = replace(current, generator=generator).terms(own, epoch)
     return {name: value * (len(own) / len(rows)) for name, value in terms.items()}
 
 

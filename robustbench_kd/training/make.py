@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +52,7 @@ class Made:
 
 
 def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer) -> Made:
-    """Trains by the plan on the training split `data` and writes a card into a folder, with the weights beside it.
+    """Trains by the plan on the training split `data`, and writes a card and weights to a folder.
 
     Until the card is written a file `NAME.training` lies beside it, from which the same plan goes
     on after the last finished epoch. Of several processes that torchrun started the first one
@@ -71,74 +70,77 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
     memory = TrainingCheckpoint(
         path.with_suffix(".training"), _identity(plan, data, model, teachers)
     )
-    company = _company(plan, data, path, teachers)
+    partners = _partners(plan, data, path, teachers)
     trained = train(
         model.to(plan.device),
         data,
         plan.threat,
         plan.recipe,
         observer,
-        company=company,
+        partners=partners,
         memory=memory,
     )
     if not distributed.leads():
         return Made(path, trained)
     model.load_state_dict(trained.best_state)
-    card = Card(
-        name=plan.name,
-        classes=data.classes,
-        image_shape=shape_of(data),
-        dataset=data.name,
-        threats=plan.threats,
-        licence=plan.licence,
-        weights=plan.design.write(model, path),
-        made=_history(plan, data, trained),
-        **told,
-    )
-    write_card(card, path)
+    fields = {
+        "name": plan.name,
+        "classes": data.classes,
+        "image_shape": shape_of(data),
+        "dataset": data.name,
+        "threats": plan.threats,
+        "licence": plan.licence,
+        "weights": plan.design.write(model, path),
+        "made": _history(plan, data, trained),
+    }
+    write_card(Card.model_validate({**fields, **told}), path)
     memory.forget()
     return Made(path, trained)
 
 
-def _require_same(path: Path, conditions: dict[str, Any], told: dict[str, Any]) -> None:
-    """Raises `UsageError` where the checkpoint of a name was made otherwise: it may have taken days."""
+def _require_same(path: Path, conditions: dict[str, object], told: dict[str, object]) -> None:
+    """Raises `UsageError` where the checkpoint of a name was made otherwise.
+
+    It may have taken days.
+    """
     card = read_card(path)
     differing = [key for key in _SETTINGS if card.made.get(key) != conditions[key]]
     differing += [field for field, value in told.items() if getattr(card, field) != value]
     if differing:
         raise UsageError(
-            f"'{path}' was made with other {' and '.join(differing)}, and would be lost: choose another --name, or "
-            "delete it first"
+            f"'{path}' was made with other {' and '.join(differing)}, and would be lost: choose "
+            "another --name, or delete it first"
         )
 
 
-def _company(plan: Plan, data: Dataset, path: Path, teachers: Sequence[Subject]) -> Partners:
+def _partners(plan: Plan, data: Dataset, path: Path, teachers: Sequence[Subject]) -> Partners:
     recipe = plan.recipe
     # A peer with the student's own weights could teach it nothing.
     peer_seed = (recipe.seed + 1) % _MOST_SEEDS
+    stored = None
+    if recipe.stored_views:
+        stored = archive(teachers, recipe, data, path.parent, plan.device)
     return Partners(
         teachers=tuple(teacher.model.to(plan.device) for teacher in teachers),
-        archive=archive(teachers, recipe, data, path.parent, plan.device)
-        if recipe.stored_views
-        else None,
+        archive=stored,
         fresh=lambda: plan.design.build(data, peer_seed, path),
     )
 
 
-def _conditions(plan: Plan, data: Dataset) -> dict[str, Any]:
+def _conditions(plan: Plan, data: Dataset) -> dict[str, object]:
     """Returns what decides how a training goes, besides the networks."""
-    together = distributed.processes()
-    return {
-        **({"processes": together} if together > 1 else {}),
-        "method": plan.recipe.method if plan.recipe.epochs else "fit",
-        "threat": str(plan.threat),
-        "data_fingerprint": data.fingerprint(),
-        "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
-        "versions": {
-            "robustbench-kd": importlib.metadata.version("robustbench-kd"),
-            "torch": importlib.metadata.version("torch"),
-        },
+    conditions: dict[str, object] = {}
+    if distributed.processes() > 1:
+        conditions["processes"] = distributed.processes()
+    conditions["method"] = plan.recipe.method if plan.recipe.epochs else "fit"
+    conditions["threat"] = str(plan.threat)
+    conditions["data_fingerprint"] = data.fingerprint()
+    conditions["recipe"] = plan.recipe.model_dump(mode="json", exclude_none=True)
+    conditions["versions"] = {
+        "robustbench-kd": importlib.metadata.version("robustbench-kd"),
+        "torch": importlib.metadata.version("torch"),
     }
+    return conditions
 
 
 def _identity(plan: Plan, data: Dataset, model: nn.Module, teachers: Sequence[Subject]) -> str:
@@ -150,7 +152,7 @@ def _identity(plan: Plan, data: Dataset, model: nn.Module, teachers: Sequence[Su
     return hashed_file.digest(model.state_dict(), {"conditions": json.dumps(known, sort_keys=True)})
 
 
-def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, Any]:
+def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, object]:
     """Returns what a card says of how it was made.
 
     Validation examples are held out of the training split.
@@ -165,7 +167,7 @@ def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, Any]:
     return {"method": known.pop("method"), "threat": known.pop("threat"), **outcome, **known}
 
 
-def _measured(trained: Trained) -> dict[str, Any]:
+def _measured(trained: Trained) -> dict[str, object]:
     """Returns the accuracies of the selected weights.
 
     Those of one draw of each image for a randomized defence.

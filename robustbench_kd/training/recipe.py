@@ -85,8 +85,8 @@ class Recipe(BaseModel):
     attack_mode: Literal["train", "eval"] = "eval"
     beta: NonNegativeFloat = 6.0
     noise_shape: PositiveInt | None = None
-    options: dict[str, Any] | None = None
-    additions: dict[str, dict[str, Any]] | None = None
+    options: dict[str, object] | None = None
+    additions: dict[str, dict[str, object]] | None = None
     warmup: PositiveInt | None = None
     weight_averaging: Literal["swa", "ema"] | None = None
     averaging_start: PositiveInt | None = None
@@ -103,7 +103,8 @@ class Recipe(BaseModel):
     def _goes_together(self) -> "Recipe":
         if self.weight_averaging and self.averaging_start is None:
             raise ValueError(
-                "expected averaging_start, the first epoch that is averaged, beside weight_averaging"
+                "expected averaging_start, the first epoch that is averaged, beside "
+                "weight_averaging"
             )
         if self.weight_averaging == "ema" and self.averaging_decay is None:
             raise ValueError(
@@ -200,7 +201,7 @@ def _locate(name_or_path: str) -> Path:
     return known[name_or_path]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -209,13 +210,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"recipe '{path}' is not a TOML file: {error}") from None
 
 
-def _place(values: dict[str, Any], key: str, value: Any) -> None:
+def _place(values: dict[str, object], key: str, value: Any) -> None:
     """Sets what a dotted key such as `additions.igdm.alpha` leads to."""
     *tables, last = key.split(".")
     for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
+        inner = values.setdefault(table, {})
+        if not isinstance(inner, dict):
             raise UsageError(f"recipe key '{key}': '{table}' holds no further keys")
+        values = inner
     values[last] = value
 
 
@@ -228,7 +230,8 @@ def _value(key: str, text: str) -> Any:
         parsed = {}
     if list(parsed) != ["value"]:
         raise UsageError(
-            f"recipe key '{key}': expected a TOML value such as 5, 0.1, true or [3, 4], got {text!r}"
+            f"recipe key '{key}': expected a TOML value such as 5, 0.1, true or [3, 4], got "
+            f"{text!r}"
         )
     return parsed["value"]
 
@@ -238,8 +241,10 @@ def _sentence(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"{field}: expected a value, got none"
     said = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return f"{field}: {said}, got {detail['input']!r}" if field else said
+    if field:
+        return f"{field}: {said}, got {detail['input']!r}"
+    return said
 
 
-def _no_attack(_lesson: BatchContext, recipe: Recipe) -> Objective | None:  # noqa: ARG001  # what `inner` is given
+def _no_attack(_lesson: BatchContext, recipe: Recipe) -> Objective | None:
     return None

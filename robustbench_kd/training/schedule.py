@@ -11,7 +11,9 @@ _RISE = 0.3
 
 
 def make_optimiser(network: nn.Module, recipe: Recipe, *, helper: nn.Module) -> optim.Optimizer:
-    """Returns the optimiser of all parameters of a network and its helper that want a gradient, all with weight decay.
+    """Returns the optimiser of all trainable parameters of a network and its helper.
+
+    All of them have weight decay.
 
     Raises `UsageError` where the network has none.
     """
@@ -22,7 +24,8 @@ def make_optimiser(network: nn.Module, recipe: Recipe, *, helper: nn.Module) -> 
     if not wanted:
         kind = type(network).__name__
         raise UsageError(
-            f"{kind} has nothing to optimise: expected a recipe with epochs = 0 such as 'fit', got {recipe.epochs}"
+            f"{kind} has nothing to optimise: expected a recipe with epochs = 0 such as 'fit', got "
+            f"{recipe.epochs}"
         )
     wanted, rate, decay = wanted + beside, recipe.learning_rate, recipe.weight_decay
     if recipe.optimiser != "sgd":

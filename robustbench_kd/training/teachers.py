@@ -54,7 +54,8 @@ def load_teachers(
     if len(tutors) != len(wanted):
         asked = f"{len(wanted)} ({', '.join(wanted)})" if wanted else "none"
         raise UsageError(
-            f"expected as many teachers as '{recipe.method}' has, {asked}, got {len(tutors)}: give 'rkd distill' a --teacher for each"
+            f"expected as many teachers as '{recipe.method}' has, {asked}, got {len(tutors)}: give "
+            "'rkd distill' a --teacher for each"
         )
     return [_load(tutor.target, data, card) for tutor in tutors]
 
@@ -67,7 +68,10 @@ def described(tutor: TeacherSpec, subject: Subject) -> Teacher:
 def archive(
     teachers: Sequence[Subject], recipe: Recipe, data: Dataset, folder: Path, device: torch.device
 ) -> Archive:
-    """Returns what teachers say of the fixed views of a data set, read from a folder, where it is stored at first."""
+    """Returns the logits of teachers for the fixed views of a data set.
+
+    They are read from a folder; the first call writes them there.
+    """
     views = Views(count=recipe.stored_views or 1, padding=recipe.padding)
     ask = partial(
         stored_logits.ask, dataset=data, views=views, batch_size=recipe.batch_size, device=device
@@ -102,7 +106,8 @@ def _load(target: Target, data: Dataset, card: Path) -> Subject:
     subject = load(target, classes=data.classes, shape=(channels, height, width))
     if target.card and target.card.classes != data.classes:
         raise UsageError(
-            f"teacher '{subject.name}' tells {target.card.classes} classes apart, the data set has {data.classes}: "
+            f"teacher '{subject.name}' tells {target.card.classes} classes apart, the data set has "
+            f"{data.classes}: "
             "choose another --teacher or --dataset"
         )
     if isinstance(subject.model, Randomized):

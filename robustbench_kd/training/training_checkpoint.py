@@ -1,4 +1,4 @@
-"""What an unfinished training leaves on disk after each epoch, so that it goes on as if it had never stopped."""
+"""The state of an unfinished training on disk, from which it continues with equal results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,28 +45,27 @@ class TrainingCheckpoint:
     path: Path
     identity: str
 
-    def keep(self, course: TrainingState, trained: Trained) -> None:
+    def keep(self, current: TrainingState, trained: Trained) -> None:
         """Writes everything that changes in a training, whole or not at all.
 
         Raises `RecordError` where that fails.
         """
         past = _Past(identity=self.identity, best_epoch=trained.best_epoch, history=trained.history)
         groups = {
-            "network": course.network.state_dict(),
-            "helper": course.helper.state_dict(),
-            "average": course.average,
+            "network": current.network.state_dict(),
+            "helper": current.helper.state_dict(),
+            "average": current.average,
             "best": trained.best_state,
-            "optimiser": _optimiser_tensors(course.optimiser),
-            "random": _random_states(course.generator),
+            "optimiser": _optimiser_tensors(current.optimiser),
+            "random": _random_states(current.generator),
         }
-        tensors = {
-            f"{group}/{name}": value
-            for group, named in groups.items()
-            for name, value in named.items()
-        }
+        tensors = {}
+        for group, named in groups.items():
+            for name, value in named.items():
+                tensors[f"{group}/{name}"] = value
         hashed_file.write(self.path, tensors, {_HEADER: past.model_dump_json()})
 
-    def recall(self, course: TrainingState) -> Trained | None:
+    def recall(self, current: TrainingState) -> Trained | None:
         """Puts a training where it stopped, and returns its outcome so far.
 
         None where there is nothing to go on from. Raises `CheckpointError` for a file of another
@@ -77,7 +76,7 @@ class TrainingCheckpoint:
         tensors, header = hashed_file.read(self.path)
         past = self._past(header)
         try:
-            _restore(course, tensors)
+            _restore(current, tensors)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(
@@ -101,26 +100,24 @@ class TrainingCheckpoint:
             raise CheckpointError(f"'{self.path}' is no unfinished training: delete it") from error
         if past.identity != self.identity:
             raise CheckpointError(
-                f"'{self.path}' belongs to another training, by another recipe, seed, teacher, number of processes or on "
-                "other data: finish it by the command that began it, choose another --name, or delete it"
+                f"'{self.path}' belongs to another training, by another recipe, seed, teacher, "
+                "number of processes or on other data: finish it by the command that began it, "
+                "choose another --name, or delete it"
             )
         return past
 
 
-def _restore(course: TrainingState, tensors: _Tensors) -> None:
-    device, average = next(course.network.parameters()).device, _named(tensors, "average")
-    for state in (
-        _named(tensors, "best"),
-        average or _named(tensors, "best"),
-        _named(tensors, "network"),
-    ):
-        # The last one counts; the others are refused here if they do not fit.
-        course.network.load_state_dict(state)
-    course.helper.load_state_dict(_named(tensors, "helper"))
-    course.average.update({name: value.to(device) for name, value in average.items()})
-    _restore_optimiser(course.optimiser, _named(tensors, "optimiser"))
+def _restore(current: TrainingState, tensors: _Tensors) -> None:
+    device = next(current.network.parameters()).device
+    best, average = _named(tensors, "best"), _named(tensors, "average")
+    # The last one counts; the others are refused here if they do not fit.
+    for state in (best, average or best, _named(tensors, "network")):
+        current.network.load_state_dict(state)
+    current.helper.load_state_dict(_named(tensors, "helper"))
+    current.average.update({name: value.to(device) for name, value in average.items()})
+    _restore_optimiser(current.optimiser, _named(tensors, "optimiser"))
     random = _named(tensors, "random")
-    course.generator.set_state(random["lessons"])
+    current.generator.set_state(random["lessons"])
     torch.set_rng_state(random["cpu"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all(
@@ -130,26 +127,28 @@ def _restore(course: TrainingState, tensors: _Tensors) -> None:
 
 def _named(tensors: _Tensors, group: str) -> _Tensors:
     prefix = f"{group}/"
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
+    named = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix):
+            named[name.removeprefix(prefix)] = value
+    return named
 
 
 def _optimiser_tensors(optimiser: optim.Optimizer) -> _Tensors:
     """Returns what an optimiser remembers of each parameter; its settings are the recipe's."""
     state = optimiser.state_dict()["state"]
-    return {
-        f"{number}/{name}": value
-        for number, remembered in state.items()
-        for name, value in remembered.items()
-        if value is not None
-    }
+    tensors = {}
+    for number, remembered in state.items():
+        for name, value in remembered.items():
+            if value is not None:
+                tensors[f"{number}/{name}"] = value
+    return tensors
 
 
 def _restore_optimiser(optimiser: optim.Optimizer, tensors: _Tensors) -> None:
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    parameters: list[Tensor] = []
+    for group in optimiser.param_groups:
+        parameters += group["params"]
     state: dict[int, _Tensors] = {}
     for key, value in tensors.items():
         number, _, name = key.partition("/")
@@ -164,7 +163,6 @@ def _restore_optimiser(optimiser: optim.Optimizer, tensors: _Tensors) -> None:
 def _random_states(generator: torch.Generator) -> _Tensors:
     states = {"lessons": generator.get_state(), "cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states |= {
-            f"cuda:{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())
-        }
+        for number, state in enumerate(torch.cuda.get_rng_state_all()):
+            states[f"cuda:{number}"] = state
     return states

@@ -1,4 +1,7 @@
-"""One network's way through a training: whom it learns with, its lessons, and everything that changes on the way."""
+"""One network's way through a training.
+
+Its partners, its batches, and everything that changes on the way.
+"""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -66,7 +69,7 @@ class TrainingState:
     training: Dataset
     threat: Threat
     recipe: Recipe
-    company: Partners
+    partners: Partners
     average: dict[str, Tensor] = field(default_factory=dict)
 
     def terms(self, rows: Tensor, epoch: int) -> Terms:
@@ -85,7 +88,10 @@ class TrainingState:
             self._average(swa_share(self._averaged_since(epoch)))
 
     def answering(self) -> nn.Module:
-        """Returns the network that is measured and kept: a copy with the average of weights, once there is one."""
+        """Returns the network that is measured and kept.
+
+        A copy with the average of weights, once there is one.
+        """
         if not self.average:
             return self.network
         averaged = deepcopy(self.network)
@@ -111,28 +117,28 @@ class TrainingState:
         )
 
     def _shown(self, images: Images, rows: Tensor) -> tuple[Images, tuple[Teacher, ...]]:
-        if self.company.archive is None:
+        if self.partners.archive is None:
             return augment(images, self.recipe, self.generator), tuple(
-                map(FrozenTeacher, self.company.teachers)
+                map(FrozenTeacher, self.partners.teachers)
             )
         ids = torch.tensor([self.training.ids[row] for row in rows.tolist()], device=images.device)
-        return self.company.archive.shown(images, ids, self.generator)
+        return self.partners.archive.shown(images, ids, self.generator)
 
-    def _attacked(self, lesson: BatchContext) -> BatchContext:
+    def _attacked(self, context: BatchContext) -> BatchContext:
         recipe = self.recipe
         with mode(self.network, training=recipe.attack_mode == "train"):
-            objective = self.method.inner(lesson)
+            objective = self.method.inner(context)
         if objective is None:
-            return lesson
+            return context
         points = attack(
-            lesson.student,
-            lesson.images,
+            context.student,
+            context.images,
             objective,
             threat=self.threat,
             recipe=recipe,
             generator=self.generator,
         )
-        return replace(lesson, adversarial=points)
+        return replace(context, adversarial=points)
 
     def _averaged_since(self, epoch: int) -> int:
         """Returns how many epochs the average has lasted, below 0 before its first one."""
@@ -148,7 +154,7 @@ def open_course(
     training: Dataset,
     threat: Threat,
     recipe: Recipe,
-    company: Partners,
+    partners: Partners,
     *,
     generator: torch.Generator,
 ) -> TrainingState:
@@ -160,10 +166,10 @@ def open_course(
     images, _ = fetch(training, torch.arange(min(2, len(training))), network)
     setup = Setup(
         student=network,
-        teachers=company.teachers,
+        teachers=partners.teachers,
         images=images,
         labels=training.labels,
-        fresh=company.fresh,
+        fresh=partners.fresh,
     )
     helper = method.prepare(setup)
     return TrainingState(
@@ -175,5 +181,5 @@ def open_course(
         training=training,
         threat=threat,
         recipe=recipe,
-        company=company,
+        partners=partners,
     )

@@ -20,7 +20,7 @@ _REACH = 2.5  # length of all steps together, in radii: enough to cross the ball
 
 
 def evaluate(network: nn.Module, dataset: Dataset, threat: Threat, recipe: Recipe) -> Accuracies:
-    """Returns clean accuracy and accuracy under PGD of `validation_steps` steps from fixed starts."""
+    """Returns clean accuracy and accuracy under PGD from fixed start points."""
     generator = torch.Generator().manual_seed(recipe.seed)
     steps, chance = recipe.validation_steps, isinstance(network, Randomized)
     ascend = partial(

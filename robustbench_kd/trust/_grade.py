@@ -91,4 +91,6 @@ def too_low(
 
 def median(values: Tensor) -> float:
     """Returns the median of values, NaN of an empty tensor."""
-    return float(values.median()) if values.numel() else float("nan")
+    if values.numel():
+        return float(values.median())
+    return float("nan")

@@ -1,4 +1,5 @@
-"""Whatever a person gets wrong is one line on standard error, without a traceback, and a documented exit code."""
+"""Whatever a person gets wrong is one line on standard error, without a traceback, and a documented
+exit code."""
 
 import os
 from pathlib import Path

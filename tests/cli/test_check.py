@@ -8,9 +8,26 @@ import pytest
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 FACTS = {
-    "model", "family", "architecture", "parameters", "checkpoint_sha256", "notes", "dataset", "image_shape", "pixels",
-    "threat", "classes", "outputs", "clean", "normalisation", "normalisations", "findings", "verdict", "speed", "suites",
-}  # fmt: skip
+    "model",
+    "family",
+    "architecture",
+    "parameters",
+    "checkpoint_sha256",
+    "notes",
+    "dataset",
+    "image_shape",
+    "pixels",
+    "threat",
+    "classes",
+    "outputs",
+    "clean",
+    "normalisation",
+    "normalisations",
+    "findings",
+    "verdict",
+    "speed",
+    "suites",
+}
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""`rkd compare` and `rkd gate`: exit codes, files written before them, and names that no reader of the output obeys."""
+"""`rkd compare` and `rkd gate`.
+
+Exit codes, files written before them, and names that no reader of the output obeys.
+"""
 
 import json
 import re
@@ -261,8 +264,10 @@ def test_a_comparison_and_a_gate_load_no_torch(changed):
     changed(OLD)
     program = (
         "import sys\nfrom robustbench_kd.cli import main\n"
-        "for arguments in (['compare', 'baseline/net', 'results/net'], ['gate', '--baseline', 'baseline']):\n"
-        "    try:\n        main(arguments)\n    except SystemExit as end:\n        assert not end.code\n"
+        "for arguments in (['compare', 'baseline/net', 'results/net'], ['gate', '--baseline', "
+        "'baseline']):\n"
+        "    try:\n        main(arguments)\n    except SystemExit as end:\n        assert not "
+        "end.code\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert (

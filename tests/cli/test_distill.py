@@ -1,4 +1,7 @@
-"""`rkd distill`: every method from end to end, resuming, what the card says, and what is refused."""
+"""`rkd distill`.
+
+Every method from end to end, resuming, what the card says, and what is refused.
+"""
 
 import shutil
 import signal

@@ -98,7 +98,8 @@ def test_a_curve_is_one_run_per_radius_and_never_rises(rkd, digits_net):
 
 
 def exactly_robust(model, images, labels, eps):
-    """Which images of a linear model no point of the box within linf `eps` can break, in closed form."""
+    """Which images of a linear model no point of the box within linf `eps` can break, in closed
+    form."""
     low, high = (
         (images - eps).clamp(min=0).flatten(1)[:, None],
         (images + eps).clamp(max=1).flatten(1)[:, None],

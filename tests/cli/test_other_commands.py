@@ -72,7 +72,8 @@ def test_what_needs_no_model_loads_no_torch(arguments):
 
 
 def cpu_seconds(*arguments, attempts=5):
-    """The least processor time of several attempts, which does not depend on what else the machine does."""
+    """The least processor time of several attempts, which does not depend on what else the machine
+    does."""
 
     def attempt():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -94,7 +94,8 @@ def browse(page, folder):
 
 
 def probed(page, script):
-    """A copy of a page with a script of the test's own at its end, which the page's policy would refuse."""
+    """A copy of a page with a script of the test's own at its end, which the page's policy would
+    refuse."""
     copy = page.with_name("probed.html")
     text = POLICY.sub("", page.read_text(encoding="utf-8"))
     copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")

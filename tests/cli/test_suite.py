@@ -1,4 +1,7 @@
-"""`rkd suite`: what a sheet says wrong is named with its line, and every cell is an ordinary run."""
+"""`rkd suite`.
+
+What a sheet says wrong is named with its line, and every cell is an ordinary run.
+"""
 
 import json
 

@@ -1,4 +1,5 @@
-"""What a person sees in a terminal that is too narrow, and how a running evaluation tells its pace."""
+"""What a person sees in a terminal that is too narrow, and how a running evaluation tells its "
+"pace."""
 
 import io
 

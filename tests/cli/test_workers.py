@@ -1,4 +1,5 @@
-"""However many processes share the examples, and whichever of them die, the results are those of one."""
+"""However many processes share the examples, and whichever of them die, the results are those of
+one."""
 
 import importlib.util
 import json

@@ -1,4 +1,5 @@
-"""The verdicts of the AutoAttack package on a real robust network, image by image, also after a `kill -9`."""
+"""The verdicts of the AutoAttack package on a real robust network, image by image, also after a
+`kill -9`."""
 
 import csv
 import json

@@ -107,7 +107,8 @@ def test_a_surrogate_opens_a_defence_that_declares_nothing(net, digits, truth, t
 
 
 def test_queries_alone_find_what_gradients_miss(net, digits, truth, tmp_path):
-    """A gradient estimated from queries reaches a net that shows none, without a surface or a surrogate."""
+    """A gradient estimated from queries reaches a net that shows none, without a surface or a
+    surrogate."""
     defence = Hidden(net, honest=False).eval()
     standard = robust(defence, digits, tmp_path)
     found = robust(defence, digits, tmp_path, "adaptive", attacks=("apgd-margin", "square"))
@@ -185,7 +186,10 @@ def test_an_attack_of_ones_own_is_judged_like_any_other(net, digits, tmp_path):
 
 
 class MemberByMember:
-    """A person's own attack: differentiates the first member of an ensemble twice, and asks the second one once."""
+    """A person's own attack.
+
+    Differentiates the first member of an ensemble twice, and asks the second one once.
+    """
 
     def __init__(self, model, **_):
         self.first, self.second = model.members()

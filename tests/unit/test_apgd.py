@@ -1,4 +1,7 @@
-"""Auto-PGD: parity with AutoAttack from the same start points, known answers, and the contract of attacks."""
+"""Auto-PGD.
+
+Parity with AutoAttack from the same start points, known answers, and the contract of attacks.
+"""
 
 import math
 
@@ -177,7 +180,8 @@ def test_l1_paths_equal_autoattacks_until_its_specks_count_and_end_as_high(large
 
 @pytest.mark.parametrize(("norm", "dual"), [(Norm.LINF, 1), (Norm.L2, 2), (Norm.L1, math.inf)])
 def test_a_linear_model_loses_the_exact_margin(norm, dual):
-    """Away from the box the margin of two classes falls by eps times the dual norm of the weights, and no more."""
+    """Away from the box the margin of two classes falls by eps times the dual norm of the weights,
+    and no more."""
     model, eps = linear(classes=2), {Norm.LINF: 0.1, Norm.L2: 0.3, Norm.L1: 0.4}[norm]
     # Equal steps in several pixels only come near the optimum, which is one pixel.
     if norm is Norm.L1:
@@ -247,7 +251,8 @@ def test_a_run_costs_one_gradient_per_step_and_one_forward_pass_more_per_stage(
 
 
 def test_the_last_point_of_a_stage_needs_no_gradient():
-    """A stage begins at the best point so far, so the gradient at the end of the one before is never used."""
+    """A stage begins at the best point so far, so the gradient at the end of the one before is
+    never used."""
     attack, model, ball = Apgd(loss="ce", steps=10, large_radius=True), conv_net(), threat(Norm.L1)
     rows = rows_of(model, images(3))
     state, points = begin_at_random(attack, rows, ball, 0), []

@@ -324,7 +324,8 @@ def check_dynamic(model, x, is_tf_model=False, logger=None):
 
 @pytest.fixture
 def upstream(tmp_path, monkeypatch):
-    """A package with the name, the signatures and the logger of upstream AutoAttack, which is not installable here."""
+    """A package with the name, the signatures and the logger of upstream AutoAttack, which is not
+    installable here."""
     site = tmp_path / "site"
     (site / "autoattack").mkdir(parents=True)
     (site / "autoattack" / "__init__.py").write_text(UPSTREAM)

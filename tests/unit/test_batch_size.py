@@ -16,7 +16,10 @@ IMAGES = torch.rand(3, 1, 2, 2)
 
 
 class Machine:
-    """A model on a machine whose clock only its passes move: `seconds` of a batch of n rows, and no more than `room`."""
+    """A model on a machine whose clock only its passes move.
+
+    `seconds` of a batch of n rows, and no more than `room`.
+    """
 
     def __init__(self, patch, seconds, room=10**9):
         self.now, self.tried = 0.0, []
@@ -39,7 +42,8 @@ def chosen(seconds, *, most=1024, room=10**9):
 
 
 def falling_to(knee):
-    """A machine that takes the same time for any batch up to `knee` rows, and a fifth more per image beyond."""
+    """A machine that takes the same time for any batch up to `knee` rows, and a fifth more per
+    image beyond."""
     return lambda n: 0.001 * max(n, knee) * (1.2 if n > knee else 1)
 
 
@@ -64,7 +68,8 @@ def test_of_the_nearly_fastest_sizes_the_largest_is_taken():
 
 
 def test_what_an_attack_computes_beside_its_passes_counts():
-    """The passes take the same time per image in every batch, each other operation the same time for a whole batch."""
+    """The passes take the same time per image in every batch, each other operation the same time
+    for a whole batch."""
 
     class Costly(torch.Tensor):
         def __add__(self, other):

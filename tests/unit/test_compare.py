@@ -1,4 +1,7 @@
-"""Comparisons from files alone: the right images, only what is comparable, and names and files that mean harm."""
+"""Comparisons from files alone.
+
+The right images, only what is comparable, and names and files that mean harm.
+"""
 
 import json
 import random
@@ -355,7 +358,8 @@ def rendered(text):
 
 
 def assert_nothing_acts(text):
-    """As GitHub's Markdown renders it, names are code and nothing else is but headings, lists and tables."""
+    """As GitHub's Markdown renders it, names are code and nothing else is but headings, lists and
+    tables."""
     html = rendered(text)
     assert not any(f"<{tag}" in html for tag in ("a ", "img", "script", "em>", "s>"))
     return html

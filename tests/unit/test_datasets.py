@@ -575,7 +575,10 @@ def write_cifar(folder, *, batches, key, names):
 
 
 def write_idx(path, array):
-    """Writes bytes in MNIST's format: a number with the rank, the shape as big-endian integers, the data."""
+    """Writes bytes in MNIST's format.
+
+    A number with the rank, the shape as big-endian integers, the data.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     header = np.array([2048 + array.ndim, *array.shape], dtype=">i4")
     path.write_bytes(header.tobytes() + array.tobytes())

@@ -79,7 +79,7 @@ class Scene:
             fresh=lambda: student(name, scale),
         )
         self.helper = self.method.prepare(setup)
-        self.lesson = BatchContext(
+        self.context = BatchContext(
             student=CachedNetwork(self.student),
             teachers=frozen,
             images=images,
@@ -93,8 +93,8 @@ class Scene:
 
     def attack(self, steps=3):
         """Ascends the method's objective; returns its mean before and after."""
-        objective, images = self.method.inner(self.lesson), self.lesson.images
-        start = (images + 0.01 * torch.randn(images.shape, generator=self.lesson.generator)).clamp(
+        objective, images = self.method.inner(self.context), self.context.images
+        start = (images + 0.01 * torch.randn(images.shape, generator=self.context.generator)).clamp(
             0, 1
         )
         points, values = project(start, images, EPS, Norm.LINF), []
@@ -107,14 +107,14 @@ class Scene:
             values.append(value.detach().mean())
             points = project(points.detach() + EPS / 2 * gradient.sign(), images, EPS, Norm.LINF)
         self.student.train()
-        self.lesson = replace(self.lesson, adversarial=points)
+        self.context = replace(self.context, adversarial=points)
         return values[0], objective(points, self.student.eval()(points)).mean()
 
     def terms(self):
         if self.method.name in ATTACKING:
             self.attack()
         self.student.train()
-        return self.method.loss(self.lesson)
+        return self.method.loss(self.context)
 
 
 def state(module):
@@ -140,7 +140,7 @@ class TestEveryMethod:
         module = plugins.module("distill", COMPONENTS[name].stem)
         assert COMPONENTS[name].summary
         assert all(inspect.getdoc(part) for part in (module.Options, module.loss))
-        assert list(inspect.signature(module.loss).parameters) == ["lesson", "options"]
+        assert list(inspect.signature(module.loss).parameters) == ["context", "options"]
 
     def test_gives_named_finite_scalars(self, name):
         terms = Scene(name).terms()
@@ -159,8 +159,8 @@ class TestEveryMethod:
             assert_same_state(teacher, before)
             assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
             assert not any(part.training for part in teacher.modules())
-        assert scene.lesson.images.grad is None
-        assert not scene.lesson.images.requires_grad
+        assert scene.context.images.grad is None
+        assert not scene.context.images.requires_grad
 
     def test_gives_gradients_to_all_that_it_lets_learn(self, name):
         scene = Scene(name)
@@ -196,8 +196,8 @@ class TestEveryAttack:
         scene = Scene(name)
         before, after = scene.attack(steps=4)
         assert after > before
-        adversarial = scene.lesson.adversarial
-        assert inside(adversarial, scene.lesson.images, EPS, Norm.LINF).all()
+        adversarial = scene.context.adversarial
+        assert inside(adversarial, scene.context.images, EPS, Norm.LINF).all()
         assert not adversarial.requires_grad
 
     def test_leaves_no_gradient_behind(self, name):
@@ -215,7 +215,7 @@ class TestEveryAttack:
 
 @pytest.mark.parametrize("name", sorted(CLEAN))
 def test_a_method_without_an_attack_makes_no_adversarial_images(name):
-    assert Scene(name).method.inner(Scene(name).lesson) is None
+    assert Scene(name).method.inner(Scene(name).context) is None
 
 
 # Asking once
@@ -237,7 +237,7 @@ def test_student_and_teacher_are_asked_once_about_each_tensor():
     pupil, teacher = Counting(), Counting()
     images = torch.rand(4, 1, 4, 4)
     method = open_method("rslad", {}, {"igdm": {}})
-    lesson = BatchContext(
+    context = BatchContext(
         student=CachedNetwork(pupil),
         teachers=(FrozenTeacher(teacher),),
         images=images,
@@ -246,8 +246,8 @@ def test_student_and_teacher_are_asked_once_about_each_tensor():
         progress=Progress(1, 2),
         generator=torch.Generator(),
     )
-    method.inner(lesson)
-    method.loss(replace(lesson, adversarial=images + 0.1))
+    method.inner(context)
+    method.loss(replace(context, adversarial=images + 0.1))
     assert (pupil.passes, teacher.passes) == (3, 3)
 
 
@@ -347,15 +347,15 @@ def test_a_variant_stands_for_its_options_and_can_be_overridden():
 
 
 def test_a_missing_attack_or_teacher_is_said():
-    lesson = Scene("kd").lesson
+    context = Scene("kd").context
     with pytest.raises(UsageError, match="expected adversarial images, got none"):
-        lesson.attacked  # noqa: B018  # a property that raises
+        context.attacked  # noqa: B018  # a property that raises
     with pytest.raises(UsageError, match="expected a teacher, got none"):
-        replace(lesson, teachers=()).teacher  # noqa: B018
+        replace(context, teachers=()).teacher  # noqa: B018
     with pytest.raises(
         UsageError, match="expected the BatchNorm2d that 'prepare' makes, got a Module"
     ):
-        lesson.prepared(nn.BatchNorm2d)
+        context.prepared(nn.BatchNorm2d)
 
 
 # Recipes

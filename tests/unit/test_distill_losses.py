@@ -34,7 +34,7 @@ def linear(seed, size=4, classes=CLASSES):
     return built
 
 
-def lesson(pupil, *teachers, epoch=70, epochs=100, helper=None, n=N):
+def context(pupil, *teachers, epoch=70, epochs=100, helper=None, n=N):
     generator = torch.Generator().manual_seed(9)
     images = torch.rand(n, 1, 2, 2, generator=generator, dtype=torch.float64)
     return BatchContext(
@@ -75,7 +75,7 @@ def nets():
 def scene(nets):
     """The student's and two teachers' logits on clean (x) and adversarial (a) images."""
     pupil, first, second = nets
-    given_lesson = lesson(pupil, first, second)
+    given_lesson = context(pupil, first, second)
     clean, attacked = given_lesson.images, given_lesson.adversarial
     return given_lesson, {
         "sx": pupil(clean),
@@ -150,14 +150,14 @@ def test_iad_two(scene):
 @pytest.mark.parametrize(("name", "begin"), [("iad", 60), ("iad2", 40), ("adaiad", 60)])
 def test_the_teacher_is_trusted_wholly_until_the_epochs_before_doubt_are_over(nets, name, begin):
     for epoch, doubts in ((begin, False), (begin + 1, True)):
-        terms = open_method(name).loss(lesson(*nets, epoch=epoch))
+        terms = open_method(name).loss(context(*nets, epoch=epoch))
         assert bool("self" in terms and terms["self"] > 0) is doubts
 
 
 def test_the_own_answer_of_iad_carries_gradient_unless_detached(nets):
     def slope(detach):
         pupil = linear(1)
-        open_method("iad", {"detach_self": detach}).loss(lesson(pupil, nets[1]))["self"].backward()
+        open_method("iad", {"detach_self": detach}).loss(context(pupil, nets[1]))["self"].backward()
         return pupil[1].weight.grad
 
     assert not torch.allclose(slope(detach=True), slope(detach=False))
@@ -183,7 +183,7 @@ def test_rslad(scene):
 
 @pytest.mark.parametrize(("classes", "scale"), [(10, 1.0), (100, 10.0)])
 def test_the_published_scales_of_rslad_are_a_tenth_of_batchmean(classes, scale):
-    given_lesson = lesson(linear(1, classes=classes), linear(2, classes=classes))
+    given_lesson = context(linear(1, classes=classes), linear(2, classes=classes))
     published = open_method("rslad", {"reduction": "elementmean", "scale": scale}).loss(
         given_lesson
     )
@@ -369,7 +369,7 @@ def test_entropy_of_orders_near_one_is_shannon_s():
 
 def test_peeraid(nets):
     pupil, peer, _ = nets
-    given_lesson = lesson(pupil, helper=peer)
+    given_lesson = context(pupil, helper=peer)
     clean, attacked = given_lesson.images, given_lesson.adversarial
     pa, sa, sx = peer(attacked), pupil(attacked), pupil(clean)
     terms = open_method("peeraid", {"label_weight": 0.3}).loss(given_lesson)
@@ -392,7 +392,7 @@ def test_peeraid(nets):
 )
 def test_who_learns_from_whom_in_peeraid(name, student_learns, peer_learns):
     pupil, peer = linear(1), linear(2)
-    open_method("peeraid").loss(lesson(pupil, helper=peer))[name].backward()
+    open_method("peeraid").loss(context(pupil, helper=peer))[name].backward()
     assert (pupil[1].weight.grad is not None) is student_learns
     assert (peer[1].weight.grad is not None) is peer_learns
 
@@ -429,7 +429,7 @@ def test_igdm_of_linear_networks_with_equal_weights_is_zero_whatever_the_biases(
     pupil, teacher = linear(1), linear(1)
     teacher[1].bias.data += torch.arange(CLASSES)
     torch.testing.assert_close(
-        gradient_match(lesson(pupil, teacher)), torch.zeros(N, dtype=torch.float64)
+        gradient_match(context(pupil, teacher)), torch.zeros(N, dtype=torch.float64)
     )
 
 
@@ -460,10 +460,11 @@ def test_ramps(rule, epoch, epochs, share):
     ],
 )
 def test_equal_networks_that_see_the_same_have_no_loss_and_no_gradient(name, options):
-    """Teacher terms and IGDM vanish where student and teacher are one function and adversarial images are clean ones."""
+    """Teacher terms and IGDM vanish where student and teacher are one function and adversarial
+    images are clean ones."""
     pupil = linear(1)
     additions = {} if name == "kd" else {"igdm": {}}
-    same = lesson(pupil, linear(1), linear(1), helper=mtard.Balance())
+    same = context(pupil, linear(1), linear(1), helper=mtard.Balance())
     method = open_method(name, options, additions)
     used = len(method.options.teachers())
     loss = total(method.loss(replace(same, adversarial=same.images, teachers=same.teachers[:used])))
@@ -476,7 +477,7 @@ def test_equal_networks_that_see_the_same_have_no_loss_and_no_gradient(name, opt
 
 def test_igdm_of_equal_networks_is_zero_on_adversarial_images_too():
     pupil = linear(1)
-    matched = gradient_match(lesson(pupil, linear(1))).sum()
+    matched = gradient_match(context(pupil, linear(1))).sum()
     matched.backward()
     assert matched.item() == pytest.approx(0, abs=1e-12)
     torch.testing.assert_close(
@@ -489,7 +490,7 @@ def test_igdm_of_equal_networks_is_zero_on_adversarial_images_too():
 
 def test_hint(nets):
     pupil, teacher, regressor = linear(1), linear(2), nn.Linear(4, 4, dtype=torch.float64)
-    given_lesson = lesson(pupil, teacher, helper=regressor)
+    given_lesson = context(pupil, teacher, helper=regressor)
     flat = given_lesson.images.flatten(1)
     gap = (regressor(flat) - flat).square()
     labels = ce(pupil(given_lesson.images)).mean()
@@ -528,7 +529,7 @@ def memory(labels=None):
 def test_crd_is_the_sum_of_both_contrasts(nets):
     bank = memory()
     bank.log_scales.copy_(torch.tensor([1.0, 2.0], dtype=torch.float64))
-    given_lesson = lesson(*nets[:2], helper=bank)
+    given_lesson = context(*nets[:2], helper=bank)
     flat = given_lesson.images.flatten(1)
     student, teacher = (unit(embed(flat)) for embed in (bank.embed_student, bank.embed_teacher))
     generator = torch.Generator()
@@ -556,7 +557,7 @@ def unit(vectors):
 def test_the_memory_of_crd_moves_half_way_and_stays_on_the_sphere(nets):
     bank = memory()
     before, other = bank.student[:N].clone(), bank.student[N:].clone()
-    given_lesson = lesson(*nets[:2], helper=bank)
+    given_lesson = context(*nets[:2], helper=bank)
     open_method("crd", {"negatives": 6}).loss(given_lesson)
     fresh = unit(bank.embed_student(given_lesson.images.flatten(1)))
     torch.testing.assert_close(bank.student[:N], unit(0.5 * before + 0.5 * fresh))
@@ -566,7 +567,7 @@ def test_the_memory_of_crd_moves_half_way_and_stays_on_the_sphere(nets):
 
 def test_the_scales_of_crd_are_set_once(nets):
     bank = memory()
-    method, given_lesson = open_method("crd", {"negatives": 6}), lesson(*nets[:2], helper=bank)
+    method, given_lesson = open_method("crd", {"negatives": 6}), context(*nets[:2], helper=bank)
     assert bank.log_scales.isnan().all()
     method.loss(given_lesson)
     first = bank.log_scales.clone()
@@ -673,7 +674,7 @@ class Three(nn.Module):
 
 def test_inductive_bias_gives_each_token_its_teacher(nets):
     pupil = Three()
-    given_lesson = lesson(pupil, *nets[1:])
+    given_lesson = context(pupil, *nets[1:])
     own, convolution, involution = pupil.heads(given_lesson.images).unbind(dim=1)
     tx, ux = nets[1](given_lesson.images), nets[2](given_lesson.images)
     smooth = 0.9 * ce(own) - 0.1 * p(own).log().mean(dim=1)
@@ -689,4 +690,4 @@ def test_inductive_bias_gives_each_token_its_teacher(nets):
 
 def test_a_student_without_three_heads_is_refused(nets):
     with pytest.raises(Exception, match="distillation_tokens=2"):
-        open_method("inductive_bias", {"heads_layer": "1"}).loss(lesson(*nets))
+        open_method("inductive_bias", {"heads_layer": "1"}).loss(context(*nets))

@@ -171,7 +171,7 @@ def test_inductive_bias_learns_the_same_from_stored_logits():
     images = VIEWS.of(data.images, ids(data), numbers)
 
     def terms(*teachers):
-        lesson = BatchContext(
+        context = BatchContext(
             student=CachedNetwork(student),
             teachers=teachers,
             images=images,
@@ -180,7 +180,7 @@ def test_inductive_bias_learns_the_same_from_stored_logits():
             progress=Progress(1, 1),
             generator=torch.Generator(),
         )
-        return open_method("inductive_bias").loss(lesson)
+        return open_method("inductive_bias").loss(context)
 
     live = terms(FrozenTeacher(teacher(0)), FrozenTeacher(teacher(1)))
     cached = terms(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import read_columns, read_examples, to_text
-from robustbench_kd.core.records import ExampleRow
+from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.rundir import EXAMPLES
 
 HEADER = ",".join(ExampleRow._fields)

@@ -41,7 +41,8 @@ def told_state(state, model):
 
 
 def run(attack, model, rows, norm):
-    """Returns the distance of the nearest misclassified point that was checked, infinite if there was none."""
+    """Returns the distance of the nearest misclassified point that was checked, infinite if there
+    was none."""
     best = torch.full((len(rows.ids),), math.inf, dtype=rows.images.dtype)
     for each in drive(attack, begin_at_random(attack, rows, threat(norm), seed=0), model, norm):
         assert ((each.points >= 0) & (each.points <= 1)).all()
@@ -88,7 +89,8 @@ def grey_images(n=20, spread=0.02):
 
 
 def fitted_net(channels):
-    """A conv net whose last layer is fitted to noisy copies of six prototypes, and forty of the copies."""
+    """A conv net whose last layer is fitted to noisy copies of six prototypes, and forty of the
+    copies."""
     torch.manual_seed(channels)
     prototypes, one_hot = (
         torch.rand(6, channels, 8, 8).repeat(60, 1, 1, 1),

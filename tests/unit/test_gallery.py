@@ -1,4 +1,7 @@
-"""Adversarial images on the report's page: the right pixels, few of them, and no way out of the page."""
+"""Adversarial images on the report's page.
+
+The right pixels, few of them, and no way out of the page.
+"""
 
 import base64
 import io

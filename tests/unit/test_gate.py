@@ -91,7 +91,8 @@ def with_flips(run, lost, gained):
 
 
 def test_runs_with_another_seed_fail_no_more_often_than_stated(tmp_path):
-    """Flips of 2 % both ways, of which one in twenty would exceed the tolerance if chance were not asked."""
+    """Flips of 2 % both ways, of which one in twenty would exceed the tolerance if chance were not
+    asked."""
     base, noise = made(tmp_path, planted()), random.Random(0)
     fine, strict = 0, 0
     for _ in range(200):
@@ -107,7 +108,10 @@ def test_runs_with_another_seed_fail_no_more_often_than_stated(tmp_path):
 
 
 def test_many_accuracies_are_not_each_given_the_whole_chance_of_failing(tmp_path):
-    """One of a pair of models lost six images, p = 1/64: enough for one test at 5 %, too little for four."""
+    """One of a pair of models lost six images, p = 1/64.
+
+    Enough for one test at 5 %, too little for four.
+    """
     first = [made(tmp_path / "a", planted(100, 50, 10), model=name) for name in ("one", "two")]
     again = [with_flips(first[0], set(range(6)), set()), first[1]]
     alone = judge(again[:1], [], {first[0].key: first[0]}, USUAL).cells[0]
@@ -120,7 +124,10 @@ def test_too_few_examples_to_see_a_drop_are_said(tmp_path):
     found = gate(tmp_path, planted(20, 10, 2), planted(20, 10, 2, range(5)))
     assert found.headline == "passed"
     assert found.notes == (
-        "with 20 examples and 2 tests no drop below 30.0 points can be significant: evaluate more, or set --hard-limit",
+        (
+            "with 20 examples and 2 tests no drop below 30.0 points can be significant: evaluate more, "
+            "or set --hard-limit"
+        ),
     )
     assert (
         gate(tmp_path, planted(20, 10, 2), planted(20, 10, 2), Limits(hard_limit=0.1)).notes == ()

@@ -25,7 +25,8 @@ HOSTILE = [
 
 
 def everything(tmp_path, name="net"):
-    """A gate with a regression, an unchanged accuracy, a new run, a missing run and an unreadable one, all of one name."""
+    """A gate with a regression, an unchanged accuracy, a new run, a missing run and an unreadable
+    one, all of one name."""
     fields = {"model": name, "suite": name, "dataset": name, "eps_text": name}
     plan, worse = planted(100, 50, 10), planted(100, 50, 10, range(30))
     old, gone = (made(tmp_path / "old", plan, norm=norm, **fields) for norm in ("linf", "l2"))

@@ -1,4 +1,7 @@
-"""Convolutions of few channels: the same answers to the last bit, the same gradients up to rounding."""
+"""Convolutions of few channels.
+
+The same answers to the last bit, the same gradients up to rounding.
+"""
 
 import pytest
 import torch
@@ -123,7 +126,8 @@ def network():
 
 
 def has_narrow(speedups, device="cpu"):
-    """Whether a search under these levers goes through `InputConvolution`, seen in the graph of its answer."""
+    """Whether a search under these levers goes through `InputConvolution`, seen in the graph of its
+    answer."""
     ask = searched(network(), torch.device(device), speedups, size=4, probe=torch.rand(2, 1, 8, 8))
     node, names = ask(torch.rand(2, 1, 8, 8, requires_grad=True)).grad_fn, []
     while node:

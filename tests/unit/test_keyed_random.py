@@ -1,4 +1,5 @@
-"""Keyed random numbers, against the published answers of Philox and against its definition in plain integers."""
+"""Keyed random numbers, against the published answers of Philox and against its definition in plain
+integers."""
 
 import math
 from functools import reduce

@@ -1,4 +1,7 @@
-"""Leaderboards from files alone: order, ties, separate tables, what is shown, and what is left out."""
+"""Leaderboards from files alone.
+
+Order, ties, separate tables, what is shown, and what is left out.
+"""
 
 import pytest
 from fake_boards import adaptive, fast, leaderboard, published, run

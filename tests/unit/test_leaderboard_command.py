@@ -12,7 +12,10 @@ from robustbench_kd.core.rundir import run_folder, write_record
 
 @pytest.fixture
 def results(tmp_path):
-    """Stored runs: three digits runs, one of them an ensemble, one in fast mode, one on another data set."""
+    """Stored runs.
+
+    Three digits runs, one of them an ensemble, one in fast mode, one on another data set.
+    """
     folder = tmp_path / "results"
     family = {"family": "ensemble"}
     for record in (

@@ -16,7 +16,8 @@ from robustbench_kd.analysis.formats import csv as tidy
 from robustbench_kd.analysis.formats import html, huggingface, latex, markdown, robustbench
 from robustbench_kd.analysis.formats import json as objects
 from robustbench_kd.core.plugins import components, module
-from robustbench_kd.core.records import Finding, RunRecord, Severity, attack_rows
+from robustbench_kd.core.records import Finding, RunRecord, Severity
+from robustbench_kd.core.rows import attack_rows
 from robustbench_kd.core.text import printable
 
 FORMATS = sorted(components("analysis/formats"))

@@ -35,7 +35,8 @@ def build(name, **arguments):
 
 
 def build_small(name, size=16, **arguments):
-    """Builds an architecture with an eighth of its width for images of one size, in eval mode, with seeded weights."""
+    """Builds an architecture with an eighth of its width for images of one size, in eval mode, with
+    seeded weights."""
     component = MODELS[name]
     accepted = inspect.signature(module("models", component.stem).build).parameters
     if "width" in accepted:
@@ -57,7 +58,8 @@ def size_of(network):
 
 
 def scramble(network):
-    """Gives every weight and running statistic another random value, so that no layer is close to the identity."""
+    """Gives every weight and running statistic another random value, so that no layer is close to
+    the identity."""
     generator = torch.Generator().manual_seed(1)
     for key, tensor in network.state_dict().items():
         if tensor.is_floating_point():
@@ -150,7 +152,10 @@ def test_the_parameter_count_is_the_published_one(name, arguments, parameters):
         ),
         (
             "mobilenet_v2",
-            "conv1 bn1 layers.0.shortcut.0 layers.0.shortcut.1 layers.16.conv3 layers.16.bn3 conv2 bn2 linear",
+            (
+                "conv1 bn1 layers.0.shortcut.0 layers.0.shortcut.1 layers.16.conv3 layers.16.bn3 conv2 "
+                "bn2 linear"
+            ),
             "layers.2.shortcut.0 layers.3.shortcut.0 layers.17.conv1",
         ),
     ],

@@ -1,4 +1,7 @@
-"""The native engine: the same verdicts for every batch size, order and interruption, and no pass for the decided."""
+"""The native engine.
+
+The same verdicts for every batch size, order and interruption, and no pass for the decided.
+"""
 
 import csv
 import json
@@ -62,7 +65,8 @@ def asking(model):
 
 
 def verdicts(outcome):
-    """What is known of each example, without the margins that rounding may change in the last digits."""
+    """What is known of each example, without the margins that rounding may change in the last
+    digits."""
     kept = (
         "label",
         "clean_prediction",
@@ -156,7 +160,8 @@ def test_nearly_all_rows_that_are_computed_are_live(digits, tmp_path):
 
 
 def test_what_the_search_alone_believes_is_no_success(digits, tmp_path, monkeypatch):
-    """A search that sees every image as broken is refused each time, and the run ends with the clean accuracy."""
+    """A search that sees every image as broken is refused each time, and the run ends with the
+    clean accuracy."""
     monkeypatch.setattr(
         evaluation, "_search_model", asking(lambda oracle: lambda images: -oracle.model(images))
     )

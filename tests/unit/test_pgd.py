@@ -77,7 +77,8 @@ def test_l2_steps_follow_the_gradient():
 
 @pytest.mark.parametrize(("norm", "dual"), [(Norm.LINF, 1), (Norm.L2, 2)])
 def test_a_linear_model_loses_the_exact_margin(norm, dual):
-    """Away from the box the margin of two classes falls by eps times the dual norm of the weights, and no more."""
+    """Away from the box the margin of two classes falls by eps times the dual norm of the weights,
+    and no more."""
     model, attack = linear(), Pgd(reach=10)
     rows = rows_of(model, 0.5 + 0 * images(8))
     last = run(attack, model, rows, norm)[-1]

@@ -23,7 +23,10 @@ SHORT = {"apgd-ce": {"steps": 20}, "apgd-margin": {"steps": 20}, "square": {"que
 
 
 def half(first):
-    """Two classes, told apart by one half of eight pixels alone: class 1 where their mean is above one half."""
+    """Two classes, told apart by one half of eight pixels alone.
+
+    Class 1 where their mean is above one half.
+    """
     weight = torch.zeros(2, 8)
     weight[1, :4] = float(first)
     weight[1, 4:] = float(not first)
@@ -55,7 +58,10 @@ class CoinFlip(nn.Module):
 
 
 class Blurred(nn.Module):
-    """A linear classifier behind Gaussian noise: a draw is right with probability Phi(margin / (sigma |w|))."""
+    """A linear classifier behind Gaussian noise.
+
+    A draw is right with probability Phi(margin / (sigma |w|)).
+    """
 
     def __init__(self, sigma):
         super().__init__()
@@ -146,7 +152,10 @@ SIGMA = 0.2
 
 
 def share_right(means, eps):
-    """The weight of the half is 1 on four pixels: the margin is 4 (mean - 1/2 - eps) and the noise in it 2 sigma."""
+    """The weight of the half is 1 on four pixels.
+
+    The margin is 4 (mean - 1/2 - eps) and the noise in it 2 sigma.
+    """
     return [NormalDist().cdf(4 * (float(mean) - 0.5 - eps) / (2 * SIGMA)) for mean in means]
 
 

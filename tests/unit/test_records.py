@@ -13,16 +13,14 @@ from pydantic import ValidationError
 from robustbench_kd.core.examples import to_text
 from robustbench_kd.core.records import (
     Accuracy,
-    AttackRow,
-    ExampleRow,
     Finding,
     Identity,
     RunRecord,
     Severity,
     StageResult,
-    attack_rows,
     verdict,
 )
+from robustbench_kd.core.rows import AttackRow, ExampleRow, attack_rows
 from robustbench_kd.core.rundir import to_csv
 
 IDENTITY = Identity(
@@ -99,7 +97,10 @@ def record(**changes):
 
 
 def test_the_run_id_of_a_question_never_changes():
-    """A different id here means that nobody's stored results are found again: raise the schema version."""
+    """A different id here means that nobody's stored results are found again.
+
+    Raise the schema version.
+    """
     assert IDENTITY.run_id() == "d9fb4ba3b0b46dee"
     assert IDENTITY.protocol_hash() == "17fe4ee2162cb427"
 

@@ -1,4 +1,7 @@
-"""The project's own gate: equal circumstances allow no other verdict, and only cheap runs of shipped classifiers count."""
+"""The project's own gate.
+
+Equal circumstances allow no other verdict, and only cheap runs of shipped classifiers count.
+"""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -21,7 +24,8 @@ def regression():
 
 
 def flips(regression, after, **changed):
-    """What differs between a run and a later one of the same model that lost a single image of a thousand."""
+    """What differs between a run and a later one of the same model that lost a single image of a
+    thousand."""
     old, new = made(Path("before"), planted()), made(Path("after"), after, **changed)
     gate = judge([new], [], {old.key: old}, Limits())
     assert not gate.failures

@@ -30,7 +30,8 @@ def bright():
 
 
 class Wary(nn.Module):
-    """Rejects where `excess(images)`, the height of its last logit above the others, is more than 0."""
+    """Rejects where `excess(images)`, the height of its last logit above the others, is more than
+    0."""
 
     abstains = True
 
@@ -79,7 +80,10 @@ class Rounded(nn.Module):
 
 
 class Sometimes(nn.Module):
-    """One of two members answers: a classifier, with probability 3/4, or one that rejects everything."""
+    """One of two members answers.
+
+    A classifier, with probability 3/4, or one that rejects everything.
+    """
 
     abstains = True
 
@@ -356,7 +360,10 @@ def test_noise_gives_images_away_that_have_only_just_crossed_the_boundary(tmp_pa
 
 
 def test_scores_that_tie_count_half():
-    """Of 12 pairs 2 is above 1 and ties twice, 3 is above three and ties once, 4 is above all: 2 + 3.5 + 4."""
+    """Of 12 pairs 2 is above 1 and ties twice, 3 is above three and ties once, 4 is above all.
+
+    2 + 3.5 + 4.
+    """
     assert auc(torch.tensor([1.0, 2, 2, 3]), torch.tensor([2.0, 3, 4])) == 9.5 / 12
 
 
@@ -394,6 +401,7 @@ def test_without_scores_on_either_side_nothing_is_said():
 def test_the_terminal_says_what_is_rejected_and_what_is_caught(perfect):
     (note,) = _runs._notes(perfect)
     assert note == (
-        "net: rejects 0.0 % of clean and 75.0 % of attacked images, 25.0 % are right and accepted under attack; "
+        "net: rejects 0.0 % of clean and 75.0 % of attacked images, 25.0 % are right and accepted "
+        "under attack; "
         "TPR at FPR 5 %: 100.0 % oblivious, 100.0 % joint"
     )

@@ -1,4 +1,7 @@
-"""The report: what its figures and tables say, that it is one harmless file, and that equal runs give equal bytes."""
+"""The report.
+
+What its figures and tables say, that it is one harmless file, and that equal runs give equal bytes.
+"""
 
 import re
 import shlex
@@ -19,9 +22,10 @@ from robustbench_kd.analysis import figures
 from robustbench_kd.analysis.classes import MOST_CLASSES, by_class
 from robustbench_kd.analysis.figures import Bar, Curve, Point
 from robustbench_kd.analysis.flips import read_flips
-from robustbench_kd.analysis.pictures import MOST_ROWS, OTHERS, best, costs, losses, security
+from robustbench_kd.analysis.pictures import MOST_ROWS, OTHERS, best, costs, losses
 from robustbench_kd.analysis.repeat import CHECKPOINT, repetition
 from robustbench_kd.analysis.report import read_report, render
+from robustbench_kd.analysis.security import security
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import read_examples, to_text
 from robustbench_kd.core.records import Finding, Severity, StageResult
@@ -160,7 +164,8 @@ def test_its_policy_lets_nothing_run_but_its_script(page):
 
 def test_equal_runs_give_equal_bytes(kept, page):
     program = (
-        "import sys; from pathlib import Path; from robustbench_kd.analysis.report import read_report, render\n"
+        "import sys; from pathlib import Path; from robustbench_kd.analysis.report import "
+        "read_report, render\n"
         f"sys.stdout.buffer.write(render(read_report(Path({str(kept)!r}))).encode())"
     )
     environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)}
@@ -621,7 +626,10 @@ def test_what_is_not_comparable_is_named_and_not_compared(tmp_path, other):
     flips = read_flips(tmp_path / "after", tmp_path / "before")
     assert flips.changes == ()
     assert flips.left_out == (
-        "net: the baseline has no run of it on digits, 100 examples, linf 8/255, standard by autoattack",
+        (
+            "net: the baseline has no run of it on digits, 100 examples, linf 8/255, standard by "
+            "autoattack"
+        ),
     )
     assert flips.left_out[0] in Page(render(read_report(tmp_path / "after", flips))).text
 

@@ -1,4 +1,7 @@
-"""The second look at a run: defences of every kind, what chance and rounding excuse, and what they do not."""
+"""The second look at a run.
+
+Defences of every kind, what chance and rounding excuse, and what they do not.
+"""
 
 import csv
 from dataclasses import replace
@@ -134,7 +137,8 @@ def test_damaged_shares_are_caught(tmp_path, text):
 
 
 def nearly_tied(gap):
-    """Two classes whose logits differ by a gap on every image, and whose order precision must not be asked for."""
+    """Two classes whose logits differ by a gap on every image, and whose order precision must not
+    be asked for."""
     return Linear(torch.zeros(2, 64), torch.tensor([10.0, 10.0 - gap])).eval()
 
 

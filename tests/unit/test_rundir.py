@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from robustbench_kd.core import rundir
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.records import Accuracy, ExampleRow, Identity, RunRecord
+from robustbench_kd.core.records import Accuracy, Identity, RunRecord
+from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.rundir import (
     ATTACKS,
     EXAMPLES,

@@ -1,4 +1,7 @@
-"""The search: means over several answers, gradients for the rows that want one, and what it counts."""
+"""The search.
+
+Means over several answers, gradients for the rows that want one, and what it counts.
+"""
 
 import numpy as np
 import pytest

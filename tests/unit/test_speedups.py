@@ -1,4 +1,7 @@
-"""Speed levers: what the search asks says what the true model says, and the true model stays as it is."""
+"""Speed levers.
+
+What the search asks says what the true model says, and the true model stays as it is.
+"""
 
 import copy
 
@@ -362,7 +365,10 @@ def test_bf16_is_left_out_where_a_model_mixes_types():
 
 
 class Recorder:
-    """Stands for a compiler: the compiled model says what the model says, and cannot be asked whether it is true."""
+    """Stands for a compiler.
+
+    The compiled model says what the model says, and cannot be asked whether it is true.
+    """
 
     def __init__(self, monkeypatch, change=lambda logits: logits):
         self.shapes, self.options = [], []

@@ -1,4 +1,8 @@
-"""Square Attack: the published schedule and bumps, the reference's queries number for number, balls, and independence."""
+"""Square Attack.
+
+The published schedule and bumps, the reference's queries number for number, balls, and
+independence.
+"""
 
 import math
 from dataclasses import replace

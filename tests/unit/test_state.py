@@ -1,4 +1,7 @@
-"""State dicts: found inside whatever trainers wrap around them, renamed where the prefix differs, loaded strictly."""
+"""State dicts.
+
+Found inside whatever trainers wrap around them, renamed where the prefix differs, loaded strictly.
+"""
 
 import copy
 

@@ -174,7 +174,8 @@ def test_a_paired_interval_agrees_with_the_exact_test_but_at_its_edge():
 
 
 def chance_to_err(correct, threshold, alpha, population=None, horizon=400):
-    """The exact chance of ever answering wrongly when asked after every example, and of having answered at the end.
+    """The exact chance of ever answering wrongly when asked after every example, and of having
+    answered at the end.
 
     `correct` is the chance of success, or of a population the number of successes in it.
     """

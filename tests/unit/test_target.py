@@ -1,4 +1,8 @@
-"""Targets: what a person can point at, what the card and the command line say of it, and what is loaded in the end."""
+"""Targets.
+
+What a person can point at, what the card and the command line say of it, and what is loaded in the
+end.
+"""
 
 import hashlib
 import importlib
@@ -201,8 +205,8 @@ def test_two_normalisations_are_refused_unless_they_are_the_same(tmp_path):
     )
     message = refusal(CheckpointError, open_one, carrying(tmp_path / "net.pt", 0.25), choices)
     assert (
-        "'net' would be normalised twice: the checkpoint carries 0.25/0.3081, and 0.1307/0.3081 was asked"
-        in message
+        "'net' would be normalised twice: the checkpoint carries 0.25/0.3081, and 0.1307/0.3081 "
+        "was asked" in message
     )
 
 

@@ -80,8 +80,8 @@ def labels_objective(labels):
 def batch_loss(network, images, labels, setting):
     """The loss of one batch of all images, after its attack."""
     data = Dataset("batch", images, labels, tuple(range(len(labels))), 2)
-    course = open_course(network, data, LINF, setting, Partners(), generator=generator())
-    return total(course.terms(torch.arange(len(labels)), epoch=1))
+    current = open_course(network, data, LINF, setting, Partners(), generator=generator())
+    return total(current.terms(torch.arange(len(labels)), epoch=1))
 
 
 # Recipes
@@ -258,7 +258,8 @@ def test_no_augmentation_changes_nothing():
     ("threat", "dual"), [(LINF, lambda w: w.abs().sum()), (L2, lambda w: w.norm())]
 )
 def test_pgd_finds_the_exact_optimum_of_a_linear_network(threat, dual):
-    """The logit of a linear network can fall by eps times the dual norm of its weights, and no further."""
+    """The logit of a linear network can fall by eps times the dual norm of its weights, and no
+    further."""
     weights = [1.0, -2.0, 0.5, 3.0]
     network, images = linear(weights), torch.full((3, 1, 2, 2), 0.5)
     labels = torch.ones(3, dtype=torch.int64)
@@ -563,7 +564,8 @@ def test_the_last_selection_keeps_the_last_epoch():
 
 
 def test_evaluation_counts_a_linear_network_exactly():
-    """Of logits -0.3, -0.05, 0.05 and 0.3, the middle two fall within reach of 0.1 times the norm of 1."""
+    """Of logits -0.3, -0.05, 0.05 and 0.3, the middle two fall within reach of 0.1 times the norm
+    of 1."""
     images = torch.tensor([0.2, 0.45, 0.55, 0.8]).view(4, 1, 1, 1)
     network = linear([1.0])
     with torch.no_grad():

@@ -1,4 +1,7 @@
-"""Checkpoints of defences that are composed of parts: what is trained, what is written, what is refused."""
+"""Checkpoints of defences that are composed of parts.
+
+What is trained, what is written, what is refused.
+"""
 
 import re
 import shutil
@@ -360,7 +363,7 @@ class Blind(nn.Module):
 
 
 def denoising_loss(network, images, **changes):
-    lesson = BatchContext(
+    context = BatchContext(
         student=CachedNetwork(network),
         teachers=(),
         images=images,
@@ -369,12 +372,13 @@ def denoising_loss(network, images, **changes):
         progress=Progress(1, 1),
         generator=torch.Generator().manual_seed(0),
     )
-    return total(denoise.loss(lesson, recipe(method="denoise", **changes)))
+    return total(denoise.loss(context, recipe(method="denoise", **changes)))
 
 
 @pytest.mark.parametrize("shape", [None, 1, 25])
 def test_the_error_of_the_identity_is_the_variance_of_the_noise(shape):
-    """With a Gamma distribution of shape k around sigma, the mean of the variances is sigma^2 (1 + 1 / k)."""
+    """With a Gamma distribution of shape k around sigma, the mean of the variances is sigma^2 (1 +
+    1 / k)."""
     loss = denoising_loss(Blind(0.3, 1.0), torch.full((20_000, 1, 4, 4), 0.5), noise_shape=shape)
     assert loss.item() == pytest.approx(0.09 * (1 + (1 / shape if shape else 0)), rel=0.05)
 

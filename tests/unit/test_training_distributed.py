@@ -1,4 +1,5 @@
-"""Two processes train one network as one process would. torchrun runs this file itself, once for all tests."""
+"""Two processes train one network as one process would. torchrun runs this file itself, once for
+all tests."""
 
 import faulthandler
 import os
@@ -76,7 +77,8 @@ def recipe(**changes):
 
 
 def data(n=84):
-    """Of 84 examples 63 are trained on, in batches of 16 and one of 15, which two processes cannot halve."""
+    """Of 84 examples 63 are trained on, in batches of 16 and one of 15, which two processes cannot
+    halve."""
     labels = torch.arange(n) % 2
     images = 0.4 * torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     images[labels == 1] += 0.4
@@ -101,9 +103,9 @@ def trained(fields, *, observer=ignore, memory=None, noisy):
     teachers = tuple(
         network(seed) for seed in range(10, 10 + len(setting.opened().options.teachers()))
     )
-    company = Partners(teachers=teachers, fresh=lambda: network(7))
+    partners = Partners(teachers=teachers, fresh=lambda: network(7))
     return train(
-        student, data(), LINF, setting, observer, company=company, memory=memory
+        student, data(), LINF, setting, observer, partners=partners, memory=memory
     ), student.state_dict()
 
 
@@ -126,7 +128,8 @@ def resumed(folder):
 
 
 def moved():
-    """Returns buffers after a step in which process r added r + 1 to all of the first one and to row r of the second."""
+    """Returns buffers after a step in which process r added r + 1 to all of the first one and to
+    row r of the second."""
     module, rank = nn.Module(), torch.distributed.get_rank()
     module.register_buffer("statistics", torch.ones(2))
     module.register_buffer("bank", torch.ones(3))

@@ -69,7 +69,7 @@ def network(seed=0):
     return seeded_build(build, seed)
 
 
-def company(setting):
+def partners(setting):
     count = len(setting.opened().options.teachers())
     return Partners(
         teachers=tuple(network(seed) for seed in range(10, 10 + count)), fresh=lambda: network(7)
@@ -104,7 +104,7 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, kind, 
         recipe(**TRAININGS[kind]),
         TrainingCheckpoint(tmp_path / "net.training", "this"),
     )
-    expected = train(network(), data(), LINF, setting, ignore, company=company(setting))
+    expected = train(network(), data(), LINF, setting, ignore, partners=partners(setting))
     with pytest.raises(KeyboardInterrupt):
         train(
             network(),
@@ -112,12 +112,12 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, kind, 
             LINF,
             setting,
             stop_after(epoch),
-            company=company(setting),
+            partners=partners(setting),
             memory=memory,
         )
     seen = []
     found = train(
-        network(), data(), LINF, setting, seen.append, company=company(setting), memory=memory
+        network(), data(), LINF, setting, seen.append, partners=partners(setting), memory=memory
     )
     assert same(found.best_state, expected.best_state)
     assert (found.best_epoch, found.validation, found.history) == (
@@ -267,9 +267,9 @@ def test_stored_answers_teach_as_the_teacher_itself_does():
     stored = ask(teacher, data(), views, batch_size=16, device=torch.device("cpu"))
     archive = Archive(views, (stored,))
     silent = Partners(teachers=(nn.Linear(1, 1),), archive=archive)
-    found = train(network(), data(), LINF, setting, ignore, company=silent)
+    found = train(network(), data(), LINF, setting, ignore, partners=silent)
     live = train(
-        network(), data(), LINF, recipe(method="kd"), ignore, company=Partners(teachers=(teacher,))
+        network(), data(), LINF, recipe(method="kd"), ignore, partners=Partners(teachers=(teacher,))
     )
     assert found.history[0].loss == pytest.approx(live.history[0].loss, rel=0.05)
 
@@ -307,9 +307,9 @@ def test_a_training_in_half_precision_learns():
 
 def test_weights_learn_in_half_precision_after_a_target_without_gradient():
     setting = recipe(method="trades", precision="bf16", attack_steps=1)
-    course = open_course(network(), data(), LINF, setting, Partners(), generator=torch.Generator())
-    sum(course.terms(torch.arange(8), epoch=1).values()).backward()
-    assert all(parameter.grad is not None for parameter in course.network.parameters())
+    current = open_course(network(), data(), LINF, setting, Partners(), generator=torch.Generator())
+    sum(current.terms(torch.arange(8), epoch=1).values()).backward()
+    assert all(parameter.grad is not None for parameter in current.network.parameters())
 
 
 # Optimisers, schedules, helpers
@@ -336,14 +336,14 @@ def test_adamw_decays_weights_apart_from_the_gradient():
 
 def test_what_a_method_learns_besides_is_optimised_with_the_student():
     setting = recipe(**CRD)
-    course = open_course(
-        network(), data(), LINF, setting, company(setting), generator=torch.Generator()
+    current = open_course(
+        network(), data(), LINF, setting, partners(setting), generator=torch.Generator()
     )
     optimised = {
-        id(parameter) for group in course.optimiser.param_groups for parameter in group["params"]
+        id(parameter) for group in current.optimiser.param_groups for parameter in group["params"]
     }
     assert {
-        id(p) for module in (course.network, course.helper) for p in module.parameters()
+        id(p) for module in (current.network, current.helper) for p in module.parameters()
     } == optimised
     assert len(optimised) == 6 + 4
 
@@ -355,19 +355,19 @@ def test_a_peer_has_weights_of_its_own_and_needs_somebody_who_builds_it():
 
 def test_the_terms_of_an_epoch_are_named_and_sum_to_its_loss():
     setting = recipe(method="rslad", attack_steps=1)
-    found = train(network(), data(), LINF, setting, ignore, company=company(setting)).history[0]
+    found = train(network(), data(), LINF, setting, ignore, partners=partners(setting)).history[0]
     assert set(found.terms) == {"adversarial", "clean"}
     assert math.isclose(sum(found.terms.values()), found.loss, rel_tol=1e-5)
 
 
 def test_teachers_are_untouched_by_a_training():
     setting = recipe(method="mtard", attack_steps=1, attack_mode="train")
-    known = company(setting)
+    known = partners(setting)
     before = [
         {name: value.clone() for name, value in teacher.state_dict().items()}
         for teacher in known.teachers
     ]
-    train(network(), data(), LINF, setting, ignore, company=known)
+    train(network(), data(), LINF, setting, ignore, partners=known)
     assert all(
         same(teacher.state_dict(), state)
         for teacher, state in zip(known.teachers, before, strict=True)

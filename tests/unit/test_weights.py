@@ -1,4 +1,7 @@
-"""Weights files: hostile ones leave no trace, harmless metadata never stands in the way, and damage is told apart."""
+"""Weights files.
+
+Hostile ones leave no trace, harmless metadata never stands in the way, and damage is told apart.
+"""
 
 import argparse
 import collections
@@ -95,7 +98,10 @@ def save_opcodes(path, pickled):
 
 
 def refusal(path):
-    """The message with which a file is refused: one line that names the file and holds no control character."""
+    """The message with which a file is refused.
+
+    One line that names the file and holds no control character.
+    """
     with pytest.raises(CheckpointError) as caught:
         read_weights(path)
     message = str(caught.value)
@@ -198,14 +204,16 @@ def test_the_refusal_names_what_the_file_wants_to_run(function, name, tmp_path):
 
 
 def test_a_pickle_cannot_change_a_class_of_torch(tmp_path):
-    """BUILD with a state for slots sets attributes on whatever lies on the stack, here on a class."""
+    """BUILD with a state for slots sets attributes on whatever lies on the stack, here on a "
+    "class."""
     opcodes = b"\x80\x02ctorch\nTensor\n(N}X\x04\x00\x00\x00evilK\x01stb."
     refusal(save_opcodes(tmp_path / "net.pt", opcodes))
     assert not hasattr(torch.Tensor, "evil")
 
 
 def test_arrays_of_numpy_are_not_rebuilt(tmp_path):
-    """With other flags in the dtype's state, an array made of the file's bytes crashes the interpreter."""
+    """With other flags in the dtype's state, an array made of the file's bytes crashes the
+    interpreter."""
     kind, shape, state = np.dtype([("object", "O")]).__reduce__()
     state = (1, (4,), Pickled(kind, shape, (*state[:-1], 0)), False, b"A" * 32)
     forged = Pickled(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state)

@@ -1,4 +1,7 @@
-"""Workers are watched: those that die are started again, errors end all, and nobody is left behind."""
+"""Workers are watched.
+
+Those that die are started again, errors end all, and nobody is left behind.
+"""
 
 import os
 import signal

@@ -1,7 +1,8 @@
 """Tidy CSV: one row per run and stage, as a person would plot it."""
 
 from robustbench_kd.analysis.leaderboard import Leaderboard
-from robustbench_kd.core.records import AttackRow, RunRecord, attack_rows
+from robustbench_kd.core.records import RunRecord
+from robustbench_kd.core.rows import AttackRow, attack_rows
 from robustbench_kd.core.rundir import to_csv
 
 SUFFIX = "csv"

@@ -103,12 +103,17 @@ def passes(attack: str, suite: Suite, norm: Norm, classes: int) -> int:
     rand = suite.settings == "rand"
     l1 = norm is Norm.L1
 
-    targets = min(5 if l1 and attack == "apgd-t" and not plus else _TARGETS, classes - 1)
-    restarts = 5 if plus or (l1 and not rand) else 1
-    # With the larger radii of l1 every APGD run starts three times and so evaluates 103 points, not
-    # 101.
+    most_targets, restarts, draws = _TARGETS, 1, 1
+    if l1 and attack == "apgd-t" and not plus:
+        most_targets = 5
+    if plus or (l1 and not rand):
+        restarts = 5
+    if rand:
+        draws = 20
+    targets = min(most_targets, classes - 1)
+    # With the larger radii of l1 every APGD run starts three times: 103 points, not 101.
     apgd = 206 if l1 and suite.settings == "standard" else 202
-    untargeted_apgd = restarts * apgd * (20 if rand else 1) + 2
+    untargeted_apgd = restarts * apgd * draws + 2
     return {
         "apgd-ce": untargeted_apgd,
         "apgd-dlr": untargeted_apgd,
@@ -209,7 +214,9 @@ def _attack(suite: _PackageSuite, name: str) -> _PackageAttack:
         if suite.fab.targeted:
             suite.fab.n_restarts = 1
         return suite.fab
-    return suite.square if name == "square" else suite.apgd_targeted
+    if name == "square":
+        return suite.square
+    return suite.apgd_targeted
 
 
 def _contained_randomness(device: torch.device) -> AbstractContextManager[None]:

@@ -1,6 +1,7 @@
-"""Finds the batch size of a run by trial: the one with the least time per image for a step of an attack.
+"""Finds the batch size of a run by trial.
 
-Verdicts do not depend on it, so noise in the timing costs time and nothing else.
+The one with the least time per image for a step of an attack. Verdicts do not depend on it, so
+noise in the timing costs time and nothing else.
 """
 
 import time
@@ -29,11 +30,11 @@ _ROOM = 0.7  # of a GPU's memory; the slots hold several copies of their images 
 
 
 def batch_size(ask: Classifier, images: Images, device: torch.device, *, most: int) -> int:
-    """Returns a power of two of at most `most` rows: the largest of those with nearly the least time per image.
+    """Returns a power of two of at most `most` rows.
 
-    Timed are a forward pass, a backward pass and as many operations as an attack needs beside them.
-    Of equals the largest is taken, because forward passes alone and the projections of FAB gain
-    from larger batches for longer.
+    The largest of those with nearly the least time per image. Timed are a forward pass, a backward
+    pass and as many operations as an attack needs beside them. Of equals the largest is taken,
+    because forward passes alone and the projections of FAB gain from larger batches for longer.
 
     Args:
         ask: What the search asks, not compiled, since that would be compiled for each size.

@@ -37,7 +37,7 @@ def in_batches(rows: list[int], size: int, work: Callable[[list[int]], Entry]) -
 
 @contextmanager
 def one_must_fit() -> Iterator[None]:
-    """Turns running out of memory into `IncompleteError`, for work that no smaller batch can save."""
+    """Turns a lack of memory into `IncompleteError`, where no smaller batch can help."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -6,6 +6,7 @@ arXiv 1712.05877, section 3.2).
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -44,39 +45,46 @@ def _pairs(module: nn.Module, prefix: str = "") -> list[tuple[str, str]]:
     """
     try:
         graph = fx.Tracer().trace(module)
-    except Exception:  # noqa: BLE001  # tracing runs a person's own code on stand-ins: anything can be raised
-        inner = [
-            pair
-            for name, child in module.named_children()
-            for pair in _pairs(child, f"{prefix}{name}.")
-        ]
+    except Exception:  # noqa: BLE001  # tracing runs foreign code, which can raise anything
+        inner: list[tuple[str, str]] = []
+        for name, child in module.named_children():
+            inner += _pairs(child, f"{prefix}{name}.")
         return [*_neighbours(module, prefix), *inner]
     return _following(module, graph, prefix)
 
 
 def _neighbours(module: nn.Module, prefix: str) -> list[tuple[str, str]]:
-    children = list(module.named_children()) if type(module) is nn.Sequential else []
-    return [
-        (prefix + name, prefix + after)
-        for (name, layer), (after, norm) in pairwise(children)
-        if _fit(layer, norm)
-    ]
+    if type(module) is not nn.Sequential:
+        return []
+    found = []
+    for (name, layer), (after, norm) in pairwise(module.named_children()):
+        if _fit(layer, norm):
+            found.append((prefix + name, prefix + after))
+    return found
 
 
 def _following(module: nn.Module, graph: fx.Graph, prefix: str) -> list[tuple[str, str]]:
-    """Returns the pairs of a traced module in which both are called once, and nothing else sees what is between them."""
+    """Returns the pairs of a traced module that can be folded.
+
+    Both are called once, and nothing else uses the tensor between them.
+    """
     parts = dict(module.named_modules())
     calls = {node: str(node.target) for node in graph.nodes if node.op == "call_module"}
     often = Counter(calls.values())
     found = []
     for node, norm in calls.items():
-        source = node.args[0] if node.args else None
-        layer = (
-            calls.get(source) if isinstance(source, fx.Node) and len(source.users) == 1 else None
-        )
+        layer = _only_source(node, calls)
         if layer and often[layer] == often[norm] == 1 and _fit(parts[layer], parts[norm]):
             found.append((prefix + layer, prefix + norm))
     return found
+
+
+def _only_source(node: fx.Node, calls: Mapping[fx.Node, str]) -> str | None:
+    """Returns the layer whose output goes to this node alone."""
+    source = node.args[0] if node.args else None
+    if isinstance(source, fx.Node) and len(source.users) == 1:
+        return calls.get(source)
+    return None
 
 
 def _fit(layer: nn.Module, norm: nn.Module) -> bool:
@@ -92,9 +100,15 @@ def _merge(layer: Any, norm: Any) -> None:
     weight, mean, variance = (
         _exact(value) for value in (layer.weight, norm.running_mean, norm.running_var)
     )
-    scale = (variance + norm.eps).rsqrt() * (1 if norm.weight is None else _exact(norm.weight))
-    shift = -mean if layer.bias is None else _exact(layer.bias) - mean
-    bias = shift * scale + (0 if norm.bias is None else _exact(norm.bias))
+    scale = (variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * _exact(norm.weight)
+    shift = -mean
+    if layer.bias is not None:
+        shift = _exact(layer.bias) - mean
+    bias = shift * scale
+    if norm.bias is not None:
+        bias = bias + _exact(norm.bias)
     like = layer.weight
     layer.weight = nn.Parameter(
         (weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(like), requires_grad=False

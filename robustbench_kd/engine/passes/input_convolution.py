@@ -1,4 +1,6 @@
-"""Convolutions of few input channels whose gradient is computed as a forward convolution, for searches on a CPU.
+"""Convolutions of few input channels with a faster gradient, for searches on a CPU.
+
+The gradient is computed as a forward convolution.
 
 The library's own gradient of such a layer takes 3 to 10 times as long as its forward pass: it
 computes 16 channels of the result at once, of which only these few are wanted, or walks over the
@@ -28,7 +30,7 @@ def rearrange(module: nn.Module) -> None:
 
 
 def _watched(layer: nn.Conv2d) -> bool:
-    """Tells whether hooks change what the layer takes or gives, which the gradient below would not know."""
+    """Tells whether hooks change what the layer takes or gives; the gradient below ignores them."""
     return any(getattr(layer, hooks) for hooks in _HOOKS)
 
 
@@ -38,12 +40,8 @@ def _pays(layer: nn.Conv2d) -> bool:
     # Padding may have a name.
     square = all(isinstance(side, tuple) and len(set(side)) == 1 for side in sides)
     plain = layer.padding_mode == "zeros" and layer.groups == 1 and layer.dilation == (1, 1)
-    return (
-        square
-        and plain
-        and kernel > 1
-        and layer.in_channels <= (_FEW if stride == 1 else _FEW_STRIDED)
-    )
+    few = _FEW if stride == 1 else _FEW_STRIDED
+    return square and plain and kernel > 1 and layer.in_channels <= few
 
 
 class InputConvolution(nn.Module):
@@ -71,17 +69,16 @@ class InputConvolution(nn.Module):
         block, step = self._block, self._block // self._stride
         down, across = -(-height // block), -(-width // block)
         above, reach = -self._first, self._first + self._taps.shape[3] - 1
-        below, right = (
-            step * (count - 1) + reach - (size - 1)
-            for count, size in zip((down, across), output.shape[2:], strict=True)
-        )
-        even = 0 <= above == below == right
-        framed = output if even else functional.pad(output, [above, right, above, below])
-        pixels = functional.conv2d(framed, self._taps, stride=step, padding=above if even else 0)
+        below = step * (down - 1) + reach - (output.shape[2] - 1)
+        right = step * (across - 1) + reach - (output.shape[3] - 1)
+        padding = above
+        if not 0 <= above == below == right:
+            output, padding = functional.pad(output, [above, right, above, below]), 0
+
+        pixels = functional.conv2d(output, self._taps, stride=step, padding=padding)
         pixels = pixels.view(len(output), -1, block, block, down, across)
-        whole = pixels.permute(0, 1, 4, 2, 5, 3).reshape(
-            len(output), -1, down * block, across * block
-        )
+        rows = pixels.permute(0, 1, 4, 2, 5, 3)
+        whole = rows.reshape(len(output), -1, down * block, across * block)
         return whole[:, :, :height, :width]
 
 
@@ -99,7 +96,9 @@ class _Once(torch.autograd.Function):
 
 
 def _by_block(layer: nn.Conv2d, block: int) -> tuple[Tensor, int]:
-    """Returns the weights `(channels x block x block, outputs, k, k)` that map gradients to blocks, and the first output.
+    """Returns the weights that map gradients to blocks, and the first output.
+
+    The weights have shape `(channels x block x block, outputs, k, k)`.
 
     Pixel a of block 0 is seen by output d through tap a + padding - stride d of the kernel, where
     there is such a tap.

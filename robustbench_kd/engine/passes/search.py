@@ -149,16 +149,21 @@ class Search:
 
     def _answers(self, points: Images, key: Key, state: AttackState) -> Tensor:
         """Returns the answers `(m, n, classes)` in float32 or better."""
-        output = self._answer(points, key)
-        answers = output if output.ndim == 3 else output[None]
+        answers = self._answer(points, key)
+        if answers.ndim == 2:
+            answers = answers[None]
         if answers.dtype in {torch.bfloat16, torch.float16}:
             answers = answers.float()
-        return without_rejection(answers, state.labels) if self._abstains else answers
+        if self._abstains:
+            answers = without_rejection(answers, state.labels)
+        return answers
 
     def _values(self, answers: Tensor, state: AttackState, objective: Objective) -> Tensor:
         """Returns the mean objective `(k, n)` of the answers."""
         values = [objective(state, logits) for logits in answers.unbind()]
-        return values[0] if len(values) == 1 else self._mean(torch.stack(values))
+        if len(values) == 1:
+            return values[0]
+        return self._mean(torch.stack(values))
 
     def _reply(self, answers: Tensor, values: Tensor, gradient: Tensor | None) -> Reply:
         logits = answers[0] if len(answers) == 1 else self._mean(answers)

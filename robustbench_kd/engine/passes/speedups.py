@@ -1,8 +1,9 @@
-"""Speed levers of the search: folding, layout, precision and compilation of a copy that attacks ask in the model's place.
+"""Speed levers of the search.
 
-A lever can only make an attack weaker, never a verdict wrong: success is judged by the unmodified
-model in fp32 with TF32 off. Each lever is a request. One that does not suit a model is left out,
-and a note says why.
+Folding, layout, precision and compilation of a copy that attacks ask in the model's place. A lever
+can only make an attack weaker, never a verdict wrong: success is judged by the unmodified model in
+fp32 with TF32 off. Each lever is a request. One that does not suit a model is left out, and a note
+says why.
 
 bf16 needs no scaled loss: it has the exponents of fp32, so what underflows in fp16 does not
 underflow in it. But 8 bits are too few for logits, since an attack compares losses that differ by
@@ -172,7 +173,7 @@ def _tried(
     try:
         changed = change(draft)
         _require_agreement(changed.ask, draft.ask, probe.detach().requires_grad_(), tolerance)
-    except Exception as error:  # noqa: BLE001  # a model is a person's own code and can raise anything
+    except Exception as error:  # noqa: BLE001  # foreign code can raise anything
         return draft, _left_out(name, error)
     return changed, ""
 
@@ -186,7 +187,7 @@ def _left_out(name: str, error: Exception) -> str:
 
 
 def _require_agreement(ask: Classifier, true: Classifier, images: Images, tolerance: float) -> None:
-    """Raises whatever a forward or backward pass raises, and `ValueError` for logits unlike the true ones."""
+    """Raises what a forward or backward pass raises, and `ValueError` for wrong logits."""
     expected, found = true(images.detach()).detach(), ask(images)
     if found.requires_grad:
         torch.autograd.grad(found.sum(), images, retain_graph=True)
@@ -228,14 +229,14 @@ def _channels_last(inner: Classifier) -> Classifier:
     def ask(images: Images) -> Logits:
         laid = images.view_as(images).contiguous(memory_format=torch.channels_last)
         if laid.requires_grad:
-            laid.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            laid.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
         return inner(laid)
 
     return ask
 
 
 def _rounded(draft: _Draft, kind: str, probe: Images) -> _Draft:
-    """Returns the draft under autocast to bf16, in a copy whose layers that give logits compute in fp32."""
+    """Returns a copy under autocast to bf16; the layers that give logits compute in fp32."""
     with torch.no_grad():
         classes = draft.ask(probe).shape[1]
     module = _copied(draft.module)
@@ -272,7 +273,9 @@ class _Full(nn.Module):
 
 
 class _Compiled:
-    """Asks the compiled module in batches of one size, so that one graph serves all, or the plain one where that fails.
+    """Asks the compiled module in batches of one size, so that one graph serves all.
+
+    Where that fails, it asks the plain module.
 
     A batch that would be less than half full is asked as it is. There are two graphs, with and
     without gradient; each is compiled at the first call that needs it, and compared there.
@@ -307,7 +310,7 @@ class _Compiled:
             # A compiler's advice is not for those who evaluate.
             with warnings.catch_warnings(action="ignore"):
                 return self._compiled(images)
-        except Exception as error:  # noqa: BLE001  # a compiler and its backends raise errors of every kind
+        except Exception as error:  # noqa: BLE001  # compilers can raise anything
             self._notes.append(_left_out("compile", error))
             return self._draft.ask
 
@@ -319,14 +322,14 @@ class _Compiled:
 
 
 def _filled(ask: Classifier, size: int, images: Images) -> Logits:
-    """Returns the logits of at most `size` images, asked with the last one repeated until there are as many.
+    """Returns the logits of at most `size` images; the last one is repeated to fill the batch.
 
     CUDA graphs write to the same memory at every call, so logits and gradients are copied out of
     it.
     """
     own = images.view_as(images)
     if own.requires_grad:
-        own.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        own.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]
     missing = size - len(own)
     full = torch.cat([own, own[-1:].expand(missing, -1, -1, -1)]) if missing else own.contiguous()
     return ask(full)[: len(own)].clone()

@@ -69,7 +69,9 @@ def _checked(ask: Ask, points: Images, rows: Tensor) -> Logits:
         raise ModelError(
             f"the model failed on {len(points)} images in [0, 1]: {reason(error)}"
         ) from error
-    return logits.float() if logits.dtype in {torch.bfloat16, torch.float16} else logits
+    if logits.dtype in {torch.bfloat16, torch.float16}:
+        return logits.float()
+    return logits
 
 
 def _one_draw(oracle: Oracle, ids: Tensor, seed: int) -> Ask:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robustbench_kd.core.ledger import Decision
-from robustbench_kd.core.records import DrawRow, ExampleRow
+from robustbench_kd.core.rows import DrawRow, ExampleRow
 from robustbench_kd.engine.judging.rescore import SCORE
 from robustbench_kd.engine.record.header import RunHeader
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
@@ -33,14 +33,15 @@ def fates(
 
     The error rates of a randomized defence without members are those of the stage `score`.
     """
-    stages = header.identity.stages if attacks is None else attacks
+    if attacks is None:
+        attacks = header.identity.stages
     clean = index.decisions(CLEAN)
     found: dict[int, Fate] = {}
     for example in header.labels:
         decision = clean[example]
         found[example] = Fate(decision, decision, CLEAN if decision.broken else "")
 
-    for stage in (SMALLER, *stages):
+    for stage in (SMALLER, *attacks):
         for example, decision in index.decisions(stage).items():
             before = found[example]
             if _badness(decision) > _badness(before.worst):
@@ -98,12 +99,15 @@ def _row(example: int, label: int, fate: Fate, cost: tuple[int, int] | None) -> 
     worst = fate.worst
     attacked = worst is not clean
     forwards, backwards = cost or (None, None)
+    robust = not worst.broken
+    if worst.wrong is not None:
+        robust = worst.prediction == label
     return ExampleRow(
         index=example,
         label=label,
         clean_prediction=clean.prediction,
         clean_correct=clean.prediction == label,
-        robust=not worst.broken if worst.wrong is None else worst.prediction == label,
+        robust=robust,
         broken_by=fate.broken_by,
         adversarial_prediction=worst.prediction if attacked and worst.error_rate else None,
         distance=worst.distance if attacked else None,

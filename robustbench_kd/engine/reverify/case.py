@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_kd.core.records import DrawRow, ExampleRow, RunRecord
+from robustbench_kd.core.records import RunRecord
+from robustbench_kd.core.rows import DrawRow, ExampleRow
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset, Images
 from robustbench_kd.tensors.stored_images import StoredImages

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.engines import engine_traits
-from robustbench_kd.core.records import Accuracy, ExampleRow, RunRecord, verdict
+from robustbench_kd.core.records import Accuracy, RunRecord, verdict
+from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.statistics import interval
 from robustbench_kd.core.text import printable
 from robustbench_kd.core.threat import Threat
@@ -27,7 +28,10 @@ _DISTANCE = 1e-5  # of a distance: the order of a sum changes its last digits
 
 @dataclass(frozen=True)
 class Check:
-    """One statement of a run: whether it holds, what was found, and the examples that it fails on."""
+    """One statement of a run.
+
+    Whether it holds, what was found, and the examples that it fails on.
+    """
 
     name: str
     holds: bool

@@ -16,7 +16,8 @@ from torch import Tensor
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import read_examples
-from robustbench_kd.core.records import DrawRow, ExampleRow, RunRecord
+from robustbench_kd.core.records import RunRecord
+from robustbench_kd.core.rows import DrawRow, ExampleRow
 from robustbench_kd.core.rundir import ADVERSARIAL, DRAWS, EXAMPLES
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine.judging.judge import judge_answers

@@ -91,7 +91,7 @@ def _received(receiver: Connection) -> Progress | RkdError | None:
 
 
 def _together(moments: Collection[Progress]) -> Progress:
-    """Returns the progress of all shards as one, in the stage of the one with the most work left."""
+    """Returns the progress of all shards as one, in the stage of the slowest one."""
     slowest = max(moments, key=lambda moment: moment.passes_left)
     return Progress(
         stage=slowest.stage,

@@ -1,1 +1,4 @@
-"""Training methods, one file each, as those of `distill` but without a teacher: their options are the recipe itself."""
+"""Training methods, one file each, as those of `distill` but without a teacher.
+
+Their options are the recipe itself.
+"""

@@ -22,17 +22,18 @@ class Denoiser(Protocol):
         ...
 
 
-def loss(lesson: BatchContext, recipe: Recipe) -> Terms:
-    """Returns the mean squared error between images and what the defence reconstructs from them with noise.
+def loss(context: BatchContext, recipe: Recipe) -> Terms:
+    """Returns the mean squared error between images and their reconstructions from noisy copies.
 
     The standard deviation of the noise is the defence's, or each image's own from a Gamma
     distribution around it; the published shape is 25 (You et al. 2023, arXiv 2302.01056). The
     classifier takes no part. Raises `UsageError` for a network that removes no noise.
     """
-    network, images, generator = lesson.student.network, lesson.images, lesson.generator
+    network, images, generator = context.student.network, context.images, context.generator
     if not isinstance(network, Denoiser):
         raise UsageError(
-            f"method 'denoise' trains the family 'denoiser', got {type(network).__name__}: choose another method"
+            f"method 'denoise' trains the family 'denoiser', got {type(network).__name__}: choose "
+            "another method"
         )
     noise = torch.randn(images.shape, generator=generator)
     noisy = images + (_deviations(len(images), network.sigma, recipe, generator) * noise).to(

@@ -5,6 +5,6 @@ from robustbench_kd.tensors.losses import cross_entropy
 from robustbench_kd.training.recipe import Recipe
 
 
-def loss(lesson: BatchContext, recipe: Recipe) -> Terms:  # noqa: ARG001  # every method takes the same arguments
+def loss(context: BatchContext, recipe: Recipe) -> Terms:
     """Returns the mean cross-entropy of the batch."""
-    return {"labels": cross_entropy(lesson.student(lesson.images), lesson.labels).mean()}
+    return {"labels": cross_entropy(context.student(context.images), context.labels).mean()}
