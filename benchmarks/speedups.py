@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from robustbench_kd.checkpoints.subject import Choices
 from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.engine.passes.batch_size import batch_size
-from robustbench_kd.engine.passes.speedups import SearchModel, Speedups, reduced, searched
+from robustbench_kd.engine.passes.speedups import (
+    SearchModel,
+    Speedups,
+    reduced_precision,
+    search_model,
+)
 from robustbench_kd.models import resnet
 from robustbench_kd.tensors.oracle import freeze, full_precision
 
@@ -105,8 +110,8 @@ PASSES = {"forward": forward, "forward+backward": both}
 
 def prepare(model: nn.Module, speedups: Speedups, images: Tensor) -> Variant:
     start = time.perf_counter()
-    ask = searched(model, DEVICE, speedups, size=ROWS, probe=images[:4])
-    with reduced(speedups, DEVICE):
+    ask = search_model(model, DEVICE, speedups, size=ROWS, probe=images[:4])
+    with reduced_precision(speedups, DEVICE):
         for run in PASSES.values():
             run(ask, images)
     wait()
@@ -142,7 +147,7 @@ def measure(
         for variant in variants:
             for name, run in PASSES.items():
                 with (
-                    reduced(variant.speedups, DEVICE),
+                    reduced_precision(variant.speedups, DEVICE),
                     timed(found[variant.speedups.label, name], times * ROWS),
                 ):
                     for _ in range(times):
@@ -156,7 +161,7 @@ def table(case: Case) -> list[dict[str, Any]]:
     images = torch.rand(ROWS, *case.shape).to(DEVICE)
     start = time.perf_counter()
     size = batch_size(
-        searched(model, DEVICE, PLAIN, size=0, probe=images[:4]), images, DEVICE, most=4096
+        search_model(model, DEVICE, PLAIN, size=0, probe=images[:4]), images, DEVICE, most=4096
     )
     print(
         f"\n{case.name}: batch size {size} chosen in {time.perf_counter() - start:.1f} s; {ROWS} "

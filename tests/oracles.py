@@ -304,14 +304,14 @@ def budgets(package, **small):
     kind, original = package.AutoAttack, package.AutoAttack._set_version
     iterations, queries = small.get("iterations", 10), small.get("queries", 50)
 
-    def reduced(self, version="standard"):
+    def reduced_precision(self, version="standard"):
         original(self, version)
         for attack in (self.apgd, self.apgd_targeted):
             attack.n_iter = attack.n_iter_orig = iterations
             attack.n_iter_2 = attack.n_iter_min = 3
         self.fab.n_iter, self.square.n_queries = iterations, queries
 
-    kind._set_version = reduced
+    kind._set_version = reduced_precision
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Ranks runs; what must not be ranked together stands in tables of its own."""
+"""Ranks runs; what must not be ranked together has its own table."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping

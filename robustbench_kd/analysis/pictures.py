@@ -45,11 +45,11 @@ def trade_off(records: Sequence[RunRecord]) -> Picture | None:
 
 
 def losses(records: Sequence[RunRecord]) -> Picture:
-    """Returns a bar per run: what stays correct, and what each attack broke, in order of time."""
+    """Returns a bar per run: what survives, and what each attack broke, in order of time."""
     colours = _stage_colours(records)
     attacks = [name for name in colours if name != _CLEAN]
     paints: list[int | None] = [0]
-    legend: list[tuple[str, int | None]] = [("stands", 0)]
+    legend: list[tuple[str, int | None]] = [("survives", 0)]
     for name in attacks:
         legend.append((name, colours[name]))
     # The bar is read from the right, where the first attack took its part.

@@ -22,7 +22,7 @@ class Repetition:
 def repetition(identity: Identity) -> Repetition:
     """Returns the `rkd eval` that asks the same question.
 
-    A record tells no paths: where the model is no library's, the command names it CHECKPOINT.
+    A record holds no paths: the command says CHECKPOINT for a model that is not a library's.
     """
     target = identity.architecture if identity.architecture.startswith(_ZOOS) else CHECKPOINT
     return Repetition(_command(target, identity), " ".join(_hints(target, identity)))

@@ -20,7 +20,7 @@ _CLOSE = 1e-9  # accuracies are written with every digit, so that only rounding 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The label of each example, and whether it stands against all attacks, by index."""
+    """The label of each example, and whether it survives all attacks, by index."""
 
     labels: dict[int, int]
     robust: dict[int, bool]
@@ -186,10 +186,10 @@ def _check_stages(path: Path, record: RunRecord, columns: Mapping[str, Sequence[
             )
 
 
-def _check_accuracy(folder: Path, kind: str, told: Accuracy, counted: Sequence[bool]) -> None:
+def _check_accuracy(folder: Path, kind: str, recorded: Accuracy, counted: Sequence[bool]) -> None:
     fraction = sum(counted) / max(1, len(counted))
-    if not abs(told.value - fraction) < _CLOSE:
+    if not abs(recorded.value - fraction) < _CLOSE:
         raise RecordError(
-            f"'{folder}': {RECORD} has {told.value:.4g} {kind} accuracy, {EXAMPLES} has "
+            f"'{folder}': {RECORD} has {recorded.value:.4g} {kind} accuracy, {EXAMPLES} has "
             f"{fraction:.4g}: the files are of different runs; delete the folder and run again"
         )

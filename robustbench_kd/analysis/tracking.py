@@ -1,4 +1,4 @@
-"""What an experiment tracker is told of a run: who asked what, the numbers, the findings."""
+"""What an experiment tracker gets of a run: the question, the numbers, the findings."""
 
 import re
 from collections.abc import Mapping

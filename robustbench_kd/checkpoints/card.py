@@ -89,7 +89,7 @@ class Teacher(Frozen):
 
 
 class ClaimedNumber(Frozen):
-    """A number that somebody published, with where it stands."""
+    """A number that somebody published, with its source."""
 
     metric: str
     value: float

@@ -121,7 +121,7 @@ def _check_data(target: Target, classes: int, shape: tuple[int, int, int]) -> No
         return
     if target.card.classes < classes:
         raise UsageError(
-            f"'{target.name}' tells {target.card.classes} classes apart, the data set has "
+            f"'{target.name}' has {target.card.classes} classes, the data set has "
             f"{classes}: choose another --dataset"
         )
     if target.card.image_shape[0] != shape[0]:

@@ -77,7 +77,7 @@ class _Checked(NamedTuple):
 def command(options: CheckOptions) -> None:
     """Loads a checkpoint safely and says what could spoil an evaluation of it.
 
-    It tells the classes and the shape and range of the images, the clean accuracy under its own and
+    It shows the classes and the shape and range of the images, the clean accuracy under its own and
     the usual input normalisations, whether it answers with logits, is randomized or depends on the
     rest of the batch, and whether gradients exist, agree with finite differences and keep their
     direction over a distance. No attack is run. The cost of suites is an estimate from passes of

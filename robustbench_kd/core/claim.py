@@ -11,6 +11,7 @@ def parse_claim(text: str) -> float:
     """Returns the accuracy of `robust>=0.45` or `robust>=45%`, a fraction.
 
     Raises `UsageError` for anything else.
+
     >>> parse_claim("robust >= 45%")
     0.45
     """

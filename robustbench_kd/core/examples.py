@@ -105,7 +105,7 @@ def _check_indices(indices: Sequence[int], path: Path, numbers: Sequence[int]) -
         return
     index, _ = Counter(indices).most_common(1)[0]
     again = indices.index(index, indices.index(index) + 1)
-    raise _wrong(path, numbers[again], f"example {index} stands there a second time")
+    raise _wrong(path, numbers[again], f"example {index} is there a second time")
 
 
 def _wrong(path: Path, line: int, what: str) -> RecordError:

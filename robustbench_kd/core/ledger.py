@@ -114,7 +114,7 @@ class Ledger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Closing tries again to write what did not fit on the disk; `append` has told of that
+        # Closing tries again to write what did not fit on the disk; `append` has said so
         # already.
         with suppress(OSError):
             self._file.close()

@@ -35,6 +35,7 @@ def accuracy(right: float, n: int) -> Accuracy:
     """Returns the fraction of at least one example that is right, with its interval.
 
     Like `interval` for sums of fractions.
+
     >>> accuracy(1, 2).value
     0.5
     """

@@ -70,6 +70,7 @@ def ratio(text: str) -> float:
     """Reads a number or a fraction.
 
     Raises `ValueError`, `ZeroDivisionError` or `OverflowError` where it is none.
+
     >>> ratio("8/255")
     0.03137254901960784
     """

@@ -25,7 +25,7 @@ def open_dataset(
 ) -> Dataset:
     """Loads a data set by its name: `digits`, `cifar10`, `npz:FILE`, `folder:PATH`.
 
-    The name of the result is the text without folders, so that a record tells no personal path.
+    The name of the result is the text without folders, so that a record holds no personal path.
     `limit` takes the first examples of the split, None all of them; `~` at the start of a path is
     the home folder.
 

@@ -33,7 +33,7 @@ def count_classes(oracle: Oracle, logits: Logits, data: Dataset) -> int:
     highest = int(data.labels.max())
     if highest >= classes:
         raise ModelError(
-            f"the model tells {classes} classes apart, but label {highest} occurs in "
+            f"the model has {classes} classes, but label {highest} occurs in "
             f"'{data.name}': choose the data set it was trained on"
         )
     return classes

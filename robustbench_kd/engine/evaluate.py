@@ -30,7 +30,7 @@ from robustbench_kd.engine.engines import open_engine
 from robustbench_kd.engine.judging import rejection, rescore
 from robustbench_kd.engine.passes.batch_size import batch_size
 from robustbench_kd.engine.passes.batching import one_must_fit
-from robustbench_kd.engine.passes.speedups import Speedups, searched
+from robustbench_kd.engine.passes.speedups import Speedups, search_model
 from robustbench_kd.engine.probing.checkup import PROBES
 from robustbench_kd.engine.record import early_stop
 from robustbench_kd.engine.record.build import adversarial_images, interrupted_record
@@ -314,11 +314,11 @@ def _search_model(plan: Plan, data: Dataset) -> _SearchModel:
             return _SearchModel(model, size)
 
         probe = data.images[:4]
-        eager = searched(model, device, replace(speedups, compile=False), size=0, probe=probe)
+        eager = search_model(model, device, replace(speedups, compile=False), size=0, probe=probe)
         size = request.batch_size or batch_size(eager, trial, device, most=len(data))
         if not speedups.compile:
             return _SearchModel(eager, size)
-        compiled = searched(model, device, speedups, size=size, probe=probe)
+        compiled = search_model(model, device, speedups, size=size, probe=probe)
         return _SearchModel(compiled, size)
 
 

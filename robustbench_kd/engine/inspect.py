@@ -51,7 +51,7 @@ class Speed:
     """Seconds per image of a pass of a batch: the median of three, and their relative spread.
 
     `megabytes` is what autograd keeps of one image between a forward and a backward pass; None
-    where it cannot be told.
+    where it is not known.
     """
 
     batch: int
@@ -231,7 +231,7 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
 
 
 def _costs(oracle: Oracle, threat: Threat, classes: int, speed: Speed) -> list[Cost]:
-    """Returns what each suite costs for an image that stands to its end, the cheapest first."""
+    """Returns what each suite costs for an image that survives all attacks, the cheapest first."""
     costs = []
     for name in files("suites", ".toml"):
         if name == "rand" and not oracle.randomized:

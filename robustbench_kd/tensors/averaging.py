@@ -10,6 +10,7 @@ def swa_share(averaged: int) -> float:
     """Returns what the next weights count in an equal average of `averaged` ones before.
 
     Izmailov et al. 2018.
+
     >>> [swa_share(n) for n in (0, 1, 3)]
     [1.0, 0.5, 0.25]
     """

@@ -29,7 +29,7 @@ from robustbench_kd.core.errors import UsageError
 def joined(device: torch.device) -> Iterator[None]:
     """Joins the processes that torchrun started, if there are several, each on its own device.
 
-    One that fails does not say goodbye, for which it would have to wait for the others: torchrun
+    A process that fails does not leave the group, because it would wait for the others: torchrun
     ends them.
     """
     if _together() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -48,7 +48,7 @@ def processes() -> int:
 
 
 def leads() -> bool:
-    """Is this the process that speaks and writes for all?"""
+    """Returns whether this process prints and writes for all."""
     return _rank() == 0
 
 

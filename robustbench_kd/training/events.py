@@ -1,4 +1,4 @@
-"""What a training tells while it runs, and its outcome."""
+"""What a training reports while it runs, and its outcome."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Step:
 class Accuracies(NamedTuple):
     """Fractions of the validation examples: right as they are, and under PGD.
 
-    A defence that answers by chance is asked once for each image and not attacked, so that `robust`
+    A randomized defence is asked once for each image and not attacked, so that `robust`
     is None.
     """
 

@@ -106,13 +106,13 @@ def _load(target: Target, data: Dataset, card: Path) -> Subject:
     subject = load(target, classes=data.classes, shape=(channels, height, width))
     if target.card and target.card.classes != data.classes:
         raise UsageError(
-            f"teacher '{subject.name}' tells {target.card.classes} classes apart, the data set has "
+            f"teacher '{subject.name}' has {target.card.classes} classes, the data set has "
             f"{data.classes}: "
             "choose another --teacher or --dataset"
         )
     if isinstance(subject.model, Randomized):
         raise UsageError(
-            f"teacher '{subject.name}' answers by chance: choose one that always says the same"
+            f"teacher '{subject.name}' is randomized: choose one that always gives the same answer"
         )
     freeze(subject.model)
     return subject

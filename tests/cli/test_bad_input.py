@@ -112,7 +112,7 @@ def test_another_number_of_classes_or_channels(refused, tmp_path, changed, cause
 
 def test_a_model_with_fewer_classes_than_the_data(refused, factories):
     text = refused(f"{factories}:three_classes", "--dataset", "digits", "--threat", "linf:0.1")
-    assert "the model tells 3 classes apart, but label 9 occurs in 'digits'" in text
+    assert "the model has 3 classes, but label 9 occurs in 'digits'" in text
 
 
 def test_images_of_another_shape(refused, factories, images):

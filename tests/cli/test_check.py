@@ -139,7 +139,7 @@ def test_a_folder_is_checked_file_by_file(rkd, tmp_path):
         ("nowhere.pth", "there is no file 'nowhere.pth'"),
         ("{factories}:nan_logits", "NaN or infinite logits"),
         ("{factories}:picky", "cannot take images of shape"),
-        ("{factories}:three_classes", "tells 3 classes apart"),
+        ("{factories}:three_classes", "has 3 classes, but"),
         ("{factories}:linnear", "did you mean 'linear'"),
     ],
 )

@@ -313,4 +313,4 @@ def test_a_teacher_that_answers_by_chance_is_refused(distill, rkd, folder):
         == 0
     )
     said = distill("kd", "--teacher", folder / "noisy.toml").error(2)
-    assert said.startswith("teacher 'noisy' answers by chance")
+    assert said.startswith("teacher 'noisy' is randomized")

@@ -273,7 +273,7 @@ def test_an_observer_is_told_of_every_stage_and_an_end(cheap, tmp_path):
 
 def test_labels_that_the_model_cannot_give_are_refused(tmp_path):
     data = images_for(linear(10), shape=(1, 8, 8))
-    with pytest.raises(ModelError, match=r"tells 3 classes apart, but label \d occurs in 'random'"):
+    with pytest.raises(ModelError, match=r"has 3 classes, but label \d occurs in 'random'"):
         evaluate(request(linear(3), data), tmp_path)
 
 

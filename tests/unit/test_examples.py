@@ -71,7 +71,7 @@ def test_windows_line_ends_and_a_missing_last_one_do_no_harm(tmp_path):
         (HEADER.replace("label", "Label"), "line 1: the header 'index,Label,.*' lacks label;"),
         (f"{HEADER}\n0,7\n", "line 2: expected 11 cells, got 2"),
         (f"{HEADER}\n{LINE}\n{LINE},\n", "line 3: expected 11 cells, got 12"),
-        (f"{HEADER}\n{LINE}\n\n{LINE}\n", "line 4: example 0 stands there a second time"),
+        (f"{HEADER}\n{LINE}\n\n{LINE}\n", "line 4: example 0 is there a second time"),
         (
             f"{HEADER}\nzero{LINE[1:]}\n",
             "line 2: index: Input should be a valid integer.*, got 'zero'",

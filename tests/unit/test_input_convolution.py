@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustbench_kd.engine.passes.input_convolution import InputConvolution, rearrange
-from robustbench_kd.engine.passes.speedups import Speedups, searched
+from robustbench_kd.engine.passes.speedups import Speedups, search_model
 
 sides = st.integers(1, 13)
 
@@ -128,7 +128,9 @@ def network():
 def has_narrow(speedups, device="cpu"):
     """Whether a search under these levers goes through `InputConvolution`, seen in the graph of its
     answer."""
-    ask = searched(network(), torch.device(device), speedups, size=4, probe=torch.rand(2, 1, 8, 8))
+    ask = search_model(
+        network(), torch.device(device), speedups, size=4, probe=torch.rand(2, 1, 8, 8)
+    )
     node, names = ask(torch.rand(2, 1, 8, 8, requires_grad=True)).grad_fn, []
     while node:
         names.append(node.name())

@@ -340,7 +340,7 @@ def test_what_attacks_took_and_what_stands_is_everything(monkeypatch):
     picture, (row,) = parts(losses, [run(robust=0.5, clean=0.9)], monkeypatch)
     assert row.parts == pytest.approx((50, 0, 40, 10))
     assert [label for _, label in picture.keys] == [
-        "stands",
+        "survives",
         "apgd-ce",
         "square",
         "wrong before any attack",
@@ -374,7 +374,7 @@ def test_attacks_on_one_surface_are_one_part(monkeypatch):
     record = staged(["clean", "apgd-ce", "bare:apgd-ce", "bare:apgd-t"])
     picture, (row,) = parts(losses, [record], monkeypatch)
     assert [label for _, label in picture.keys] == [
-        "stands",
+        "survives",
         "apgd-ce",
         "on bare",
         "wrong before any attack",

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from robustbench_kd.core.errors import UsageError
-from robustbench_kd.engine.passes.speedups import Speedups, reduced, searched
+from robustbench_kd.engine.passes.speedups import Speedups, reduced_precision, search_model
 from robustbench_kd.models import (
     cifar_resnet,
     mobilenet_v2,
@@ -60,7 +60,9 @@ def images(n=6, shape=(1, 8, 8)):
 
 
 def search(model, speedups, *, size=4, probe=None, device=CPU):
-    return searched(model, device, speedups, size=size, probe=images(2) if probe is None else probe)
+    return search_model(
+        model, device, speedups, size=size, probe=images(2) if probe is None else probe
+    )
 
 
 def answers(ask, points):
@@ -295,7 +297,7 @@ def test_tf32_is_allowed_inside_alone_even_where_a_pass_raises(switches, before)
         inside.extend(positions(switches))
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), reduced(Speedups("tf32"), CUDA):
+    with pytest.raises(ZeroDivisionError), reduced_precision(Speedups("tf32"), CUDA):
         raising()
     assert (inside, positions(switches)) == ([True, True], before)
 
@@ -304,7 +306,7 @@ def test_tf32_is_allowed_inside_alone_even_where_a_pass_raises(switches, before)
 def test_tf32_is_switched_for_tf32_on_a_gpu_only(switches, precision, device):
     for switch in switches:
         switch.allow_tf32 = False
-    with reduced(Speedups(precision), device):
+    with reduced_precision(Speedups(precision), device):
         assert positions(switches) == [False, False]
 
 

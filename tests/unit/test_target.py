@@ -172,7 +172,7 @@ def test_arguments_of_the_card_do_not_go_to_another_architecture(tmp_path):
     [
         (
             {"classes": 100},
-            "'net' tells 10 classes apart, the data set has 100: choose another --dataset",
+            "'net' has 10 classes, the data set has 100: choose another --dataset",
         ),
         (
             {"shape": (3, 8, 8)},

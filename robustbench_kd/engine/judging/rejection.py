@@ -6,7 +6,7 @@ others, for a randomized defence the mean over draws. It is compared on clean im
 classifier classifies correctly, rejected or not, and on the same images under attack: by an
 attacker that knows the classifier only, and by one that knows the detector too. Adversarial images
 are those that fool the classifier, rejected or not, as in Hu et al. 2019 (arXiv 1910.07629). Only
-the second attacker tells how good a detector is: Tramer et al. 2020 (arXiv 2002.08347) and Pintor
+the second attacker shows how good a detector is: Tramer et al. 2020 (arXiv 2002.08347) and Pintor
 et al. 2022 (arXiv 2106.09947).
 
 All images of an example meet the same draws, those of the final scores. An attacker chooses among

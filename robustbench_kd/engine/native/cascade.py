@@ -14,7 +14,7 @@ import torch
 from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.engine.native import custom_attacks, subsampling
 from robustbench_kd.engine.native.slots import SlotBatch
-from robustbench_kd.engine.passes.batching import halved, halving
+from robustbench_kd.engine.passes.batching import halved, halving_note
 from robustbench_kd.engine.passes.meter import EntryClock
 from robustbench_kd.engine.probing.checkup import Scope, checkup
 from robustbench_kd.engine.run.plan import Plan
@@ -43,7 +43,7 @@ def attack(run: Run) -> Iterator[Entry]:
                 if not is_out_of_memory(error):
                     raise
                 batch_size = halved(min(batch_size, len(run.pending(stage))))
-            yield Entry(stage=stage.name, findings=[halving(stage.name, batch_size)])
+            yield Entry(stage=stage.name, findings=[halving_note(stage.name, batch_size)])
 
 
 def check_model(run: Run) -> Entry:

@@ -22,7 +22,7 @@ from robustbench_kd.engine.native.queue import Ints, Queue
 from robustbench_kd.engine.native.slot_rows import Bools, SlotRows
 from robustbench_kd.engine.native.worst_so_far import WorstSoFar
 from robustbench_kd.engine.passes.search import Search
-from robustbench_kd.engine.passes.speedups import reduced
+from robustbench_kd.engine.passes.speedups import reduced_precision
 from robustbench_kd.engine.run.run import Run
 from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.attack import Attack, AttackState, Rows
@@ -280,7 +280,7 @@ def _search(run: Run, stage: Stage) -> Search:
         passes=surface.passes,
         meter=run.oracle.meter,
         abstains=run.oracle.abstains,
-        within=partial(reduced, run.plan.request.speedups, device),
+        within=partial(reduced_precision, run.plan.request.speedups, device),
     )
 
 

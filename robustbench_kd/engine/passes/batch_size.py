@@ -1,7 +1,6 @@
-"""Finds the batch size of a run by trial.
+"""Finds by trial the batch size with the least time per image for a step of an attack.
 
-The one with the least time per image for a step of an attack. Verdicts do not depend on it, so
-noise in the timing costs time and nothing else.
+Verdicts do not depend on the batch size, so noise in the measured time does no harm to them.
 """
 
 import time
@@ -14,30 +13,27 @@ from robustbench_kd.tensors.contracts import Classifier, Images
 from robustbench_kd.tensors.oracle import is_out_of_memory
 
 _FIRST = 16
-_GAIN = 0.95  # of the seconds per image: a larger batch that leaves more of them is no better
-# Of a batch's seconds per image: it is nearly the fastest if the fastest leaves more of them.
-_NEARLY = 0.9
+_GAIN = 0.95  # a larger batch is better if it needs less than this part of the seconds per image
+_NEARLY = 0.9  # a batch is nearly the fastest if the fastest needs more than this part of its time
 # Operations on images that an attack adds to its passes: 57 in a step of APGD, 68 in one of Square.
 _OWN = 60
-# Times the best size so far, after which no larger one is tried: one bad doubling may be a
-# disturbance.
+# Sizes up to this many times the best one are tried: one bad doubling may be a disturbance.
 _PATIENCE = 4
-# Seconds of steps of one size; their mean counts, since the least favours short steps on a busy
-# machine.
+# Seconds of steps of one size. Their mean counts: the minimum favours short steps on a busy machine.
 _TRIAL = 0.2
-_SLOW = 3.0  # seconds for one batch, after which no larger one is tried either
-_ROOM = 0.7  # of a GPU's memory; the slots hold several copies of their images besides
+_SLOW = 3.0  # seconds for one batch, after which no larger one is tried
+_ROOM = 0.7  # of the memory of a GPU; the slots hold several copies of their images, too
 
 
 def batch_size(ask: Classifier, images: Images, device: torch.device, *, most: int) -> int:
-    """Returns a power of two of at most `most` rows.
+    """Returns the largest power of two, at most `most`, with nearly the least time per image.
 
-    The largest of those with nearly the least time per image. Timed are a forward pass, a backward
-    pass and as many operations as an attack needs beside them. Of equals the largest is taken,
-    because forward passes alone and the projections of FAB gain from larger batches for longer.
+    The time is that of a forward pass, a backward pass and the operations that an attack adds. The
+    largest of nearly equal sizes is taken, because forward passes alone and the projections of FAB
+    gain from larger batches, too.
 
     Args:
-        ask: What the search asks, not compiled, since that would be compiled for each size.
+        ask: What the search asks; not compiled, which would compile it for each size.
         images: Some images `(n, c, h, w)` on any device; they are repeated as needed.
         device: Where `ask` wants them.
         most: Rows that a run can fill, at least 1.
@@ -55,14 +51,15 @@ def batch_size(ask: Classifier, images: Images, device: torch.device, *, most: i
         if seconds is None or _crowded(device):
             break
         costs[size] = seconds / size
-        best = size if costs[size] < _GAIN * costs[best] else best
+        if costs[size] < _GAIN * costs[best]:
+            best = size
     return max(size for size, cost in costs.items() if _NEARLY * cost <= min(costs.values()))
 
 
 def _seconds(ask: Classifier, images: Images, device: torch.device) -> float | None:
-    """Returns the mean seconds of a step after one to warm up, or those of that if it is long.
+    """Returns the mean seconds of a step, None where memory runs out.
 
-    None out of memory.
+    The first step warms up and does not count, unless it is so long that it is the only one.
     """
     try:
         points = images.to(device)
@@ -98,7 +95,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _crowded(device: torch.device) -> bool:
-    """Tells whether too little of a GPU's memory is left."""
+    """Tells whether too little memory of a GPU is left."""
     if device.type != "cuda":
         return False
     free, total = torch.cuda.mem_get_info(device)

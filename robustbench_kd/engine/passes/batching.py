@@ -1,6 +1,6 @@
 """Works through examples in batches.
 
-Where memory runs out the batch is halved, said, and the work goes on.
+Where memory runs out, the batch is halved, a finding says so, and the work goes on.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ def in_batches(rows: list[int], size: int, work: Callable[[list[int]], Entry]) -
 
     Raises `IncompleteError` where even one row does not fit in memory.
     """
-    reduced = False
+    reduced_precision = False
     while rows:
         batch = rows[:size]
         try:
@@ -29,10 +29,10 @@ def in_batches(rows: list[int], size: int, work: Callable[[list[int]], Entry]) -
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            size, reduced = halved(len(batch)), True
+            size, reduced_precision = halved(len(batch)), True
             continue
-        yield _with_note(entry, size) if reduced else entry
-        rows, reduced = rows[len(batch) :], False
+        yield _with_note(entry, size) if reduced_precision else entry
+        rows, reduced_precision = rows[len(batch) :], False
 
 
 @contextmanager
@@ -58,8 +58,8 @@ def halved(size: int) -> int:
     return size // 2
 
 
-def halving(stage: str, size: int) -> Finding:
-    """Returns the finding that says what became of the batch size."""
+def halving_note(stage: str, size: int) -> Finding:
+    """Returns the finding that says that the batch size was halved."""
     return Finding(
         check="batch-size-halved",
         severity=Severity.INFO,
@@ -69,4 +69,4 @@ def halving(stage: str, size: int) -> Finding:
 
 
 def _with_note(entry: Entry, size: int) -> Entry:
-    return entry.model_copy(update={"findings": [*entry.findings, halving(entry.stage, size)]})
+    return entry.model_copy(update={"findings": [*entry.findings, halving_note(entry.stage, size)]})

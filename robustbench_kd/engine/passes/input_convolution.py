@@ -48,6 +48,7 @@ class InputConvolution(nn.Module):
     """A convolution with the weights of another one, constant.
 
     It is differentiable once, by its input `(n, c, h, w)`.
+
     >>> layer = nn.Conv2d(1, 2, 3, padding=1).requires_grad_(False)
     >>> InputConvolution(layer)(torch.zeros(5, 1, 8, 8)).shape
     torch.Size([5, 2, 8, 8])

@@ -1,13 +1,12 @@
-"""Speed levers of the search.
+"""Speedups of the search: folding, layout, precision and compilation.
 
-Folding, layout, precision and compilation of a copy that attacks ask in the model's place. A lever
-can only make an attack weaker, never a verdict wrong: success is judged by the unmodified model in
-fp32 with TF32 off. Each lever is a request. One that does not suit a model is left out, and a note
-says why.
+They change a copy of the model, which attacks ask in its place. A speedup can make an attack
+weaker, but it cannot make a verdict wrong: the unmodified model judges success in fp32 with TF32
+off. A speedup that does not suit a model is left out, and a note says why.
 
-bf16 needs no scaled loss: it has the exponents of fp32, so what underflows in fp16 does not
-underflow in it. But 8 bits are too few for logits, since an attack compares losses that differ by
-less: the layers that give them compute in fp32.
+bf16 needs no scaled loss: it has the exponents of fp32, so it does not underflow as fp16 does. But
+8 bits are too few for logits, because an attack compares losses with smaller differences: the
+layers that give logits compute in fp32.
 """
 
 import copy
@@ -43,7 +42,7 @@ class Speedups:
         precision: `tf32` lets GPUs round what they multiply to 10 bits of mantissa, `bf16` to 7
             bits under autocast.
         fold: Batch normalisation becomes part of the convolution or linear layer before it. On a
-            CPU, in fp32 and with no other lever, convolutions of few channels get a faster gradient
+            CPU, in fp32 and with no other speedup, convolutions of few channels get a faster gradient
             too.
         channels_last: Weights and images lie in memory with the channels innermost.
         compile: The model is compiled for batches of one size; on a GPU into CUDA graphs.
@@ -66,15 +65,15 @@ class Speedups:
 
     @property
     def label(self) -> str:
-        """Returns the levers in one word, for records."""
+        """Returns the speedups in one word, for records."""
         chosen = {"fold": self.fold, "channels-last": self.channels_last, "compile": self.compile}
-        return "+".join([self.precision, *(name for name, wanted in chosen.items() if wanted)])
+        return "+".join([self.precision, *(name for name in chosen if chosen[name])])
 
 
 class SearchModel:
     """What a search asks in place of a model.
 
-    `notes` say which levers were left out, some only after the first call.
+    `notes` say which speedups were left out, some only after the first call.
     """
 
     def __init__(self, ask: Classifier, notes: list[str]) -> None:
@@ -86,16 +85,20 @@ class SearchModel:
         return self._ask(images)
 
 
-def searched(
+def search_model(
     model: nn.Module, device: torch.device, speedups: Speedups, *, size: int, probe: Images
 ) -> SearchModel:
-    """Returns what the search asks instead of a frozen model on the device.
+    """Returns what the search asks in place of a frozen model on the device.
 
-    The model itself is never modified. Args: model: The true model, deterministic. device: Where it
-    is. speedups: What to try. TF32 is no property of a model: see `reduced`. size: Rows of a
-    compiled batch; what is smaller is filled up from half of it on, what is larger divided. probe:
-    A few images `(n, c, h, w)`. A lever under which the model fails on them, or answers
-    differently, is left out.
+    The model itself is never modified.
+
+    Args:
+        model: The true model, deterministic.
+        device: Where the model is.
+        speedups: What to try. TF32 is no property of a model: see `reduced_precision`.
+        size: Rows of a compiled batch. Half a batch or more is filled up, a larger one is divided.
+        probe: A few images `(n, c, h, w)`. A speedup is left out if the model fails on them or
+            gives other logits.
     """
     draft, notes = _Draft(model), []
     if speedups.precision == "tf32" and device.type != "cuda":
@@ -112,8 +115,8 @@ def searched(
 
 
 @contextmanager
-def reduced(speedups: Speedups, device: torch.device) -> Iterator[None]:
-    """Allows TF32 where the levers ask for it and the device has it.
+def reduced_precision(speedups: Speedups, device: torch.device) -> Iterator[None]:
+    """Allows TF32 where the speedups ask for it and the device has it.
 
     The passes of a search belong inside. A forward pass alone is not enough: a backward pass reads
     the switch when it runs.
@@ -151,19 +154,17 @@ def _changes(
     speedups: Speedups, device: torch.device, probe: Images
 ) -> list[tuple[str, Change, float]]:
     """Returns the wanted changes in order: name, change, and by how much it may move the logits."""
-    changes: dict[str, tuple[bool, Change, float]] = {
-        "fold": (speedups.fold, _folded, _CLOSE),
-        "narrow": (speedups == Speedups(fold=True) and device.type == "cpu", _rearranged, _CLOSE),
-        "channels-last": (speedups.channels_last, _laid_out, _CLOSE),
-        "bf16": (
-            speedups.precision == "bf16",
-            partial(_rounded, kind=device.type, probe=probe),
-            _ROUGH,
-        ),
-    }
-    return [
-        (name, change, tolerance) for name, (wanted, change, tolerance) in changes.items() if wanted
-    ]
+    changes: list[tuple[str, Change, float]] = []
+    if speedups.fold:
+        changes.append(("fold", _folded, _CLOSE))
+    if speedups == Speedups(fold=True) and device.type == "cpu":
+        changes.append(("narrow", _rearranged, _CLOSE))
+    if speedups.channels_last:
+        changes.append(("channels-last", _laid_out, _CLOSE))
+    if speedups.precision == "bf16":
+        rounded = partial(_rounded, kind=device.type, probe=probe)
+        changes.append(("bf16", rounded, _ROUGH))
+    return changes
 
 
 def _tried(
@@ -179,7 +180,7 @@ def _tried(
 
 
 def _left_out(name: str, error: Exception) -> str:
-    """Returns the note for a lever that failed; raises the error again where memory ran out."""
+    """Returns the note for a speedup that failed; raises the error again where memory ran out."""
     if is_out_of_memory(error):
         raise error
     reason = str(error).partition("\n")[0] or type(error).__name__
@@ -240,13 +241,9 @@ def _rounded(draft: _Draft, kind: str, probe: Images) -> _Draft:
     with torch.no_grad():
         classes = draft.ask(probe).shape[1]
     module = _copied(draft.module)
-    heads = [
-        name
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and part.out_features == classes
-    ]
-    for name in heads:
-        replace_part(module, name, _Full(module.get_submodule(name), kind))
+    for name, part in list(module.named_modules()):
+        if isinstance(part, nn.Linear) and part.out_features == classes:
+            replace_part(module, name, _Full(part, kind))
     return replace(draft, module=module, wrappers=(*draft.wrappers, partial(_autocast, kind=kind)))
 
 
@@ -275,22 +272,19 @@ class _Full(nn.Module):
 class _Compiled:
     """Asks the compiled module in batches of one size, so that one graph serves all.
 
-    Where that fails, it asks the plain module.
-
-    A batch that would be less than half full is asked as it is. There are two graphs, with and
+    Where that fails, it asks the plain module. A batch that would be less than half full is asked
+    as it is. There are two graphs, with and
     without gradient; each is compiled at the first call that needs it, and compared there.
     """
 
     def __init__(
         self, draft: _Draft, size: int, mode: str, tolerance: float, notes: list[str]
     ) -> None:
-        self._draft, self._size, self._mode, self._tolerance, self._notes = (
-            draft,
-            size,
-            mode,
-            tolerance,
-            notes,
-        )
+        self._draft = draft
+        self._size = size
+        self._mode = mode
+        self._tolerance = tolerance
+        self._notes = notes
         self._asks: dict[bool, Classifier] = {}
 
     def __call__(self, images: Images) -> Logits:
@@ -299,15 +293,15 @@ class _Compiled:
     def _piece(self, images: Images) -> Logits:
         if 2 * len(images) < self._size:
             return self._draft.ask(images)
-        steep = torch.is_grad_enabled() and images.requires_grad
-        if steep not in self._asks:
-            self._asks[steep] = self._best(images.detach().requires_grad_(steep))
-        return self._asks[steep](images)
+        with_gradient = torch.is_grad_enabled() and images.requires_grad
+        if with_gradient not in self._asks:
+            self._asks[with_gradient] = self._best(images.detach().requires_grad_(with_gradient))
+        return self._asks[with_gradient](images)
 
     def _best(self, images: Images) -> Classifier:
         """Returns the compiled form if it works on these images, else the plain one."""
         try:
-            # A compiler's advice is not for those who evaluate.
+            # The advice of a compiler does not help a person who evaluates.
             with warnings.catch_warnings(action="ignore"):
                 return self._compiled(images)
         except Exception as error:  # noqa: BLE001  # compilers can raise anything
@@ -324,12 +318,13 @@ class _Compiled:
 def _filled(ask: Classifier, size: int, images: Images) -> Logits:
     """Returns the logits of at most `size` images; the last one is repeated to fill the batch.
 
-    CUDA graphs write to the same memory at every call, so logits and gradients are copied out of
-    it.
+    CUDA graphs write to the same memory at every call, so logits and gradients are copied.
     """
     own = images.view_as(images)
     if own.requires_grad:
         own.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]
-    missing = size - len(own)
-    full = torch.cat([own, own[-1:].expand(missing, -1, -1, -1)]) if missing else own.contiguous()
+    full = own.contiguous()
+    if len(own) < size:
+        filling = own[-1:].expand(size - len(own), -1, -1, -1)
+        full = torch.cat([own, filling])
     return ask(full)[: len(own)].clone()
