@@ -98,14 +98,12 @@ def obstacles(a: Run, b: Run) -> list[str]:
 
 def clean_change(a: Run, b: Run) -> Change:
     """Returns the change on clean images."""
-    before, after = (_each(run, lambda row: row.clean_correct) for run in (a, b))
-    return change("clean", before, after)
+    return change("clean", _each(a, _is_clean_correct), _each(b, _is_clean_correct))
 
 
 def robust_change(a: Run, b: Run) -> Change:
     """Returns the change under all attacks."""
-    before, after = (_each(run, lambda row: row.robust) for run in (a, b))
-    return change("robust", before, after)
+    return change("robust", _each(a, _is_robust), _each(b, _is_robust))
 
 
 def notes(runs: Iterable[Run]) -> tuple[str, ...]:
@@ -197,6 +195,14 @@ def _of_class(a: Run, b: Run, label: int) -> Change:
 
 def _robust_of(run: Run, label: int) -> dict[int, bool]:
     return {index: row.robust for index, row in run.examples.items() if row.label == label}
+
+
+def _is_clean_correct(row: ExampleRow) -> bool:
+    return row.clean_correct
+
+
+def _is_robust(row: ExampleRow) -> bool:
+    return row.robust
 
 
 def _each(run: Run, value: Callable[[ExampleRow], T]) -> dict[int, T]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
@@ -101,7 +102,7 @@ def scatter(points: Sequence[Point]) -> str:
     """Returns clean against robust accuracy with intervals, and a line through the best points."""
     with _drawn(height=3.5) as (figure, axes):
         _draw_front(axes, points)
-        clean, robust = zip(*(point.place for point in points), strict=True)
+        clean, robust = np.array([point.place for point in points]).T
         paints = [_COLOURS[0] if point.best else _MUTED for point in points]
         axes.scatter(clean, robust, s=30, color=paints, zorder=3, linewidth=0)
 
@@ -150,8 +151,7 @@ def curves(shown: Sequence[Curve], norm: str) -> str:
 def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
     """Draws the line through the best points, and the intervals of the points with a name."""
     best = sorted(point.place for point in points if point.best)
-    clean = [place[0] for place in best]
-    robust = [place[1] for place in best]
+    clean, robust = np.reshape(best, (-1, 2)).T
     axes.plot(clean, robust, color=_COLOURS[1], linewidth=1.2, linestyle="--", zorder=2)
 
     crosses = _crosses(_prominent(points))

@@ -1,4 +1,4 @@
-"""Puts names and reasons that come from a file or from another library into one line."""
+"""Shortens names and reasons that come from a file or from another library."""
 
 from collections.abc import Iterable, Mapping
 
@@ -17,17 +17,17 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     >>> listed(["a", "b", "c", "d"])
     'a, b, c, ...'
     """
-    everything = list(map(one_line, names))
-    first = everything[:most]
-    if len(everything) > most:
-        first.append("...")
-    return ", ".join(first)
+    every = list(names)
+    shown = [one_line(name) for name in every[:most]]
+    if len(every) > most:
+        shown.append("...")
+    return ", ".join(shown)
 
 
-def spelled(arguments: Mapping[str, object]) -> str:
-    """Returns arguments as they follow a name.
+def pairs(arguments: Mapping[str, object]) -> list[str]:
+    """Returns arguments as they are typed.
 
-    >>> spelled({"width": 8, "depth": 2})
-    ' depth=2 width=8'
+    >>> pairs({"width": 8, "depth": 3})
+    ['width=8', 'depth=3']
     """
-    return "".join(f" {key}={value}" for key, value in sorted(arguments.items()))
+    return [f"{name}={value}" for name, value in arguments.items()]

@@ -13,17 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustbench_kd.checkpoints._text import one_line
+from robustbench_kd.checkpoints._text import one_line, pairs
 from robustbench_kd.checkpoints.state import State, fit
 from robustbench_kd.core.errors import CheckpointError, RkdError, UsageError, unknown_name
 from robustbench_kd.core.plugins import components, find, module
 
 
 def is_factory(name: str) -> bool:
-    """Tells whether a name is `module:factory` or `file.py:factory`.
-
-    To use such a name runs the code of its author.
-    """
+    """Tells whether a name is `module:factory` or `file.py:factory`, whose use runs code."""
     return ":" in name
 
 
@@ -32,9 +29,9 @@ def build_network(
 ) -> nn.Module:
     """Builds an architecture for `classes` and images of `shape` (channels, height, width).
 
-    Arguments override what the data set says. A factory gets only the arguments that were given.
-    Raises `UsageError` for an unknown name or an argument that is unknown or impossible,
-    `CheckpointError` where a factory fails.
+    Arguments override what follows from the data set. A factory gets these arguments only. Raises
+    `UsageError` for an unknown name or an argument that is unknown or impossible, `CheckpointError`
+    where a factory fails.
     """
     if is_factory(name):
         return _from_factory(name, arguments)
@@ -48,46 +45,32 @@ def build_network(
     for argument in arguments:
         if argument not in accepted:
             raise unknown_name(f"argument of {name}", argument, accepted)
+
     from_data = {"classes": classes, "channels": shape[0], "size": shape[1]}
     fitting = {key: value for key, value in from_data.items() if key in accepted}
     return _built(name, build, {**fitting, **component.arguments, **arguments})
 
 
 def code_digest(name: str) -> str:
-    """Returns the sha256 of the source file of a factory; empty for architectures of `models/`."""
+    """Returns the sha256 of a factory's source file, empty for the architectures of `models/`."""
     if not is_factory(name):
         return ""
-    source = _import(name.rpartition(":")[0]).__file__
-    if source:
-        return hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    return ""
+    file = _import(name.rpartition(":")[0]).__file__
+    if not file:
+        return ""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def nearest_architecture(state: State, *, classes: int, shape: tuple[int, int, int]) -> str:
-    """Returns the hint `; nearest: --arch resnet18` for the best fit above one half, or nothing."""
-    scores = {name: _fit_of(name, state, classes, shape) for name in components("models")}
-    best = max(scores, key=lambda name: scores[name])
-    if scores[best] > 0.5:
-        return f"; nearest: --arch {best}"
-    return ""
-
-
-def _fit_of(name: str, state: State, classes: int, shape: tuple[int, int, int]) -> float:
-    with torch.device("meta"):
-        network = build_network(name, {}, classes=classes, shape=shape)
-    return fit(state, network.state_dict())
-
-
-def _built(name: str, build: Callable[..., nn.Module], arguments: dict[str, object]) -> nn.Module:
-    try:
-        return build(**arguments)
-    except RkdError:
-        raise
-    except Exception as error:  # layers raise anything for a width of -1, 2.5 or "wide"
-        said = " ".join(f"{key}={value}" for key, value in arguments.items())
-        raise UsageError(
-            f"architecture '{name}' cannot be built with {said}: {one_line(error)}"
-        ) from error
+    """Returns the hint `; nearest: --arch resnet18` for the best fit above 0.5, or nothing."""
+    nearest = ""
+    best_fit = 0.5
+    for name in components("models"):
+        fit_of_name = _fit_of(name, state, classes, shape)
+        if fit_of_name > best_fit:
+            nearest = f"; nearest: --arch {name}"
+            best_fit = fit_of_name
+    return nearest
 
 
 def find_code(name: str) -> Callable[..., Any]:
@@ -96,24 +79,42 @@ def find_code(name: str) -> Callable[..., Any]:
     Raises `UsageError` where there is no such file, module or name, `CheckpointError` where running
     it fails.
     """
-    place, _, attribute = name.rpartition(":")
-    holder = _import(place)
-    found: Callable[..., Any] | None = getattr(holder, attribute, None)
-    if not callable(found):
-        known = [
-            key
-            for key, value in vars(holder).items()
-            if callable(value) and not key.startswith("_")
-        ]
-        raise unknown_name(f"factory in '{place}'", attribute, known)
-    return found
+    source, _, attribute = name.rpartition(":")
+    imported = _import(source)
+    code: Callable[..., Any] | None = getattr(imported, attribute, None)
+    if callable(code):
+        return code
+
+    public = []
+    for key, value in vars(imported).items():
+        if callable(value) and not key.startswith("_"):
+            public.append(key)
+    raise unknown_name(f"factory in '{source}'", attribute, public)
+
+
+def _fit_of(name: str, state: State, classes: int, shape: tuple[int, int, int]) -> float:
+    with torch.device("meta"):
+        network = build_network(name, {}, classes=classes, shape=shape)
+    return fit(state, network.state_dict())
+
+
+def _built(name: str, build: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return build(**arguments)
+    except RkdError:
+        raise
+    except Exception as error:  # layers raise anything for a width of -1, 2.5 or "wide"
+        raise UsageError(
+            f"architecture '{name}' cannot be built with {' '.join(pairs(arguments))}: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     factory = find_code(name)
     try:
         network = factory(**arguments)
-    except (Exception, SystemExit) as error:  # a person's own code can raise anything
+    except (Exception, SystemExit) as error:  # the user's own code can raise anything
         raise CheckpointError(
             f"factory '{name}' failed: {type(error).__name__}: {one_line(error)}"
         ) from error
@@ -124,30 +125,33 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _import(place: str) -> ModuleType:
+def _import(source: str) -> ModuleType:
+    """Imports a module by its name, or a Python file by its path."""
     try:
-        if place.endswith(".py"):
-            return _import_file(Path(place))
-        return importlib.import_module(place)
+        if source.endswith(".py"):
+            return _import_file(Path(source))
+        return importlib.import_module(source)
     except RkdError:
         raise
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"cannot import '{place}': {error}; install it, or name a file as file.py:factory"
+            f"cannot import '{source}': {error}; install it, or name a file as file.py:factory"
         ) from error
-    # Importing runs a person's own code, scripts without a guard included.
+    # An import runs the user's own code, scripts without a guard included.
     except (Exception, SystemExit) as error:
         raise CheckpointError(
-            f"importing '{place}' failed: {type(error).__name__}: {one_line(error)}"
+            f"importing '{source}' failed: {type(error).__name__}: {one_line(error)}"
         ) from error
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"there is no file '{path}'")
-    name = f"_rkd_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    name = f"_rkd_{path.stem}_{digest[:8]}"
     if name in sys.modules:
         return sys.modules[name]
+
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"'{path}' is not a Python file")

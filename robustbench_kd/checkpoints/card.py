@@ -33,18 +33,14 @@ class Normalisation(Frozen):
     std: tuple[float, ...]
 
     @model_validator(mode="after")
-    def _divides(self) -> "Normalisation":
+    def _can_divide(self) -> "Normalisation":
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
         if not finite or not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ValueError(f"expected as many positive deviations as means, got {self}")
         return self
 
     def __str__(self) -> str:
-        return (
-            ",".join(f"{value:g}" for value in self.mean)
-            + "/"
-            + ",".join(f"{value:g}" for value in self.std)
-        )
+        return f"{_separated(self.mean)}/{_separated(self.std)}"
 
 
 class Weights(Frozen):
@@ -71,10 +67,7 @@ class Weights(Frozen):
 
 
 class Teacher(Frozen):
-    """A network that the checkpoint was distilled from.
-
-    Its name, the sha256 of its weights, and the name of its card.
-    """
+    """A network that the checkpoint was distilled from: its name, its weights, and its card."""
 
     name: str
     sha256: str
@@ -89,7 +82,7 @@ class Teacher(Frozen):
 
 
 class ClaimedNumber(Frozen):
-    """A number that somebody published, with its source."""
+    """A published number with its source."""
 
     metric: str
     value: float
@@ -144,8 +137,8 @@ class Card(Frozen):
             )
         if self.parts and (self.architecture or self.normalisation):
             raise ValueError(
-                f"expected no architecture and no normalisation for a {self.family}: its parts "
-                "have them"
+                f"expected no architecture and no normalisation for a {self.family}: "
+                "its parts have them"
             )
         return self
 
@@ -170,15 +163,12 @@ _SECTIONS: dict[str, type[Frozen]] = {
 
 
 def is_file_name(text: str) -> bool:
-    """Tells whether a text names a file without leading out of a folder, on any system."""
+    """Tells whether a text names a file inside a folder, on any system."""
     return text.isprintable() and text not in {"", ".", ".."} and not set(text) & {"/", "\\"}
 
 
 def read_card(path: Path) -> Card:
-    """Reads a card.
-
-    Raises `CheckpointError` that names the file, the field and what was wrong with it.
-    """
+    """Reads a card; raises `CheckpointError` that names the file, the field and the problem."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         return Card.model_validate(content)
@@ -193,15 +183,22 @@ def read_card(path: Path) -> Card:
 def write_card(card: Card, path: Path) -> None:
     """Writes a card that `read_card` reads back equal.
 
-    `made` holds what TOML has, so no None and no tuple.
+    `made` holds only what TOML can express: no None and no tuple.
     """
     write_text(path, tomli_w.dumps(card.model_dump(exclude_defaults=True)))
 
 
+def _separated(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
 def _first_problem(problem: ErrorDetails) -> str:
-    place = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        holder = ".".join(place[:-1])
-        kind, section = (f"field of {holder}", _SECTIONS[place[0]]) if holder else ("field", Card)
-        return str(unknown_name(kind, place[-1], section.model_fields))
-    return f"field '{'.'.join(place)}': {problem['msg'].removeprefix('Value error, ')}"
+    """Returns the wrong field and the reason; for an unknown field also the nearest known one."""
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] != "extra_forbidden":
+        return f"field '{'.'.join(path)}': {problem['msg'].removeprefix('Value error, ')}"
+    *holders, name = path
+    if not holders:
+        return str(unknown_name("field", name, Card.model_fields))
+    section = _SECTIONS[holders[0]]
+    return str(unknown_name(f"field of {'.'.join(holders)}", name, section.model_fields))

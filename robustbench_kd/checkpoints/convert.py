@@ -1,4 +1,4 @@
-"""Writes checkpoints in the form that holds no code: safetensors with a card beside it."""
+"""Writes checkpoints in a form that holds no code: safetensors with a card beside it."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -12,24 +12,22 @@ from robustbench_kd.core.errors import RecordError, UsageError
 
 
 def write_weights(network: nn.Module, folder: Path, name: str) -> Weights:
-    """Writes `<name>.safetensors` into a folder and returns what a card says of it.
+    """Writes `<name>.safetensors` into a folder, whole or not at all, and returns its description.
 
-    The file is written whole or not at all.
-
-    Raises `UsageError` for a name that is no file name, `RecordError` where the folder cannot be
-    written.
+    Raises `UsageError` for a name that cannot be a file name, `RecordError` where the folder cannot
+    be written.
     """
     file = f"{name}.safetensors"
     if not name or not is_file_name(file):
         raise UsageError(f"expected a name that can be a file name, got {name!r}")
+    content = save({key: _copied(value) for key, value in network.state_dict().items()})
+
     temporary = folder / f".{file}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # save_file of safetensors makes a file that only its owner can read; this one follows the
-        # person's umask.
-        temporary.write_bytes(
-            save({key: _own(value) for key, value in network.state_dict().items()})
-        )
+        # umask of the user.
+        temporary.write_bytes(content)
         temporary.replace(folder / file)
     except OSError as error:
         with suppress(OSError):
@@ -40,6 +38,6 @@ def write_weights(network: nn.Module, folder: Path, name: str) -> Weights:
     return Weights(file=file, sha256=sha256(folder / file))
 
 
-def _own(value: Tensor) -> Tensor:
-    """Returns a tensor that shares no memory, as safetensors asks."""
+def _copied(value: Tensor) -> Tensor:
+    """Returns a tensor that shares no memory with another one, which safetensors requires."""
     return value.detach().cpu().clone().contiguous()

@@ -1,7 +1,4 @@
-"""Reads the input normalisation that a person names.
-
-`none`, a data set's usual statistics, or numbers.
-"""
+"""Reads an input normalisation: `none`, the usual statistics of a data set, or numbers."""
 
 from robustbench_kd.checkpoints.card import Normalisation
 from robustbench_kd.core.errors import UsageError, unknown_name

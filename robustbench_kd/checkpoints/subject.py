@@ -1,4 +1,4 @@
-"""What a person says of a checkpoint, what is described, and what is loaded."""
+"""What the user says about a checkpoint, its description, and the loaded defence."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from robustbench_kd.checkpoints.card import Arguments, Card, Normalisation
 
 @dataclass(frozen=True)
 class Choices:
-    """What a person says of a checkpoint on the command line; it overrides the card."""
+    """What the user says about a checkpoint on the command line; it overrides the card."""
 
     name: str = ""
     architecture: str = ""
@@ -22,10 +22,10 @@ class Choices:
 
 @dataclass(frozen=True)
 class Target:
-    """A checkpoint described but not loaded; empty fields are learned from the data set.
+    """A checkpoint that is described but not loaded; the data set fills empty fields.
 
-    A composed defence has `parts` and no architecture; its arguments are its family's, and its
-    weights only its own.
+    A composed defence has `parts` and no architecture. Its arguments are those of its family, and
+    its weights do not include those of its parts.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Target:
 class Subject:
     """A loaded defence with everything that identifies it; `notes` say what loading had to do.
 
-    `model` maps images in [0, 1] to logits; `network` is the part of it that the weights file
-    fills, of a composed defence the whole.
+    `model` maps images in [0, 1] to logits. `network` is the part of it that the weights file
+    fills; for a composed defence it is the whole.
     """
 
     name: str

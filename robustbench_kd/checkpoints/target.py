@@ -1,4 +1,4 @@
-"""Targets: described before anything is loaded, and loaded when the data set is known."""
+"""Targets of commands: described before anything is loaded, loaded once the data set is known."""
 
 import hashlib
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from robustbench_kd.checkpoints._text import spelled
+from robustbench_kd.checkpoints._text import pairs
 from robustbench_kd.checkpoints.architecture import (
     build_network,
     code_digest,
@@ -27,19 +27,17 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".mod
 
 
 def describe(text: str, choices: Choices) -> list[Target]:
-    """Reads a target: a card, a weights file, a folder of either, a library's id, or a factory.
+    """Describes a target: a card, a weights file, a folder of these, a library's id, or a factory.
 
-    Raises `UsageError` or `CheckpointError` for what is none of these.
+    Raises `UsageError` or `CheckpointError` for anything else.
     """
     library, _, identifier = text.partition(":")
     if library in ZOOS and identifier:
         return [_from_code(identifier.rpartition("/")[2], text, choices)]
+
     path = Path(text)
     if path.is_dir():
-        targets = []
-        for file in _inside(path):
-            targets += describe(str(file), choices)
-        return targets
+        return _from_folder(path, choices)
     if path.suffix == ".toml":
         return [_from_card(path, choices)]
     if path.exists() or path.suffix in WEIGHTS_SUFFIXES:
@@ -47,7 +45,7 @@ def describe(text: str, choices: Choices) -> list[Target]:
     if is_factory(text):
         return [_from_code(text.rpartition(":")[2], text, choices)]
     raise UsageError(
-        f"'{text}' is no file; a target is a card, a weights file, a folder, robustbench:ID, "
+        f"'{text}' is not a file; a target is a card, a weights file, a folder, robustbench:ID, "
         "timm:ID, torchvision:ID, module:factory or file.py:factory"
     )
 
@@ -55,55 +53,6 @@ def describe(text: str, choices: Choices) -> list[Target]:
 def load(target: Target, *, classes: int, shape: tuple[int, int, int]) -> Subject:
     """Builds and strictly loads a target for `classes` and images of `shape` (c, h, w)."""
     return _load(target, classes, shape, {})
-
-
-def _load(
-    target: Target, classes: int, shape: tuple[int, int, int], known: dict[tuple[str, str], Subject]
-) -> Subject:
-    """Loads a target.
-
-    A part that stands in several places is loaded once, so that what is shared stays one network.
-    """
-    if target.parts:
-        _check_data(target, classes, shape)
-        parts = [_load(part, classes, shape, known) for part in target.parts]
-        return compose(target, parts, classes=classes, shape=shape)
-    key = target.name, str(target.weights)
-    if key not in known:
-        known[key] = _load_one(target, classes, shape)
-    return known[key]
-
-
-def _load_one(target: Target, classes: int, shape: tuple[int, int, int]) -> Subject:
-    _check_data(target, classes, shape)
-    notes: list[str] = []
-    library, _, identifier = target.architecture.partition(":")
-    carried: Normalisation | None = None
-    if library in ZOOS:
-        network, carried = load_from_zoo(library, identifier)
-    else:
-        network = build_network(target.architecture, target.arguments, classes=classes, shape=shape)
-    if target.weights:
-        carried, notes = _load_weights(target, target.weights, network, classes, shape)
-        network.eval()  # a freshly built network says nothing about the mode its author wants
-    normalisation = _one_normalisation(target, carried, shape[0])
-    model = assemble(network, normalisation)
-    weights_digest = _state_digest(network.state_dict())
-    if target.weights:
-        weights_digest = sha256(target.weights)
-    code = "" if library in ZOOS else code_digest(target.architecture)
-    return Subject(
-        name=target.name,
-        family=target.family,
-        model=model,
-        network=network,
-        architecture=_spelled(target.architecture, target.arguments),
-        normalisation=normalisation,
-        checkpoint_sha256=weights_digest,
-        code_sha256=code,
-        notes=tuple(notes),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-    )
 
 
 def assemble(network: nn.Module, normalisation: Normalisation | None) -> nn.Module:
@@ -116,6 +65,65 @@ def assemble(network: nn.Module, normalisation: Normalisation | None) -> nn.Modu
     return defence
 
 
+# From a description to a network.
+
+
+def _load(
+    target: Target,
+    classes: int,
+    shape: tuple[int, int, int],
+    loaded: dict[tuple[str, str], Subject],
+) -> Subject:
+    """Loads a target; a part that occurs several times is loaded once and stays one network."""
+    if target.parts:
+        _check_data(target, classes, shape)
+        parts = [_load(part, classes, shape, loaded) for part in target.parts]
+        return compose(target, parts, classes=classes, shape=shape)
+
+    key = (target.name, str(target.weights))
+    if key not in loaded:
+        loaded[key] = _load_classifier(target, classes, shape)
+    return loaded[key]
+
+
+def _load_classifier(target: Target, classes: int, shape: tuple[int, int, int]) -> Subject:
+    _check_data(target, classes, shape)
+    network, carried = _network(target, classes, shape)
+    notes: list[str] = []
+    if target.weights:
+        carried, notes = _load_weights(target, target.weights, network, classes, shape)
+        network.eval()  # a newly built network says nothing about the mode that its author wants
+    normalisation = _one_normalisation(target, carried, shape[0])
+
+    return Subject(
+        name=target.name,
+        family=target.family,
+        model=assemble(network, normalisation),
+        network=network,
+        architecture=_spelled(target.architecture, target.arguments),
+        normalisation=normalisation,
+        checkpoint_sha256=_weights_digest(target, network),
+        code_sha256="" if _library(target) in ZOOS else code_digest(target.architecture),
+        notes=tuple(notes),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+    )
+
+
+def _network(
+    target: Target, classes: int, shape: tuple[int, int, int]
+) -> tuple[nn.Module, Normalisation | None]:
+    """Returns a published model with its normalisation, or a network with random weights."""
+    library = _library(target)
+    if library in ZOOS:
+        return load_from_zoo(library, target.architecture.partition(":")[2])
+    network = build_network(target.architecture, target.arguments, classes=classes, shape=shape)
+    return network, None
+
+
+def _library(target: Target) -> str:
+    return target.architecture.partition(":")[0]
+
+
 def _check_data(target: Target, classes: int, shape: tuple[int, int, int]) -> None:
     if target.card is None:
         return
@@ -124,10 +132,11 @@ def _check_data(target: Target, classes: int, shape: tuple[int, int, int]) -> No
             f"'{target.name}' has {target.card.classes} classes, the data set has "
             f"{classes}: choose another --dataset"
         )
-    if target.card.image_shape[0] != shape[0]:
+    channels = target.card.image_shape[0]
+    if channels != shape[0]:
         raise UsageError(
-            f"'{target.name}' takes images of {target.card.image_shape[0]} channels, the data set "
-            f"has {shape[0]}: choose another --dataset"
+            f"'{target.name}' takes images of {channels} channels, the data set has {shape[0]}: "
+            "choose another --dataset"
         )
 
 
@@ -147,6 +156,59 @@ def _load_weights(
     return normalisation, [*notes, *remarks]
 
 
+def _one_normalisation(
+    target: Target, carried: Normalisation | None, channels: int
+) -> Normalisation | None:
+    # Compared as they are written: a file carries 0.4914 as the nearest float32.
+    if target.normalisation and carried and str(target.normalisation) != str(carried):
+        raise CheckpointError(
+            f"'{target.name}' would be normalised twice: the checkpoint carries {carried}, and "
+            f"{target.normalisation} was asked for; leave out --normalisation"
+        )
+    chosen = target.normalisation or carried
+    if chosen and len(chosen.mean) not in {1, channels}:
+        raise UsageError(
+            f"'{target.name}' is normalised by {chosen} for images of {len(chosen.mean)} channels, "
+            f"the data set has {channels}: choose another --dataset or --normalisation"
+        )
+    return chosen
+
+
+def _spelled(architecture: str, arguments: Arguments) -> str:
+    """Returns an architecture with its arguments, as records name it."""
+    file, separator, attribute = architecture.rpartition(":")
+    name = architecture
+    if file.endswith(".py"):
+        # A folder would tie the result to one machine. The identity has the sha256 of the code.
+        name = Path(file).name + separator + attribute
+    return " ".join([name, *pairs(dict(sorted(arguments.items())))])
+
+
+def _weights_digest(target: Target, network: nn.Module) -> str:
+    """Returns the sha256 of the weights file, or that of the tensors where there is no file."""
+    if target.weights:
+        return sha256(target.weights)
+    return _state_digest(network.state_dict())
+
+
+def _state_digest(state: State) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# From a name to a description.
+
+
+def _from_folder(folder: Path, choices: Choices) -> list[Target]:
+    targets: list[Target] = []
+    for file in _inside(folder):
+        targets += describe(str(file), choices)
+    return targets
+
+
 def _from_card(path: Path, choices: Choices) -> Target:
     card = read_card(path)
     if card.parts and (choices.architecture or choices.normalisation):
@@ -155,6 +217,7 @@ def _from_card(path: Path, choices: Choices) -> Target:
 
 
 def _from_content(path: Path, card: Card, choices: Choices, within: tuple[Path, ...]) -> Target:
+    """Returns the target of a card; `within` are the cards that it is a part of."""
     if card.parts:
         target = _composed(path, card, choices, within)
     else:
@@ -186,12 +249,23 @@ def _described(path: Path, card: Card, choices: Choices) -> Target:
 
 def _composed(path: Path, card: Card, choices: Choices, within: tuple[Path, ...]) -> Target:
     """Returns the target of a card with parts, each described by a card beside it."""
-    here, inner = path.resolve(), Choices(trust_code=choices.trust_code)
+    here = path.resolve()
     if here in within:
         raise CheckpointError(f"card '{path}' is a part of itself: name other parts")
-    files = [path.parent / name for name in card.parts]
-    parts = tuple(_from_content(file, read_card(file), inner, (*within, here)) for file in files)
-    return Target(card.name, "", dict(card.arguments), family=card.family, card=card, parts=parts)
+
+    of_parts = Choices(trust_code=choices.trust_code)
+    parts: list[Target] = []
+    for name in card.parts:
+        file = path.parent / name
+        parts.append(_from_content(file, read_card(file), of_parts, (*within, here)))
+    return Target(
+        name=card.name,
+        architecture="",
+        arguments=dict(card.arguments),
+        family=card.family,
+        card=card,
+        parts=tuple(parts),
+    )
 
 
 def _from_code(name: str, text: str, choices: Choices) -> Target:
@@ -207,93 +281,52 @@ def _from_weights(path: Path, choices: Choices) -> Target:
         raise CheckpointError(f"there is no file '{path}'")
     if choices.architecture:
         return _named(Target(path.stem, choices.architecture, {}, weights=path), choices)
+
     card = path.with_suffix(".toml")
     described = _weights_of(card) if card.is_file() else ""
     if described == path.name:
         return _from_card(card, choices)
-    besides = ""
-    if described:
-        besides = f"; its neighbour '{card.name}' describes '{described}'"
+    neighbour = f"; its neighbour '{card.name}' describes '{described}'" if described else ""
     raise UsageError(
-        f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or --arch "
-        f"file.py:factory{besides}"
+        f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or "
+        f"--arch file.py:factory{neighbour}"
     )
 
 
 def _weights_of(card: Path) -> str:
+    """Returns the name of the weights file that a card describes, or nothing."""
     weights = read_card(card).weights
     return weights.file if weights else ""
 
 
 def _named(target: Target, choices: Choices) -> Target:
-    """Returns the target with the choices of the person in place of what was described."""
+    """Returns the target with the choices of the user in place of its description."""
+    chosen = replace(target, name=choices.name or target.name, weights_key=choices.weights_key)
     if choices.normalisation:
-        target = replace(target, normalisation=parse_normalisation(choices.normalisation))
+        normalisation = parse_normalisation(choices.normalisation)
+        chosen = replace(chosen, normalisation=normalisation)
     if choices.architecture:
-        target = replace(target, architecture=choices.architecture, arguments={})
-    return replace(
-        target,
-        name=choices.name or target.name,
-        arguments={**target.arguments, **choices.arguments},
-        weights_key=choices.weights_key,
-    )
+        chosen = replace(chosen, architecture=choices.architecture, arguments={})
+    return replace(chosen, arguments={**chosen.arguments, **choices.arguments})
 
 
 def _inside(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.toml"), key=_natural)
-    described = set()
-    for card in found:
+    """Returns the cards of a folder, and the weights files that none of them describes."""
+    cards = sorted(folder.glob("*.toml"), key=_natural)
+    described: set[str] = set()
+    for card in cards:
         described |= {card.stem, Path(_weights_of(card)).stem}
-    for path in sorted(folder.iterdir(), key=_natural):
-        if path.suffix in WEIGHTS_SUFFIXES and path.stem not in described:
-            found.append(path)
+
+    files = sorted(folder.iterdir(), key=_natural)
+    weights = [path for path in files if path.suffix in WEIGHTS_SUFFIXES]
+    found = cards + [path for path in weights if path.stem not in described]
     if not found:
-        raise UsageError(
-            f"folder '{folder}' holds no card (.toml) and no weights "
-            f"({', '.join(WEIGHTS_SUFFIXES)})"
-        )
+        suffixes = ", ".join(WEIGHTS_SUFFIXES)
+        raise UsageError(f"folder '{folder}' holds no card (.toml) and no weights ({suffixes})")
     return found
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts `epoch-2` before `epoch-10`."""
-    key = []
-    for part in re.split(r"(\d+)", path.name):
-        key.append((int(part), "") if part.isdecimal() else (0, part))
-    return key
-
-
-def _one_normalisation(
-    target: Target, carried: Normalisation | None, channels: int
-) -> Normalisation | None:
-    # Compared as they are written: a file carries 0.4914 as the nearest float32.
-    if target.normalisation and carried and str(target.normalisation) != str(carried):
-        raise CheckpointError(
-            f"'{target.name}' would be normalised twice: the checkpoint carries {carried}, and "
-            f"{target.normalisation} was asked for; leave out --normalisation"
-        )
-    chosen = target.normalisation or carried
-    if chosen and len(chosen.mean) not in {1, channels}:
-        raise UsageError(
-            f"'{target.name}' is normalised by {chosen} for images of {len(chosen.mean)} channels, "
-            f"the data set has {channels}: choose another --dataset or --normalisation"
-        )
-    return chosen
-
-
-def _spelled(architecture: str, arguments: Arguments) -> str:
-    # A folder would tie the result to one machine; the code itself is in the identity by its
-    # sha256.
-    place, separator, attribute = architecture.rpartition(":")
-    name = architecture
-    if place.endswith(".py"):
-        name = Path(place).name + separator + attribute
-    return name + spelled(arguments)
-
-
-def _state_digest(state: State) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().float().numpy().tobytes())
-    return digest.hexdigest()
+    """Returns a sort key by which `epoch-2` comes before `epoch-10`."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]

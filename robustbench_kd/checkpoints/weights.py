@@ -2,8 +2,8 @@
 
 Safetensors hold no code. For everything else `torch.load(weights_only=True)` interprets the pickle
 with an allow-list: tensors and the plain containers around them. Any other class that a file names
-is replaced by an inert stub, which takes every argument and does nothing; names that act on the
-machine are refused outright.
+is replaced by an inert stub, which takes every argument and does nothing. Names that act on the
+machine are refused.
 """
 
 import builtins
@@ -31,49 +31,33 @@ _UNKNOWN = re.compile(r"GLOBAL (\S+)")
 _FILLED = re.compile(
     rf"Can only (SETITEM|append|extend).* got <class '{re.escape(__name__)}\.(.+)'>"
 )
-# fmt: off
-_ACTING = frozenset(
-    [
-        "os", "posix", "nt", "sys", "io", "subprocess", "commands", "shutil", "pty", "socket",
-        "ctypes", "importlib", "runpy", "code", "codeop", "webbrowser", "builtins",
-        "multiprocessing", "pickle", "marshal", "shelve", "dbm", "operator", "tempfile", "http",
-        "urllib", "requests", "timeit", "pdb",
-    ]
-)
-# fmt: on
+_ACTING = frozenset([
+    "os", "posix", "nt", "sys", "io", "subprocess", "commands", "shutil", "pty", "socket", "ctypes",
+    "importlib", "runpy", "code", "codeop", "webbrowser", "builtins", "multiprocessing", "pickle",
+    "marshal", "shelve", "dbm", "operator", "tempfile", "http", "urllib", "requests", "timeit",
+    "pdb",
+])  # fmt: skip
 _LOADERS = frozenset({"load", "loads", "open", "save", "fromfile", "memmap", "tofile"})
 _LOWER_CASE_CLASSES = frozenset({"torch", "numpy", "datetime", "collections", "functools"})
-# No type of numpy is among them: its dtypes believe forged flags of a file, and arrays of such a
+# No type of numpy is among them: its dtypes trust forged flags in a file, and arrays of such a
 # dtype crash Python.
 _PLAIN_BUILTINS = (
-    "list",
-    "dict",
-    "set",
-    "frozenset",
-    "tuple",
-    "range",
-    "slice",
-    "int",
-    "float",
-    "complex",
-    "bool",
-    "str",
-    "bytes",
-    "object",
-)
-# How torch's safe reader fails on pickles that torch.save did not write in its usual protocol.
+    "list", "dict", "set", "frozenset", "tuple", "range", "slice", "int", "float", "complex",
+    "bool", "str", "bytes", "object",
+)  # fmt: skip
+# The errors of torch's safe reader on pickles that torch.save did not write in its usual protocol.
 _OTHER_PICKLES = (f"Unsupported operand {pickle.FRAME[0]}", "Invalid magic number")
 
 
 class Read(NamedTuple):
-    """What a file holds, and what was done to read it."""
+    """The content of a file, and notes about what was done to read it."""
 
     content: Any
     notes: tuple[str, ...]
 
 
 class Inert:
-    """Stands for a class of the file that is not loaded; takes anything, does nothing."""
+    """Replaces a class of the file that is not loaded; takes any argument and does nothing."""
 
     def __init__(self, *_args: object, **_kwargs: object) -> None: ...
 
@@ -81,19 +65,18 @@ class Inert:
 
 
 class InertDict:
-    """Stands for a kind of dict, such as `defaultdict` or `EasyDict`.
+    """Replaces a kind of dict, such as `defaultdict`, by one that the loader fills."""
 
-    A plain one that the loader can fill.
-    """
-
+    # The loader fills no other class.
     def __new__(cls, *_args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         """Returns the dict to fill."""
         return OrderedDict()
 
 
 class InertList:
-    """Stands for a kind of list, such as `deque`: a plain one that the loader can fill."""
+    """Replaces a kind of list, such as `deque`, by one that the loader fills."""
 
+    # The loader fills no other class.
     def __new__(cls, *_args: object) -> list[Any]:  # type: ignore[misc]
         """Returns the list to fill."""
         return []
@@ -109,16 +92,16 @@ def sha256(path: Path) -> str:
 
 
 def read_weights(path: Path) -> Read:
-    """Reads a safetensors or torch file, told apart by content.
+    """Reads a safetensors file or one of torch.save, recognised by its content.
 
-    Raises `CheckpointError` that says what it is instead.
+    Raises `CheckpointError` that says what the file is instead.
     """
     head = _head(path)
     if head[8:9] == b"{":
         return Read(_safetensors(path), ())
     if path.suffix == ".safetensors":
         raise CheckpointError(
-            f"'{path}' is no safetensors file: it begins with {head[:12]!r}; download it again, "
+            f"'{path}' is not a safetensors file: it begins with {head[:12]!r}; download it again, "
             "or name it .pth if torch.save wrote it"
         )
     if head.startswith(b"PK"):
@@ -126,29 +109,26 @@ def read_weights(path: Path) -> Read:
     elif not head.startswith(pickle.PROTO):
         raise CheckpointError(
             f"'{path}' is neither safetensors nor a file of torch.save: it begins with "
-            f"{head[:12]!r}; "
-            "unpack it if it is an archive, or else download it again"
+            f"{head[:12]!r}; unpack it if it is an archive, or else download it again"
         )
     return _restricted_load(path)
 
 
 def _head(path: Path) -> bytes:
-    """Returns the first bytes.
-
-    Raises `CheckpointError` for what downloads leave in place of weights.
-    """
+    """Returns the first bytes; raises `CheckpointError` for what failed downloads leave behind."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
         raise CheckpointError(f"cannot read '{path}': {error.strerror}") from error
+
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
         raise CheckpointError(f"'{path}' is empty: download it again")
     if start.startswith((b"<!", b"<html", b"<?xml", b"<head")):
         raise CheckpointError(
-            f"'{path}' is a web page, not weights: the download link led to a page; fetch the file "
-            "itself"
+            f"'{path}' is a web page, not weights: the download link led to a page; "
+            "fetch the file itself"
         )
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"'{path}' is a Git LFS pointer, not weights: run 'git lfs pull'")
@@ -156,14 +136,16 @@ def _head(path: Path) -> bytes:
 
 
 def _check_archive(path: Path) -> None:
+    """Raises `CheckpointError` for an archive that carries code, or no weights at all."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except Exception as error:  # a damaged list of contents can raise anything
         raise CheckpointError(
-            f"'{path}' is a truncated or damaged archive ({one_line(error)}): download or copy it "
-            "again"
+            f"'{path}' is a truncated or damaged archive ({one_line(error)}): "
+            "download or copy it again"
         ) from error
+
     if any("/code/" in name or name.endswith("constants.pkl") for name in names):
         raise CheckpointError(
             f"'{path}' is TorchScript, which carries code: save a state dict with "
@@ -176,8 +158,7 @@ def _check_archive(path: Path) -> None:
     if not any(name.endswith("data.pkl") for name in names):
         raise CheckpointError(
             f"'{path}' is a zip archive but no torch checkpoint: it holds "
-            f"{listed(names) or 'nothing'}; "
-            "unpack it and choose the weights inside"
+            f"{listed(names) or 'nothing'}; unpack it and choose the weights inside"
         )
 
 
@@ -185,44 +166,51 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # a damaged header can raise anything
-        reason = one_line(
-            error if isinstance(error, SafetensorError) else f"{type(error).__name__}: {error}"
-        )
+        reason = str(error)
+        if not isinstance(error, SafetensorError):
+            reason = f"{type(error).__name__}: {reason}"
         raise CheckpointError(
-            f"'{path}' is not a whole safetensors file ({reason}): download or copy it again"
+            f"'{path}' is not a whole safetensors file ({one_line(reason)}): "
+            "download or copy it again"
         ) from error
 
 
 def _restricted_load(path: Path) -> Read:
-    """Loads with the allow-list, adding an inert stub for each unknown name the loader stops at."""
+    """Loads with the allow-list, with an inert stub for each unknown name in the file."""
+    plain = [(getattr(builtins, name), f"builtins.{name}") for name in _PLAIN_BUILTINS]
     stubs: dict[str, type] = {}
     while len(stubs) < _MAX_STUBS:
-        plain = [(getattr(builtins, name), f"builtins.{name}") for name in _PLAIN_BUILTINS]
-        allowed: list[Any] = [*plain, *((stub, name) for name, stub in stubs.items())]
+        inert = [(stub, name) for name, stub in stubs.items()]
         try:
-            with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _load_allowed(path, [*plain, *inert])
         except pickle.UnpicklingError as error:
             stubs |= _next_stub(path, str(error), stubs)
         # A damaged pickle can raise anything; nothing of it was executed.
         except Exception as error:
             raise _damaged(path, error) from error
         else:
-            return Read(content, (f"left out what is no tensor: {listed(stubs)}",) if stubs else ())
+            notes = [f"left out what is no tensor: {listed(stubs)}"] if stubs else []
+            return Read(content, tuple(notes))
     raise CheckpointError(
         f"'{path}' names more than {_MAX_STUBS} unknown classes: export its state dict"
     )
 
 
+def _load_allowed(path: Path, allowed: list[Any]) -> Any:
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _next_stub(path: Path, message: str, stubs: dict[str, type]) -> dict[str, type]:
     """Returns a stub for the name that the loader stopped at.
 
-    Where the first stub could not be filled, it is another one.
+    Where the loader could not fill an earlier stub, a dict or a list takes its place.
     """
     filled = _FILLED.search(message)
     if filled:
         return {filled[2]: InertDict if filled[1] == "SETITEM" else InertList}
+
     unknown = _UNKNOWN.search(message)
     if unknown is None or unknown[1] in stubs or not unknown[1].isprintable():
         raise _damaged(path, message)
@@ -232,9 +220,8 @@ def _next_stub(path: Path, message: str, stubs: dict[str, type]) -> dict[str, ty
     # The loader drops the prefix of builtins from its message: a name without a dot is one.
     if "." not in name or _acts(name):
         raise CheckpointError(
-            f"'{path}' wants to run {name} when loaded: refused, nothing was executed; do not use "
-            "this file, "
-            "or ask its author for a state dict"
+            f"'{path}' wants to run {name} when loaded: refused, nothing was executed; "
+            "do not use this file, or ask its author for a state dict"
         )
     return {name: type(name, (Inert,), {})}
 
@@ -242,7 +229,7 @@ def _next_stub(path: Path, message: str, stubs: dict[str, type]) -> dict[str, ty
 def _acts(name: str) -> bool:
     """Tells whether a name looks like a function that acts on the machine.
 
-    Only the message depends on it.
+    Safety does not depend on it: a stub of any name does nothing.
     """
     parts = name.split(".")
     is_function = parts[-1].islower() and parts[0] not in _LOWER_CASE_CLASSES
@@ -250,18 +237,18 @@ def _acts(name: str) -> bool:
 
 
 def _damaged(path: Path, error: Exception | str) -> CheckpointError:
+    """Returns the error that says why torch's reader stopped."""
     text = str(error)
     reason = (text.partition("WeightsUnpickler error: ")[2] or text).strip()
     if "persistent_load" in reason:
         return CheckpointError(f"'{path}' {WHOLE_MODULE}")
     if reason.startswith(_OTHER_PICKLES):
         return CheckpointError(
-            f"'{path}' is a pickle that cannot be read without running it: where it was made, save "
-            "its state dict "
-            "with torch.save, in the usual protocol"
+            f"'{path}' is a pickle that cannot be read without running it: where it was made, "
+            "save its state dict with torch.save, in the usual protocol"
         )
-    kind = "" if isinstance(error, str) else f"{type(error).__name__}: "
+    if isinstance(error, Exception):
+        reason = f"{type(error).__name__}: {reason}"
     return CheckpointError(
-        f"'{path}' is not a whole torch checkpoint ({one_line(kind + reason)}): download or copy "
-        "it again"
+        f"'{path}' is not a whole torch checkpoint ({one_line(reason)}): download or copy it again"
     )

@@ -1,6 +1,6 @@
-"""Models of other libraries: `robustbench:ID`, `timm:ID`, `torchvision:ID`.
+"""Loads models of other libraries: `robustbench:ID`, `timm:ID`, `torchvision:ID`.
 
-Each imported only when asked for.
+A library is imported only when one of its models is requested.
 """
 
 import importlib.util
@@ -34,8 +34,8 @@ def load_from_zoo(library: str, identifier: str) -> Loaded:
     except ModuleNotFoundError as error:
         missing = (error.name or library).partition(".")[0]
         raise UsageError(
-            f"'{library}:{identifier}' needs {missing}, which is not installed: pip install "
-            f"'{_PACKAGES[library]}'"
+            f"'{library}:{identifier}' needs {missing}, which is not installed: "
+            f"pip install '{_PACKAGES[library]}'"
         ) from error
     # Another library's loader can raise anything, a failed download included.
     except Exception as error:
@@ -48,27 +48,25 @@ def _timm(identifier: str) -> Loaded:
     import timm  # noqa: PLC0415  # an extra
 
     network = timm.create_model(identifier, pretrained=True)
-    return network, Normalisation(
-        mean=network.pretrained_cfg["mean"], std=network.pretrained_cfg["std"]
-    )
+    config = network.pretrained_cfg
+    return network, Normalisation(mean=config["mean"], std=config["std"])
 
 
 def _torchvision(identifier: str) -> Loaded:
-    # A CPU-only torch breaks this import, so it happens only where it is needed.
+    # A CPU-only torch breaks this import, so it happens only here.
     from torchvision import models  # noqa: PLC0415
 
     weights = models.get_model_weights(identifier).DEFAULT
+    network = models.get_model(identifier, weights=weights)
     transforms: Any = weights.transforms()
-    return models.get_model(identifier, weights=weights), Normalisation(
-        mean=transforms.mean, std=transforms.std
-    )
+    return network, Normalisation(mean=transforms.mean, std=transforms.std)
 
 
 def _robustbench(identifier: str) -> Loaded:
-    """Loads `[DATASET/THREAT/]ID`; its models normalise inside.
+    """Loads `[DATASET/THREAT/]ID`; these models normalise inside.
 
-    The released package depends on pyautoattack but imports autoattack: the one is offered under
-    the other's name.
+    The released package depends on pyautoattack but imports autoattack, so pyautoattack is offered
+    under that name.
     """
     if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
         import pyautoattack  # noqa: PLC0415
@@ -79,8 +77,10 @@ def _robustbench(identifier: str) -> Loaded:
     from robustbench.utils import load_model  # noqa: PLC0415
 
     parts = identifier.split("/")
-    dataset, threat = parts[:2] if len(parts) == 3 else ("cifar10", "Linf")
-    return load_model(parts[-1], dataset=dataset, threat_model=threat), None
+    if len(parts) != 3:
+        parts = ["cifar10", "Linf", parts[-1]]
+    dataset, threat, name = parts
+    return load_model(name, dataset=dataset, threat_model=threat), None
 
 
 ZOOS: dict[str, Callable[[str], Loaded]] = {

@@ -189,7 +189,10 @@ class Ledger:
         """Reads all files, and cuts off a line that a crash has torn in the own one."""
         own, intact = _intact(self._path)
         self._file.truncate(intact)
-        self.entries = [entry for path in self._others() for entry in _intact(path)[0]] + own
+        others: list[Entry] = []
+        for path in self._others():
+            others += _intact(path)[0]
+        self.entries = others + own
 
 
 def finished(shard: Shard) -> Entry:
@@ -203,14 +206,15 @@ def unfinished(entries: Iterable[Entry]) -> tuple[Shard, ...]:
     A run may have been divided in several ways; the division with the fewest missing shards counts.
     A run that was not divided is one shard.
     """
-    texts = {
-        entry.stage.removeprefix(_FINISHED)
-        for entry in entries
-        if entry.stage.startswith(f"{_FINISHED} ")
-    }
-    done = {Shard.parse(text.strip()) for text in texts}
-    divisions = {shard.count for shard in done} or {1}
-    return min((tuple(sorted(set(shards(count)) - done)) for count in divisions), key=len)
+    done: dict[int, set[Shard]] = {}
+    for entry in entries:
+        if entry.stage.startswith(f"{_FINISHED} "):
+            shard = Shard.parse(entry.stage.removeprefix(_FINISHED).strip())
+            done.setdefault(shard.count, set()).add(shard)
+
+    missing = [set(shards(count)) - finished for count, finished in done.items()]
+    fewest = min(missing or [set(shards(1))], key=len)
+    return tuple(sorted(fewest))
 
 
 def decisions_of(entries: Iterable[Entry], stage: str) -> dict[int, Decision]:

@@ -130,15 +130,18 @@ def test_the_page_opens_without_a_complaint(report, tmp_path):
 
 
 SORT = """
-const heading = name => [...document.querySelectorAll("thead button")].find(button => button.textContent === name);
-const models = () => [...document.querySelector("table.sortable").tBodies[0].rows].map(row => row.cells[1].textContent);
-const robust = () => [...document.querySelector("table.sortable").tBodies[0].rows].map(row => Number(row.cells[5].dataset.key));
+const buttons = [...document.querySelectorAll("thead button")];
+const heading = name => buttons.find(button => button.textContent === name);
+const rows = () => [...document.querySelector("table.sortable").tBodies[0].rows];
+const models = () => rows().map(row => row.cells[1].textContent);
+const robust = () => rows().map(row => Number(row.cells[5].dataset.key));
 const seen = { before: models() };
 heading("model").click(); seen.model = models();
 heading("model").click(); seen.back = models();
 heading("robust %").click(); seen.robust = robust();
 heading("robust %").focus(); seen.focus = document.activeElement.textContent;
-seen.marked = [...document.querySelectorAll("[aria-sort]")].map(one => one.textContent + " " + one.ariaSort);
+const marked = [...document.querySelectorAll("[aria-sort]")];
+seen.marked = marked.map(one => one.textContent + " " + one.ariaSort);
 seen.requests = performance.getEntriesByType("resource").map(one => one.name);
 seen.scripts = document.scripts.length;
 seen.images = document.images.length;
@@ -165,11 +168,14 @@ def test_tables_sort_at_a_click_and_nothing_is_fetched(report, tmp_path):
 PHONE = """<!DOCTYPE html><iframe width="390" height="800" srcdoc="{page}"></iframe><script>
 document.querySelector("iframe").onload = event => {{
   const page = event.target.contentDocument, root = page.documentElement;
-  const scale = one => one.getScreenCTM ? Math.hypot(one.getScreenCTM().a, one.getScreenCTM().b) : 1;
+  const matrix = one => one.getScreenCTM();
+  const scale = one => one.getScreenCTM ? Math.hypot(matrix(one).a, matrix(one).b) : 1;
   const letters = one => parseFloat(getComputedStyle(one).fontSize) * scale(one);
-  const shown = [...page.querySelectorAll("p, td, th, li, svg text")].filter(one => one.getBoundingClientRect().width);
+  const texts = [...page.querySelectorAll("p, td, th, li, svg text")];
+  const shown = texts.filter(one => one.getBoundingClientRect().width);
   const small = shown.filter(one => letters(one) < 9).map(one => one.textContent);
-  document.documentElement.dataset.answer = JSON.stringify([root.clientWidth, root.scrollWidth, shown.length, small]);
+  const answer = [root.clientWidth, root.scrollWidth, shown.length, small];
+  document.documentElement.dataset.answer = JSON.stringify(answer);
 }};
 </script>"""
 

@@ -114,7 +114,16 @@ def test_what_could_be_resumed_ends_with_its_own_code(rkd, sheet, monkeypatch):
     assert "2 failed" in rkd(*sheet()).error(4)
 
 
-GOOD = 'checkpoints = ["net.toml"]\nthreats = [\n  "linf:0.1",\n  "l2:0.5",\n]\n\n[options]\nexamples = 5\n'
+GOOD = """\
+checkpoints = ["net.toml"]
+threats = [
+  "linf:0.1",
+  "l2:0.5",
+]
+
+[options]
+examples = 5
+"""
 
 
 @pytest.mark.parametrize(

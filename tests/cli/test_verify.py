@@ -227,8 +227,9 @@ def standing(row):
     return row["robust"] == "True"
 
 
+HIDDEN = {"robust": "True", "broken_by": "", "adversarial_prediction": "", "distance": ""}
 EDITS = {
-    "a loss hidden": (broken, {"robust": "True", "broken_by": "", "adversarial_prediction": "", "distance": ""}, "images"),
+    "a loss hidden": (broken, HIDDEN, "images"),
     "a loss invented": (standing, {"robust": "False", "broken_by": "apgd-ce"}, "images"),
     "another attack": (broken, {"broken_by": "magic"}, "examples.csv"),
     "another prediction": (broken, {"adversarial_prediction": "11"}, "predictions"),

@@ -291,8 +291,8 @@ made = []
 
 
 class AutoAttack(pyautoattack.AutoAttack):
-    def __init__(self, model, norm="Linf", eps=0.3, seed=None, verbose=True, attacks_to_run=(), version="standard",
-                 is_tf_model=False, device="cuda", log_path=None):
+    def __init__(self, model, norm="Linf", eps=0.3, seed=None, verbose=True, attacks_to_run=(),
+                 version="standard", is_tf_model=False, device="cuda", log_path=None):
         assert not verbose
         super().__init__(model, norm=norm, eps=eps, seed=seed, version=version, device=device)
         made.append(self)

@@ -125,8 +125,8 @@ def test_too_few_examples_to_see_a_drop_are_said(tmp_path):
     assert found.headline == "passed"
     assert found.notes == (
         (
-            "with 20 examples and 2 tests no drop below 30.0 points can be significant: evaluate more, "
-            "or set --hard-limit"
+            "with 20 examples and 2 tests no drop below 30.0 points can be significant: evaluate "
+            "more, or set --hard-limit"
         ),
     )
     assert (

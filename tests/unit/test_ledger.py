@@ -124,7 +124,10 @@ def test_remove_deletes_the_file(tmp_path):
 
 def test_a_second_process_is_refused_and_the_first_is_not_disturbed(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    program = "import sys, pathlib; from robustbench_kd.core.ledger import Ledger; Ledger(pathlib.Path(sys.argv[1])).__enter__()"
+    program = (
+        "import sys, pathlib; from robustbench_kd.core.ledger import Ledger; "
+        "Ledger(pathlib.Path(sys.argv[1])).__enter__()"
+    )
     with Ledger(path) as ledger:
         other = subprocess.run(
             [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False

@@ -153,8 +153,8 @@ def test_the_parameter_count_is_the_published_one(name, arguments, parameters):
         (
             "mobilenet_v2",
             (
-                "conv1 bn1 layers.0.shortcut.0 layers.0.shortcut.1 layers.16.conv3 layers.16.bn3 conv2 "
-                "bn2 linear"
+                "conv1 bn1 layers.0.shortcut.0 layers.0.shortcut.1 layers.16.conv3 layers.16.bn3 "
+                "conv2 bn2 linear"
             ),
             "layers.2.shortcut.0 layers.3.shortcut.0 layers.17.conv1",
         ),

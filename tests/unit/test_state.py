@@ -1,89 +1,18 @@
-"""State dicts.
-
-Found inside whatever trainers wrap around them, renamed where the prefix differs, loaded strictly.
-"""
+"""State dicts: found inside the wrappers of trainers, renamed, and loaded strictly."""
 
 import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from state_dicts import Net, holds, load, prefixed, refusal, weights
 from torch import nn
 
 from robustbench_kd.checkpoints.architecture import build_network, nearest_architecture
-from robustbench_kd.checkpoints.card import Normalisation
-from robustbench_kd.checkpoints.state import find_state, fit, load_state
+from robustbench_kd.checkpoints.state import fit
 from robustbench_kd.checkpoints.weights import read_weights
-from robustbench_kd.core.errors import CheckpointError
 from robustbench_kd.core.plugins import components
 
-STATISTICS = {"mean": torch.tensor([0.5, 0.25, 0.125]), "std": torch.tensor([0.25, 0.5, 1.0])}
-
-
-class Net(nn.Module):
-    """A convolution, batch normalisation and a linear layer."""
-
-    def __init__(self, *, channels=3, width=4, classes=5):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, width, 3)
-        self.bn = nn.BatchNorm2d(width)
-        self.fc = nn.Linear(width, classes)
-
-
-class Model(nn.Module):
-    def __init__(self, network=None):
-        super().__init__()
-        self.model = network or Net()
-
-
-class Normalised(Net):
-    """A network that holds its statistics itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(3))
-        self.register_buffer("std", torch.ones(3))
-
-
-def weights(network=None, prefix=""):
-    """A state dict of random numbers, in which no two tensors of a shape are the same."""
-    expected = (network or Net()).state_dict()
-    return {
-        prefix + name: torch.rand(value.shape).to(value.dtype) for name, value in expected.items()
-    }
-
-
-def find(content, key=""):
-    return find_state(content, key, source="net.pt")
-
-
-def load(content, network=None, key=""):
-    """Loads a file's content into a network.
-
-    Returns the network, the normalisation and the notes.
-    """
-    network = network or Net()
-    normalisation, notes = load_state(network, find(content, key))
-    return network, normalisation, notes
-
-
-def holds(network, state):
-    own = network.state_dict()
-    return own.keys() == state.keys() and all(torch.equal(own[name], state[name]) for name in own)
-
-
-def refusal(content, network=None, key=""):
-    """The message with which a content is refused: one line that names the file."""
-    with pytest.raises(CheckpointError) as caught:
-        load(content, network, key)
-    message = str(caught.value)
-    assert message.startswith("'net.pt'")
-    assert message.isprintable()
-    return message
-
-
-# Where the state dict lies
+# Where the state dict is
 
 
 def test_a_bare_state_dict_loads_without_a_note():
@@ -140,11 +69,9 @@ def test_averaged_weights_are_taken_where_nothing_else_is_there():
     assert "these are averaged weights" in notes
 
 
-def test_the_counter_of_averaged_models_is_dropped_and_said():
+def test_the_counter_of_averaged_models_is_dropped_with_a_note():
     state = weights()
-    network, _, notes = load(
-        {"n_averaged": torch.tensor(7), **{f"module.{name}": state[name] for name in state}}
-    )
+    network, _, notes = load({"n_averaged": torch.tensor(7), **prefixed("module.", state)})
     assert holds(network, state)
     assert notes == ["dropped the counter of averaged models", "stripped the prefix 'module.'"]
 
@@ -159,7 +86,7 @@ def test_a_dotted_key_leads_through_dicts_and_lists(key):
     assert holds(load(content, key=key)[0], state)
 
 
-def test_entries_that_are_no_tensors_are_left_out_and_said():
+def test_entries_that_are_no_tensors_are_left_out_with_a_note():
     state = weights()
     network, _, notes = load({**state, "epoch": 3, "args": {"lr": 0.1}, 7: torch.ones(1)})
     assert holds(network, state)
@@ -240,114 +167,6 @@ def test_tensors_that_are_not_plain_numbers_are_refused_by_name(change):
     state = weights()
     changed = {**state, "fc.weight": change(state["fc.weight"])}
     assert "sparse, quantised, complex or empty ones (fc.weight)" in refusal(changed)
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "net.backbone.module."]
-)
-def test_a_prefix_of_all_keys_is_stripped_and_said(prefix):
-    state = weights()
-    network, _, notes = load({prefix + name: value for name, value in state.items()})
-    assert holds(network, state)
-    assert notes == [f"stripped the prefix '{prefix}'"]
-
-
-def test_control_characters_of_a_prefix_do_not_reach_the_terminal():
-    _, _, notes = load({f"\x1b[2J.{name}": value for name, value in weights().items()})
-    assert notes == ["stripped the prefix '[2J.'"]
-
-
-@pytest.mark.parametrize(
-    ("prefix", "notes"),
-    [
-        ("model.", []),
-        ("", ["added the prefix 'model.'"]),
-        ("module.model.", ["stripped the prefix 'module.'"]),
-        ("net.", ["replaced the prefix 'net.' by 'model.'"]),
-    ],
-)
-def test_a_prefix_that_the_network_expects_is_kept_or_added(prefix, notes):
-    state = weights()
-    network, _, said = load({prefix + name: value for name, value in state.items()}, Model())
-    assert holds(network.model, state)
-    assert said == notes
-
-
-def test_a_prefix_that_belongs_to_the_network_is_not_taken_for_one_of_the_file():
-    """All keys of this network lie in `layers`, with and without the wrapper."""
-
-    class Layers(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
-
-    state = weights(Layers())
-    assert holds(load(state, Model(Layers()))[0].model, state)
-
-
-@pytest.mark.parametrize(
-    ("mean", "std"), [("normalize.mean", "normalize.std"), ("mu", "sigma"), ("0.mean", "0.std")]
-)
-def test_a_normalisation_in_the_file_is_taken_and_said(mean, std):
-    state = weights()
-    layer = {mean: STATISTICS["mean"].view(1, 3, 1, 1), std: STATISTICS["std"].view(1, 3, 1, 1)}
-    network, normalisation, notes = load(
-        layer | {f"1.{name}": value for name, value in state.items()}
-    )
-    assert holds(network, state)
-    assert normalisation == Normalisation(mean=(0.5, 0.25, 0.125), std=(0.25, 0.5, 1.0))
-    assert notes == [
-        "took the normalisation 0.5,0.25,0.125/0.25,0.5,1 from the file",
-        "stripped the prefix '1.'",
-    ]
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_normalisation_that_the_network_holds_itself_stays_there(prefix):
-    state = weights(Normalised())
-    network, normalisation, _ = load(
-        {prefix + name: value for name, value in state.items()}, Normalised()
-    )
-    assert holds(network, state)
-    assert normalisation is None
-
-
-@pytest.mark.parametrize("std", [torch.ones(1), torch.zeros(3), torch.full((3,), torch.nan)])
-def test_statistics_that_cannot_normalise_are_unexpected_keys(std):
-    assert "2 unexpected (mean, std)" in refusal(
-        {**weights(), "mean": STATISTICS["mean"], "std": std}
-    )
-
-
-MODULES = st.sampled_from(["module", "_orig_mod", "model", "net", "backbone", "encoder_q", "0"])
-KEYS = st.sampled_from(["state_dict", "model", "net", "params", "student", "my weights"])
-
-
-@settings(max_examples=60)
-@given(
-    modules=st.lists(MODULES, max_size=4),
-    keys=st.lists(KEYS, max_size=4),
-    lists=st.booleans(),
-    wanted=st.booleans(),
-)
-def test_any_prefix_in_any_wrapping_gives_the_same_weights(modules, keys, lists, wanted):
-    state = weights()
-    content = {
-        "".join(f"{module}." for module in modules) + name: value for name, value in state.items()
-    }
-    for key in reversed(keys):
-        content = {key: [content] if lists else content, "epoch": 3, "best": torch.tensor(0.5)}
-    before = copy.deepcopy(content)
-    network, _, _ = load(
-        content,
-        Model() if wanted else Net(),
-        key=".".join(f"{key}.0" if lists else key for key in keys),
-    )
-    assert holds(network.model if wanted else network, state)
-    assert str(content) == str(before)
 
 
 # Strictness

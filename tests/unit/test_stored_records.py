@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 from robustbench_kd.analysis.leaderboard import read_leaderboard
 from robustbench_kd.analysis.runs import read_runs
 from robustbench_kd.core.examples import read_examples
-from robustbench_kd.core.records import AttackRow, Finding, Identity, RunRecord, attack_rows
+from robustbench_kd.core.records import Finding, Identity, RunRecord
+from robustbench_kd.core.rows import AttackRow, attack_rows
 from robustbench_kd.core.rundir import ATTACKS, EXAMPLES, FINDINGS, RECORD, read_record, to_csv
 
 RECORDS = Path(__file__).parents[1] / "golden" / "records"

@@ -1,34 +1,20 @@
-"""Targets.
-
-What a person can point at, what the card and the command line say of it, and what is loaded in the
-end.
-"""
+"""Targets: what the user can name, what card and command line say about it, what is loaded."""
 
 import hashlib
-import importlib
-import sys
-from types import ModuleType, SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from targets import DIGITS, SMALL, open_one, refusal, save_weights, small
 
 from robustbench_kd.checkpoints.architecture import build_network
 from robustbench_kd.checkpoints.card import Architecture, Card, Normalisation, write_card
 from robustbench_kd.checkpoints.convert import write_weights
 from robustbench_kd.checkpoints.subject import Choices
-from robustbench_kd.checkpoints.target import describe, load
-from robustbench_kd.core.errors import CheckpointError, RkdError, UsageError
+from robustbench_kd.checkpoints.target import describe
+from robustbench_kd.core.errors import CheckpointError, UsageError
 
-DIGITS = {"classes": 10, "shape": (1, 8, 8)}
-SMALL = Choices(architecture="small_cnn", arguments={"width": 2})
 HALF = Normalisation(mean=(0.5,), std=(0.25,))
-
-
-def small():
-    return build_network("small_cnn", {"width": 2}, **DIGITS).eval()
 
 
 def save_card(folder, name="net", *, network=None, file="", **change):
@@ -52,30 +38,11 @@ def save_card(folder, name="net", *, network=None, file="", **change):
     return folder / f"{name}.toml"
 
 
-def save_weights(path, network=None, **extra):
-    torch.save({**(network or small()).state_dict(), **extra}, path)
-    return path
-
-
-def open_one(text, choices=None, *, classes=10, shape=(1, 8, 8)):
-    (target,) = describe(str(text), choices or Choices())
-    return load(target, classes=classes, shape=shape)
-
-
-def refusal(kind, call, *arguments, **named):
-    """The message of an expected error, always one line."""
-    with pytest.raises(RkdError) as caught:
-        call(*arguments, **named)
-    assert caught.type is kind
-    assert str(caught.value).isprintable()
-    return str(caught.value)
-
-
 def names(text, choices=None):
     return [target.name for target in describe(str(text), choices or Choices())]
 
 
-# What a person can point at
+# What the user can name
 
 
 def test_a_card_loads_the_network_with_its_normalisation_inside(tmp_path):
@@ -129,11 +96,11 @@ def test_names_with_digits_that_are_no_numbers_do_not_stop_a_folder(tmp_path):
         (
             "{}/net",
             UsageError,
-            "'{}/net' is no file; a target is a card, a weights file, a folder, robustbench:ID, ",
+            "'{}/net' is not a file; a target is a card, a weights file, a folder, ",
         ),
     ],
 )
-def test_what_is_no_target_is_said_with_what_would_be_one(text, error, expected, tmp_path):
+def test_an_error_says_what_a_target_can_be(text, error, expected, tmp_path):
     assert expected.format(tmp_path) in refusal(error, describe, text.format(tmp_path), SMALL)
 
 
@@ -205,8 +172,8 @@ def test_two_normalisations_are_refused_unless_they_are_the_same(tmp_path):
     )
     message = refusal(CheckpointError, open_one, carrying(tmp_path / "net.pt", 0.25), choices)
     assert (
-        "'net' would be normalised twice: the checkpoint carries 0.25/0.3081, and 0.1307/0.3081 "
-        "was asked" in message
+        "'net' would be normalised twice: the checkpoint carries 0.25/0.3081, "
+        "and 0.1307/0.3081 was asked for" in message
     )
 
 
@@ -222,152 +189,6 @@ def test_a_normalisation_for_other_channels_is_refused(tmp_path):
         "for images of 3 channels, the data set has 1: choose another --dataset or --normalisation"
         in message
     )
-
-
-# Architectures and factories
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
-    [
-        ("smal_cnn", {}, "unknown architecture 'smal_cnn': did you mean 'small_cnn'?"),
-        (
-            "small_cnn",
-            {"widht": 3},
-            "unknown argument of small_cnn 'widht': did you mean 'width'? Known: channels, ",
-        ),
-        (
-            "small_cnn",
-            {"width": "wide"},
-            "'small_cnn' cannot be built with classes=10 channels=1 size=8 width=wide: ",
-        ),
-        ("small_cnn", {"width": -1}, "width=-1: Trying to create tensor with negative dimension"),
-        ("resnet18", {"depth": 7}, "expected a ResNet of depth 18, 34 or 50, got 7"),
-        ("nothing.py:make", {}, "there is no file 'nothing.py'"),
-        (
-            "nets.py",
-            {},
-            "'nets.py' is a file: say which function of it builds the network, 'nets.py:FUNCTION'",
-        ),
-        (
-            "no_such_package:make",
-            {},
-            "cannot import 'no_such_package': No module named 'no_such_package'; install it, or",
-        ),
-    ],
-)
-def test_a_network_that_cannot_be_is_said_with_the_nearest(name, arguments, expected):
-    assert expected in refusal(UsageError, build_network, name, arguments, **DIGITS)
-
-
-@pytest.mark.parametrize(
-    ("code", "error", "expected"),
-    [
-        ("def make(): raise ValueError('no\\nweights')", CheckpointError, "net.py:make' failed: ValueError: no"),
-        ("def make(): raise SystemExit(2)", CheckpointError, "net.py:make' failed: SystemExit: 2"),
-        ("def make(): return [1]", CheckpointError, "net.py:make' to return a torch.nn.Module, got list"),
-        ("def make(width): pass", CheckpointError, "failed: TypeError: make() missing 1 required positional argument"),
-        ("def maker(): pass", UsageError, "net.py' 'make': did you mean 'maker'? Known: maker"),
-        ("make = 3", UsageError, "unknown factory in '"),
-        ("import no_such_package", UsageError, "net.py': No module named 'no_such_package'; install it"),
-        ("def make(:", CheckpointError, "net.py' failed: SyntaxError: "),
-        ("import sys; sys.exit('usage: train.py')", CheckpointError, "net.py' failed: SystemExit: usage: train.py"),
-        ("1 / 0", CheckpointError, "net.py' failed: ZeroDivisionError: division by zero"),
-    ],
-)  # fmt: skip
-def test_a_factory_that_fails_is_said_with_the_reason(code, error, expected, tmp_path):
-    (tmp_path / "net.py").write_text(code)
-    assert expected in refusal(error, build_network, f"{tmp_path / 'net.py'}:make", {}, **DIGITS)
-
-
-def test_a_factory_typed_by_a_person_needs_no_trust_and_its_code_is_identified(tmp_path):
-    source = "from torch import nn\ndef make(width=1): return nn.Sequential(nn.Flatten(), nn.Linear(64, width))\n"
-    (tmp_path / "net.py").write_text(source)
-    subject = open_one(f"{tmp_path / 'net.py'}:make", Choices(arguments={"width": 10}))
-    assert subject.code_sha256 == hashlib.sha256(source.encode()).hexdigest()
-    assert (subject.name, subject.architecture) == ("make", "net.py:make width=10")
-    assert subject.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-
-
-def test_a_factory_of_an_importable_module_fills_with_weights(tmp_path, monkeypatch):
-    (tmp_path / "my_nets.py").write_text(
-        "from torch import nn\nmake = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    subject = open_one(
-        save_weights(tmp_path / "net.pt", network), Choices(architecture="my_nets:make")
-    )
-    assert torch.equal(subject.network[1].weight, network[1].weight)
-
-
-# Libraries
-
-
-def fake(name, **content):
-    module = ModuleType(name)
-    vars(module).update(content)
-    return module
-
-
-CFG = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-
-
-def linear(*_names, **_options):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
-    network.pretrained_cfg = CFG
-    return network
-
-
-def published(name):
-    if name != "resnet18":
-        raise ValueError(f"Unknown model {name}\nKnown: ...")
-    return SimpleNamespace(DEFAULT=SimpleNamespace(transforms=lambda: SimpleNamespace(**CFG)))
-
-
-MODELS = fake("torchvision.models", get_model=linear, get_model_weights=published)
-LIBRARIES = {
-    "timm": fake("timm", create_model=linear),
-    "torchvision": fake("torchvision", models=MODELS),
-    "robustbench": fake("robustbench"),
-    "robustbench.utils": fake("robustbench.utils", load_model=linear),
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "normalisation"),
-    [("timm:resnet18", "resnet18", Normalisation(**CFG)), ("torchvision:resnet18", "resnet18", Normalisation(**CFG)),
-     ("robustbench:cifar10/Linf/Wang2023", "Wang2023", None)],
-)  # fmt: skip
-def test_a_model_of_a_library_comes_with_its_normalisation_in_evaluation_mode(
-    text, name, normalisation
-):
-    importlib.import_module("pyautoattack.state")
-    with mock.patch.dict(sys.modules, LIBRARIES):
-        subject = open_one(text, shape=(3, 8, 8))
-    assert (subject.name, subject.architecture, subject.normalisation) == (
-        name,
-        text,
-        normalisation,
-    )
-    assert not subject.network.training
-
-
-@pytest.mark.parametrize(("library", "package"), [("timm", "robustbench-kd[timm]"), ("torchvision", "torchvision"),
-                                                  ("robustbench", "robustbench-kd[robustbench]")])  # fmt: skip
-def test_a_missing_library_is_said_with_how_to_install_it(library, package):
-    with mock.patch.dict(sys.modules, {library: None}):
-        message = refusal(UsageError, open_one, f"{library}:net")
-    assert (
-        message
-        == f"'{library}:net' needs {library}, which is not installed: pip install '{package}'"
-    )
-
-
-def test_an_unknown_model_of_a_library_is_said_with_its_reason():
-    with mock.patch.dict(sys.modules, LIBRARIES):
-        message = refusal(CheckpointError, open_one, "torchvision:resnet181")
-    assert message == "torchvision cannot load 'resnet181': ValueError: Unknown model resnet181"
 
 
 # Real data
@@ -395,8 +216,12 @@ def test_a_published_checkpoint_loads_without_help_and_scores_what_it_scores(tes
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "factory", "parameters"),
-    [("resnet2b.pth", "resnet2b", 112_006), ("cifar_cnn_a_adv.model", "cnn_a", 214_918), ("resnet20-12fca82f.th", "resnet20", 269_722)],
-)  # fmt: skip
+    [
+        ("resnet2b.pth", "resnet2b", 112_006),
+        ("cifar_cnn_a_adv.model", "cnn_a", 214_918),
+        ("resnet20-12fca82f.th", "resnet20", 269_722),
+    ],
+)
 def test_a_published_checkpoint_loads_through_a_factory(name, factory, parameters, test_data):
     subject = real(
         test_data, name, Choices(architecture=f"{test_data / 'real_models.py'}:{factory}")

@@ -31,7 +31,8 @@ from robustbench_kd.training.recipe import Recipe
 
 THREAT = Threat.parse("linf:0.15")
 SMALL = {"depth": 4, "width": 4}
-FAMILIES = {  # small where the defaults are not; any family that is not named here is made with its defaults
+# Small where the defaults are not; a family that is not named here is made with its defaults.
+FAMILIES = {
     "frontend": {**SMALL, "amplitude": 0.05},
     "denoiser": {"width": 4},
     "detector": {"steps_t": 3, "steps_u": 3},
@@ -326,10 +327,9 @@ def test_a_name_that_would_overwrite_a_part_is_refused(digits, folder, name):
     before = contents(folder)
     parts = {"net0": ["net0"], "front": ["front"], "weights": ["front"]}[name]
     said = refused(make(composition(folder, "smoothed", {}, parts), digits, folder, name))
-    assert (
-        said
-        == f"'{name}' would overwrite a file of its part '{folder / parts[0]}.toml': choose another --name"
-    )
+    part = folder / f"{parts[0]}.toml"
+    problem = f"'{name}' would overwrite a file of its part '{part}'"
+    assert said == f"{problem}: choose another --name"
     assert contents(folder) == before
 
 

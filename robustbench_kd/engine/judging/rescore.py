@@ -36,12 +36,13 @@ def entries(run: Run) -> Iterator[Entry]:
 def _scored(run: Run, stage: str, worst: dict[int, Decision]) -> Iterator[Entry]:
     """Yields the scores of the worst images, one stage of the ledger."""
     decided = run.index.decisions(stage)
-    images = {example: decision.image for example, decision in worst.items() if decision.image}
-    rows = [
-        row
-        for row, example in enumerate(run.data.ids)
-        if example in images and example not in decided
-    ]
+    images: dict[int, str] = {}
+    rows: list[int] = []
+    for row, example in enumerate(run.data.ids):
+        if example in worst and worst[example].image:
+            images[example] = worst[example].image
+            if example not in decided:
+                rows.append(row)
 
     def score(batch: list[int]) -> Entry:
         clock = EntryClock(run.oracle.meter)

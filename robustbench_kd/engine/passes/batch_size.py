@@ -13,13 +13,13 @@ from robustbench_kd.tensors.contracts import Classifier, Images
 from robustbench_kd.tensors.oracle import is_out_of_memory
 
 _FIRST = 16
-_GAIN = 0.95  # a larger batch is better if it needs less than this part of the seconds per image
+_GAIN = 0.95  # a larger batch is better if its seconds per image are less than this part
 _NEARLY = 0.9  # a batch is nearly the fastest if the fastest needs more than this part of its time
 # Operations on images that an attack adds to its passes: 57 in a step of APGD, 68 in one of Square.
 _OWN = 60
 # Sizes up to this many times the best one are tried: one bad doubling may be a disturbance.
 _PATIENCE = 4
-# Seconds of steps of one size. Their mean counts: the minimum favours short steps on a busy machine.
+# Seconds of steps of one size. Their mean counts: a minimum favours short steps on a busy machine.
 _TRIAL = 0.2
 _SLOW = 3.0  # seconds for one batch, after which no larger one is tried
 _ROOM = 0.7  # of the memory of a GPU; the slots hold several copies of their images, too

@@ -42,8 +42,8 @@ class Speedups:
         precision: `tf32` lets GPUs round what they multiply to 10 bits of mantissa, `bf16` to 7
             bits under autocast.
         fold: Batch normalisation becomes part of the convolution or linear layer before it. On a
-            CPU, in fp32 and with no other speedup, convolutions of few channels get a faster gradient
-            too.
+            CPU, in fp32 and with no other speedup, convolutions of few channels also get a faster
+            gradient.
         channels_last: Weights and images lie in memory with the channels innermost.
         compile: The model is compiled for batches of one size; on a GPU into CUDA graphs.
 

@@ -122,7 +122,7 @@ def _case(folder: Path, record: RunRecord, data: Dataset, witness: _Witness) -> 
     drawn = _read_draws(folder / DRAWS) if witness.oracle.randomized else None
     _check_examples(folder, data, stored, rows, drawn)
 
-    row_of = {example: row for row, example in enumerate(data.ids)}
+    row_of = dict(zip(data.ids, range(len(data)), strict=True))
     positions = torch.tensor([row_of[example] for example in stored.ids.tolist()]).long()
     images = torch.from_numpy(stored.images)
     return Case(
@@ -178,7 +178,7 @@ def _read_draws(path: Path) -> dict[int, DrawRow]:
     """Reads `draws.csv`; raises `RecordError` where it is missing or damaged."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [DrawRow.model_validate(line) for line in csv.DictReader(file)]
+            rows = list(map(DrawRow.model_validate, csv.DictReader(file)))
     except (OSError, ValueError, csv.Error) as error:  # a text or number error is a ValueError
         problem = " ".join(str(error).split())[:200]
         raise RecordError(f"cannot read '{path}': {problem}") from error

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -93,15 +93,18 @@ def _received(receiver: Connection) -> Progress | RkdError | None:
 def _together(moments: Collection[Progress]) -> Progress:
     """Returns the progress of all shards as one, in the stage of the slowest one."""
     slowest = max(moments, key=lambda moment: moment.passes_left)
-    return Progress(
-        stage=slowest.stage,
-        decided=sum(moment.decided for moment in moments),
-        total=sum(moment.total for moment in moments),
-        robust=sum(moment.robust for moment in moments),
-        examples=sum(moment.examples for moment in moments),
-        passes=sum(moment.passes for moment in moments),
-        passes_left=sum(moment.passes_left for moment in moments),
-    )
+    together = Progress(slowest.stage, 0, 0, 0, 0, 0, 0)
+    for moment in moments:
+        together = replace(
+            together,
+            decided=together.decided + moment.decided,
+            total=together.total + moment.total,
+            robust=together.robust + moment.robust,
+            examples=together.examples + moment.examples,
+            passes=together.passes + moment.passes,
+            passes_left=together.passes_left + moment.passes_left,
+        )
+    return together
 
 
 def _started(work: Work, shard: Shard, starts: int) -> _Worker:
