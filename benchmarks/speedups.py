@@ -169,7 +169,8 @@ def table(case: Case) -> list[dict[str, Any]]:
     )
     variants = [prepare(model, speedups, images) for speedups in VARIANTS]
     for variant in variants:
-        print("".join(f"  {variant.levers.label}: {note}\n" for note in variant.ask.notes), end="")
+        for note in variant.ask.notes:
+            print(f"  {variant.speedups.label}: {note}")
     found = measure(variants, images)
     rows = []
     for variant in variants:
@@ -201,13 +202,13 @@ def table(case: Case) -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]]) -> None:
     key = "wall" if GPU else "cpu"
     print(
-        f"{'levers':32}{'forward us':>12}{'ratio':>8}{'both us':>12}{'ratio':>8}{'prepared s':>12}"
+        f"{'speedups':32}{'forward us':>12}{'ratio':>8}{'both us':>12}{'ratio':>8}{'prepared s':>12}"
     )
     for one, other in zip(rows[::2], rows[1::2], strict=True):
         values = "".join(
             f"{row[f'{key}_us']:12.1f}{row[f'{key}_ratio']:8.2f}" for row in (one, other)
         )
-        print(f"{one['levers']:32}{values}{one['prepared_s']:12.1f}")
+        print(f"{one['speedups']:32}{values}{one['prepared_s']:12.1f}")
 
 
 def main() -> None:

@@ -201,7 +201,7 @@ _LOSSES: dict[str, Objective] = {OBLIVIOUS: _classifier_loss, JOINT: _joint_loss
 
 def _surface(run: Run, stage: str) -> Surface:
     """Returns the surface that the defence declares for an attack, else the defence itself."""
-    declared = surfaces.adaptive(run.oracle, run.threat.eps)
+    declared = surfaces.adaptive_surfaces(run.oracle, run.threat.eps)
     known = {surface.name: surface for surface in declared}
     return next(known[name] for name in (_DECLARED[stage], EXPECTED, OWN) if name in known)
 

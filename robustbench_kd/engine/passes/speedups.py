@@ -158,7 +158,7 @@ def _changes(
     if speedups.fold:
         changes.append(("fold", _folded, _CLOSE))
     if speedups == Speedups(fold=True) and device.type == "cpu":
-        changes.append(("narrow", _rearranged, _CLOSE))
+        changes.append(("input-convolution", _rearranged, _CLOSE))
     if speedups.channels_last:
         changes.append(("channels-last", _laid_out, _CLOSE))
     if speedups.precision == "bf16":

@@ -55,7 +55,7 @@ def drawn(model: Randomized, draws: int) -> Answer:
     return answer
 
 
-def adaptive(oracle: Oracle, eps: float) -> list[Surface]:
+def adaptive_surfaces(oracle: Oracle, eps: float) -> list[Surface]:
     """Returns all surfaces for adaptive attacks at a radius, the declared ones first."""
     declared: list[Surface] = []
     if isinstance(oracle.model, Surfaced):

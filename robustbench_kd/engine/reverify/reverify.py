@@ -118,7 +118,7 @@ def _case(folder: Path, record: RunRecord, data: Dataset, witness: _Witness) -> 
     rows = {row.index: row for row in read_examples(folder / EXAMPLES)}
     if record.claim:  # it was settled before all examples were needed
         evaluated = [row for row, example in enumerate(data.ids) if example in rows]
-        data = data.take(torch.tensor(evaluated))
+        data = data.take(torch.tensor(evaluated, dtype=torch.int64))
     drawn = _read_draws(folder / DRAWS) if witness.oracle.randomized else None
     _check_examples(folder, data, stored, rows, drawn)
 

@@ -99,7 +99,7 @@ def _adaptive_stages(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra)
     call the defence themselves, at last attacks without gradients.
     """
     norm = threat.norm
-    known = surfaces.adaptive(oracle, threat.eps)
+    known = surfaces.adaptive_surfaces(oracle, threat.eps)
     defence = next(surface for surface in known if surface.name in {OWN, EXPECTED})
 
     for name, model in extra.surrogates.items():
