@@ -202,7 +202,8 @@ def table(case: Case) -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]]) -> None:
     key = "wall" if GPU else "cpu"
     print(
-        f"{'speedups':32}{'forward us':>12}{'ratio':>8}{'both us':>12}{'ratio':>8}{'prepared s':>12}"
+        f"{'speedups':32}{'forward us':>12}{'ratio':>8}{'both us':>12}{'ratio':>8}"
+        f"{'prepared s':>12}"
     )
     for one, other in zip(rows[::2], rows[1::2], strict=True):
         values = "".join(

@@ -1,6 +1,6 @@
 """The baseline of a gate: one run per model and protocol, in folders like those of results.
 
-Of a run it keeps `run.json` and `examples.csv` as they are.
+It keeps `run.json` and `examples.csv` of a run unchanged.
 """
 
 from collections.abc import Iterable

@@ -28,8 +28,8 @@ _RANDOMIZED = (
 _FAST = "Fast runs may miss adversarial images, up to the points they name with 95 % confidence."
 _PUBLISHED = "Published numbers come from RobustBench: others ran them, perhaps on other examples."
 _AUTOATTACK = {"apgd-ce", "apgd-t", "fab-t", "square"}
-# Every heading in order, and whether its cells are numbers. Of the three before "adaptive %" a
-# table has one.
+# Every heading in order, and whether its cells are numbers. A table has one of the three headings
+# before "adaptive %".
 _HEADINGS = {
     "#": True,
     "model": False,

@@ -10,8 +10,8 @@ class ExampleRow(NamedTuple):  # a page reads them by the hundred thousand
 
     `margin` is the true class's logit less the largest other one, on the adversarial image where
     there is one and on the clean image otherwise. `forwards` and `backwards` are empty where the
-    engine cannot tell them per example. Of a randomized defence a prediction is the most frequent
-    one, and `robust` says whether it is right.
+    engine cannot tell them per example. For a randomized defence the prediction is the most
+    frequent one, and `robust` says whether it is right.
     """
 
     index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody asks of a row

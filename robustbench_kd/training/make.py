@@ -54,10 +54,10 @@ class Made:
 def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer) -> Made:
     """Trains by the plan on the training split `data`, and writes a card and weights to a folder.
 
-    Until the card is written a file `NAME.training` lies beside it, from which the same plan goes
-    on after the last finished epoch. Of several processes that torchrun started the first one
-    writes. Raises `UsageError` for a name that is no file name, or that of a checkpoint which was
-    made otherwise, and whatever building and training raise.
+    Until the card is written, a file `NAME.training` is beside it: the same plan resumes from it
+    after the last finished epoch. The first of several processes of torchrun writes. Raises
+    `UsageError` for a name that cannot be a file name, or for an existing checkpoint that was made
+    with other settings, and what building and training raise.
     """
     if not plan.name or not is_file_name(plan.name):
         raise UsageError(f"expected a name that can be a file name, got {plan.name!r}")

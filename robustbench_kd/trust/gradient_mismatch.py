@@ -10,7 +10,7 @@ from robustbench_kd.trust._grade import too_low
 
 _CHECK = "gradient-mismatch"
 _DIRECTIONS = 6
-# Of the radius: a rounded function agrees in large steps, a rough one in small steps.
+# In radii: a rounded function agrees in large steps, a rough one in small steps.
 SCALES = (0.003, 0.1, 1.0)
 _YELLOW, _RED = 0.9, 0.5  # at the best scale; honest networks agree to 0.99 there
 _ROUGH = 0.5  # at the middle scale; honest networks agree to 0.95 at usual radii

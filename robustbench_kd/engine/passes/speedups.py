@@ -30,7 +30,7 @@ Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 Wrapper: TypeAlias = Callable[[Classifier], Classifier]
 
 _CLOSE = 1e-3  # of the largest logit: what rearranged fp32 arithmetic may change
-# Of the largest logit: where rounding changes more, the answers say nothing about the model.
+# Part of the largest logit; a larger change by rounding says nothing about the model any more.
 _ROUGH = 0.5
 
 
