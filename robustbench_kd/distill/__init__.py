@@ -107,7 +107,9 @@ def _check_host(name: str, module: ModuleType, options: MethodOptions, addition:
         )
 
 
-def _bound(function: Callable[[_In, Any], _Out], options: MethodOptions) -> Callable[[_In], _Out]:
+def _bound(
+    function: Callable[[_In, MethodOptions], _Out], options: MethodOptions
+) -> Callable[[_In], _Out]:
     return lambda given: function(given, options)
 
 
@@ -115,7 +117,7 @@ def _merged(terms: list[Callable[[BatchContext], Terms]], context: BatchContext)
     return {name: value for term in terms for name, value in term(context).items()}
 
 
-def _no_attack(_lesson: BatchContext, _options: MethodOptions) -> Objective | None:
+def _no_attack(_context: BatchContext, _options: MethodOptions) -> Objective | None:
     return None
 
 

@@ -246,5 +246,5 @@ def _sentence(detail: ErrorDetails) -> str:
     return said
 
 
-def _no_attack(_lesson: BatchContext, recipe: Recipe) -> Objective | None:
+def _no_attack(_context: BatchContext, recipe: Recipe) -> Objective | None:
     return None

@@ -75,7 +75,7 @@ class TrainingState:
     def terms(self, rows: Tensor, epoch: int) -> Terms:
         """Returns the loss of a batch, after the attack that the method asks for."""
         images, labels = fetch(self.training, rows, self.network)
-        return self.method.loss(self._attacked(self._lesson(images, labels, rows, epoch)))
+        return self.method.loss(self._attacked(self._context(images, labels, rows, epoch)))
 
     def after_step(self, epoch: int) -> None:
         """Lets the weights of a step into an exponential average."""
@@ -103,7 +103,7 @@ class TrainingState:
             )
         return averaged
 
-    def _lesson(self, images: Images, labels: Labels, rows: Tensor, epoch: int) -> BatchContext:
+    def _context(self, images: Images, labels: Labels, rows: Tensor, epoch: int) -> BatchContext:
         shown, teachers = self._shown(images, rows)
         return BatchContext(
             student=CachedNetwork(self.network, half=self.recipe.precision == "bf16"),
