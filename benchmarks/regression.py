@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from robustbench_kd.analysis import junit, markdown
-from robustbench_kd.analysis.gate import Gate, Limits, judge
+from robustbench_kd.analysis.gate import Gate, Limits, gate_runs
 from robustbench_kd.analysis.paired import listed
 from robustbench_kd.analysis.repeat import CHECKPOINT, repetition
 from robustbench_kd.analysis.runs import Run, read_runs
@@ -78,7 +78,7 @@ def main() -> None:
     for run in baseline.values():
         repeat(run, device=sys.argv[1] if len(sys.argv) > 1 else "")
     fresh, problems = read_runs(FRESH)
-    gate = judge(
+    gate = gate_runs(
         [run for run in fresh if run.key in baseline], [*damaged, *problems], baseline, Limits()
     )
     write_text(FRESH / "gate.xml", junit.render(gate))

@@ -35,7 +35,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Cell:
+class JudgedAccuracy:
     """One accuracy of one model against its baseline.
 
     `reason` says why it fails and is empty where it does not. `mark` is `!` where it fails,
@@ -78,14 +78,14 @@ class Gate:
     `cells` are accuracies with a baseline, `added` runs without one, `gaps` what was not judged.
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[JudgedAccuracy, ...]
     added: tuple[Run, ...]
     gaps: tuple[Gap, ...]
     notes: tuple[str, ...]
     limits: Limits
 
     @property
-    def failures(self) -> tuple[Cell, ...]:
+    def failures(self) -> tuple[JudgedAccuracy, ...]:
         """The accuracies that fell too far."""
         return tuple(cell for cell in self.cells if cell.reason)
 
@@ -103,7 +103,7 @@ class Gate:
         return f"{state}: {', '.join(counts)}"
 
 
-def judge(
+def gate_runs(
     runs: Sequence[Run], problems: Iterable[str], baseline: dict[Key, Run], limits: Limits
 ) -> Gate:
     """Judges runs against the baseline runs of the same model and protocol."""
@@ -148,7 +148,7 @@ def as_json(gate: Gate) -> dict[str, object]:
     }
 
 
-def _cell_json(cell: Cell) -> dict[str, object]:
+def _cell_json(cell: JudgedAccuracy) -> dict[str, object]:
     return {
         "model": cell.after.model,
         "baseline": str(cell.before.folder),
@@ -160,7 +160,7 @@ def _cell_json(cell: Cell) -> dict[str, object]:
     }
 
 
-def _cells(pairs: Sequence[tuple[Run, Run]], limits: Limits) -> tuple[Cell, ...]:
+def _cells(pairs: Sequence[tuple[Run, Run]], limits: Limits) -> tuple[JudgedAccuracy, ...]:
     found = []
     drops = []
     for old, new in pairs:
@@ -173,7 +173,7 @@ def _cells(pairs: Sequence[tuple[Run, Run]], limits: Limits) -> tuple[Cell, ...]
     for (old, new, change), p in zip(found, holm(drops), strict=True):
         reason = _reason(change, p, limits)
         mark = "!" if reason else _mark(change, p, limits)
-        cells.append(Cell(old, new, change, p, reason, mark))
+        cells.append(JudgedAccuracy(old, new, change, p, reason, mark))
     return tuple(cells)
 
 
@@ -215,7 +215,7 @@ def _named(run: Run) -> str:
     return f"{run.model}, {title(run.identity)}"
 
 
-def _power(cells: Sequence[Cell], limits: Limits) -> list[str]:
+def _power(cells: Sequence[JudgedAccuracy], limits: Limits) -> list[str]:
     """Says where too few examples cannot show a drop beyond the tolerance."""
     fewest = min((cell.change.n for cell in cells), default=0)
     # With none gained p is 2 to the minus losses.

@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree as ET
 
-from robustbench_kd.analysis.gate import Cell, Gap, Gate
+from robustbench_kd.analysis.gate import Gap, Gate, JudgedAccuracy
 from robustbench_kd.analysis.leaderboard import title
 from robustbench_kd.analysis.paired import points
 from robustbench_kd.analysis.runs import Run
@@ -29,7 +29,7 @@ def render(gate: Gate) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
 
-def _judged(cell: Cell) -> ET.Element:
+def _judged(cell: JudgedAccuracy) -> ET.Element:
     change = cell.change
     case = _case(cell.after.model, f"{change.name} accuracy, {title(cell.after.identity)}")
     if cell.reason:

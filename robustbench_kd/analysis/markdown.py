@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from robustbench_kd.analysis.compare import Comparison, provenance
-from robustbench_kd.analysis.gate import Cell, Gate
+from robustbench_kd.analysis.gate import Gate, JudgedAccuracy
 from robustbench_kd.analysis.leaderboard import title
 from robustbench_kd.analysis.paired import MOST, Change, listed, p_text, points
 from robustbench_kd.analysis.runs import Run
@@ -103,7 +103,7 @@ def _row(change: Change) -> tuple[str, ...]:
     )
 
 
-def _cell(cell: Cell) -> tuple[str, ...]:
+def _cell(cell: JudgedAccuracy) -> tuple[str, ...]:
     _, name, *numbers, _ = _row(cell.change)
     return (
         code(cell.mark),

@@ -7,7 +7,7 @@ from shlex import quote
 from rich.table import Table
 
 from robustbench_kd.analysis.compare import Comparison, provenance
-from robustbench_kd.analysis.gate import Cell, Gate
+from robustbench_kd.analysis.gate import Gate, JudgedAccuracy
 from robustbench_kd.analysis.leaderboard import title
 from robustbench_kd.analysis.paired import MOST, Change, listed, p_text, points
 from robustbench_kd.cli import _console
@@ -55,13 +55,13 @@ def show_gate(gate: Gate) -> None:
         _console.say(note, "dim")
 
 
-def _closer_look(cell: Cell) -> str:
+def _closer_look(cell: JudgedAccuracy) -> str:
     return printable(
         f"rkd compare {quote(str(cell.before.folder))} {quote(str(cell.after.folder))}"
     )
 
 
-def _protocol(cell: Cell) -> tuple[str, str, float, str]:
+def _protocol(cell: JudgedAccuracy) -> tuple[str, str, float, str]:
     identity = cell.after.identity
     return identity.dataset, identity.norm, identity.eps, title(identity)
 

@@ -99,7 +99,7 @@ def command(options: GateOptions) -> None:
       rkd gate results --baseline baseline --junit gate.xml --markdown comment.md
     """
     from robustbench_kd.analysis.baseline import one_each, read_baseline, update
-    from robustbench_kd.analysis.gate import judge
+    from robustbench_kd.analysis.gate import gate_runs
     from robustbench_kd.cli import _console
 
     limits = options.limits()
@@ -118,7 +118,7 @@ def command(options: GateOptions) -> None:
         )
 
     new_baseline = one_each(runs, results) if options.update else {}
-    gate = judge(runs, problems, known, limits)
+    gate = gate_runs(runs, problems, known, limits)
     _write(gate, options)
     _show(gate, as_json=options.as_json)
     if not options.update:

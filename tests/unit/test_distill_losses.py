@@ -75,9 +75,9 @@ def nets():
 def scene(nets):
     """The student's and two teachers' logits on clean (x) and adversarial (a) images."""
     pupil, first, second = nets
-    given_lesson = context(pupil, first, second)
-    clean, attacked = given_lesson.images, given_lesson.adversarial
-    return given_lesson, {
+    batch = context(pupil, first, second)
+    clean, attacked = batch.images, batch.adversarial
+    return batch, {
         "sx": pupil(clean),
         "sa": pupil(attacked),
         "tx": first(clean),
@@ -96,8 +96,8 @@ def close(terms, expected):
 
 
 def test_kd(scene):
-    given_lesson, z = scene
-    terms = open_method("kd", {"temperature": 3.0}).loss(given_lesson)
+    batch, z = scene
+    terms = open_method("kd", {"temperature": 3.0}).loss(batch)
     close(
         terms,
         {"labels": 0.1 * ce(z["sx"]).mean(), "teacher": 0.9 * 9 * kl(z["tx"], z["sx"], 3).mean()},
@@ -105,14 +105,14 @@ def test_kd(scene):
 
 
 def test_ard_softens_both_networks_and_means_over_classes(scene):
-    given_lesson, z = scene
+    batch, z = scene
     close(
-        open_method("ard").loss(given_lesson),
+        open_method("ard").loss(batch),
         {"teacher": 900 * kl(z["tx"], z["sa"], 30).mean() / CLASSES},
     )
     terms = open_method(
         "ard", {"teacher_weight": 0.7, "temperature": 2.0, "reduction": "batchmean"}
-    ).loss(given_lesson)
+    ).loss(batch)
     close(
         terms,
         {"teacher": 0.7 * 4 * kl(z["tx"], z["sa"], 2).mean(), "labels": 0.3 * ce(z["sx"]).mean()},
@@ -120,9 +120,9 @@ def test_ard_softens_both_networks_and_means_over_classes(scene):
 
 
 def test_iad_one(scene):
-    given_lesson, z = scene
+    batch, z = scene
     doubt = 1 - torch.stack([p(z["ta"])[row, label] for row, label in enumerate(LABELS)]) ** 0.1
-    terms = open_method("iad", {"teacher_weight": 0.8}).loss(given_lesson)
+    terms = open_method("iad", {"teacher_weight": 0.8}).loss(batch)
     close(
         terms,
         {
@@ -134,10 +134,10 @@ def test_iad_one(scene):
 
 
 def test_iad_two(scene):
-    given_lesson, z = scene
+    batch, z = scene
     trusted = torch.stack([p(z["ta"])[row, label] for row, label in enumerate(LABELS)]) ** 0.1
     close(
-        open_method("iad2").loss(given_lesson),
+        open_method("iad2").loss(batch),
         {
             "labels": 0.25 * ce(z["sa"]).mean(),
             "teacher": 0.5 * (trusted * kl(z["ta"], z["sa"])).mean(),
@@ -171,9 +171,9 @@ def test_trust_is_a_power_of_the_label_s_probability_without_gradient():
 
 
 def test_rslad(scene):
-    given_lesson, z = scene
+    batch, z = scene
     close(
-        open_method("rslad", {"scale": 10.0}).loss(given_lesson),
+        open_method("rslad", {"scale": 10.0}).loss(batch),
         {
             "adversarial": 10 * 5 / 6 * kl(z["tx"], z["sa"]).mean() / CLASSES,
             "clean": 10 * 1 / 6 * kl(z["tx"], z["sx"]).mean() / CLASSES,
@@ -183,23 +183,19 @@ def test_rslad(scene):
 
 @pytest.mark.parametrize(("classes", "scale"), [(10, 1.0), (100, 10.0)])
 def test_the_published_scales_of_rslad_are_a_tenth_of_batchmean(classes, scale):
-    given_lesson = context(linear(1, classes=classes), linear(2, classes=classes))
-    published = open_method("rslad", {"reduction": "elementmean", "scale": scale}).loss(
-        given_lesson
-    )
-    summed = open_method("rslad", {"reduction": "batchmean"}).loss(given_lesson)
+    batch = context(linear(1, classes=classes), linear(2, classes=classes))
+    published = open_method("rslad", {"reduction": "elementmean", "scale": scale}).loss(batch)
+    summed = open_method("rslad", {"reduction": "batchmean"}).loss(batch)
     close(published, {name: value / 10 for name, value in summed.items()})
 
 
 def test_adaad(scene):
-    given_lesson, z = scene
+    batch, z = scene
     close(
-        open_method("adaad").loss(given_lesson),
+        open_method("adaad").loss(batch),
         {"adversarial": kl(z["ta"], z["sa"]).mean() / CLASSES},
     )
-    terms = open_method("adaad", {"adversarial_weight": 0.6, "reduction": "batchmean"}).loss(
-        given_lesson
-    )
+    terms = open_method("adaad", {"adversarial_weight": 0.6, "reduction": "batchmean"}).loss(batch)
     close(
         terms,
         {
@@ -210,10 +206,10 @@ def test_adaad(scene):
 
 
 def test_adaiad(scene):
-    given_lesson, z = scene
+    batch, z = scene
     doubt = 1 - torch.stack([p(z["ta"])[row, label] for row, label in enumerate(LABELS)]) ** 0.1
     close(
-        open_method("adaiad").loss(given_lesson),
+        open_method("adaiad").loss(batch),
         {
             "adversarial": 900 * kl(z["ta"], z["sa"], 30).mean(),
             "self": (doubt * kl(z["sx"], z["sa"])).mean(),
@@ -222,10 +218,10 @@ def test_adaiad(scene):
 
 
 def test_the_attack_of_adaad_climbs_through_both_networks(scene):
-    given_lesson, _ = scene
-    pupil, first = given_lesson.student.network, given_lesson.teachers[0].network
-    points = given_lesson.images.clone().requires_grad_()
-    objective = open_method("adaad").inner(given_lesson)
+    batch, _ = scene
+    pupil, first = batch.student.network, batch.teachers[0].network
+    points = batch.images.clone().requires_grad_()
+    objective = open_method("adaad").inner(batch)
     (found,) = torch.autograd.grad(objective(points, pupil(points)).sum(), points)
     (expected,) = torch.autograd.grad(kl(first(points), pupil(points)).sum(), points)
     torch.testing.assert_close(found, expected)
@@ -244,17 +240,17 @@ def test_the_attack_of_adaad_climbs_through_both_networks(scene):
     ],
 )
 def test_attacks_raise_what_the_papers_say(scene, name, expected):
-    given_lesson, z = scene
+    batch, z = scene
     objective = open_method(
         name, {"contrast_weight": 0.0} if name.startswith("crdnd") else {}
-    ).inner(given_lesson)
-    torch.testing.assert_close(objective(given_lesson.adversarial, z["sa"]), expected(z))
+    ).inner(batch)
+    torch.testing.assert_close(objective(batch.adversarial, z["sa"]), expected(z))
 
 
 def test_akd_is_the_cross_entropy_with_the_mixed_target_less_a_constant(scene):
-    given_lesson, z = scene
+    batch, z = scene
     weights = (0.3, 0.2)
-    found = total(open_method("akd", {"weights": weights}).loss(given_lesson))
+    found = total(open_method("akd", {"weights": weights}).loss(batch))
     label = torch.nn.functional.one_hot(LABELS, CLASSES)
     target = 0.5 * label + 0.3 * p(z["ta"]) + 0.2 * p(z["ua"])
     constant = sum(
@@ -268,23 +264,23 @@ def test_akd_is_the_cross_entropy_with_the_mixed_target_less_a_constant(scene):
 
 
 def test_mtard_moves_its_balance_and_weighs_by_it(scene):
-    given_lesson, z = scene
+    batch, z = scene
     adversarial, clean = (
         kl(z["ta"], z["sa"]).mean() / CLASSES,
         kl(z["ux"], z["sx"]).mean() / CLASSES,
     )
     balance = mtard.Balance()
     balance.first.copy_(torch.stack([2 * adversarial, 4 * clean]).detach())
-    terms = open_method("mtard").loss(replace(given_lesson, helper=balance))
+    terms = open_method("mtard").loss(replace(batch, helper=balance))
     weight = 0.5 - 0.025 * (0.5 - 0.25 / 0.75)
     assert balance.clean_weight.item() == pytest.approx(weight)
     close(terms, {"adversarial": (1 - weight) * adversarial, "clean": weight * clean})
 
 
 def test_the_first_step_of_mtard_is_even_and_remembered(scene):
-    given_lesson, _ = scene
+    batch, _ = scene
     balance = mtard.Balance()
-    open_method("mtard").loss(replace(given_lesson, helper=balance))
+    open_method("mtard").loss(replace(batch, helper=balance))
     assert balance.clean_weight == 0.5
     assert (balance.first > 0).all()
 
@@ -312,15 +308,15 @@ def test_the_rate_of_mtard_falls_after_the_published_epochs(epoch, rate):
 
 
 def test_saad_weighs_examples_by_the_teacher_s_entropy(scene):
-    given_lesson, z = scene
+    batch, z = scene
     entropies = -(p(z["ta"]) * p(z["ta"]).log()).sum(dim=1)
     weights = 5 * (entropies - entropies.min())
-    teacher, pupil = given_lesson.teachers[0].network, given_lesson.student.network
-    behind = 2 * given_lesson.images - given_lesson.adversarial
+    teacher, pupil = batch.teachers[0].network, batch.student.network
+    behind = 2 * batch.images - batch.adversarial
     matched = kl(z["ta"] - teacher(behind), z["sa"] - pupil(behind))
     rest = 1 - weights / (weights.max() + 1e-8)
     close(
-        open_method("saad-c").loss(given_lesson),
+        open_method("saad-c").loss(batch),
         {
             "adversarial": (weights * kl(z["ta"], z["sa"])).mean(),
             "gradient": 0.7 * (weights * matched).mean(),
@@ -330,23 +326,23 @@ def test_saad_weighs_examples_by_the_teacher_s_entropy(scene):
 
 
 def test_saad_without_the_clean_term_is_the_same_otherwise(scene):
-    given_lesson, _ = scene
-    both = open_method("saad-c").loss(given_lesson)
+    batch, _ = scene
+    both = open_method("saad-c").loss(batch)
     close(
-        open_method("saad").loss(given_lesson),
+        open_method("saad").loss(batch),
         {name: both[name] for name in ("adversarial", "gradient")},
     )
 
 
 def test_the_attack_of_saad_corrects_the_true_logit_to_first_order(scene):
-    given_lesson, z = scene
-    objective = open_method("saad", {"correction": 0.5}).inner(given_lesson)
-    weight = given_lesson.teachers[0].network[1].weight
-    offset = (given_lesson.adversarial - given_lesson.images).flatten(1)
+    batch, z = scene
+    objective = open_method("saad", {"correction": 0.5}).inner(batch)
+    weight = batch.teachers[0].network[1].weight
+    offset = (batch.adversarial - batch.images).flatten(1)
     target = z["tx"].clone()
     for row, label in enumerate(LABELS):
         target[row, label] += 0.5 * (weight[label] @ offset[row])
-    torch.testing.assert_close(objective(given_lesson.adversarial, z["sa"]), kl(target, z["sa"]))
+    torch.testing.assert_close(objective(batch.adversarial, z["sa"]), kl(target, z["sa"]))
 
 
 @pytest.mark.parametrize("order", [0.5, 2.0])
@@ -369,10 +365,10 @@ def test_entropy_of_orders_near_one_is_shannon_s():
 
 def test_peeraid(nets):
     pupil, peer, _ = nets
-    given_lesson = context(pupil, helper=peer)
-    clean, attacked = given_lesson.images, given_lesson.adversarial
+    batch = context(pupil, helper=peer)
+    clean, attacked = batch.images, batch.adversarial
     pa, sa, sx = peer(attacked), pupil(attacked), pupil(clean)
-    terms = open_method("peeraid", {"label_weight": 0.3}).loss(given_lesson)
+    terms = open_method("peeraid", {"label_weight": 0.3}).loss(batch)
     close(
         terms,
         {
@@ -383,7 +379,7 @@ def test_peeraid(nets):
             "peer-student": 0.1 * kl(sa, pa).mean() / CLASSES,
         },
     )
-    objective = open_method("peeraid").inner(given_lesson)
+    objective = open_method("peeraid").inner(batch)
     torch.testing.assert_close(objective(attacked, sa), kl(peer(clean), sa))
 
 
@@ -401,28 +397,26 @@ def test_who_learns_from_whom_in_peeraid(name, student_learns, peer_learns):
 
 
 def test_igdm_is_the_divergence_of_output_differences(scene):
-    given_lesson, _ = scene
-    teacher, pupil = given_lesson.teachers[0].network, given_lesson.student.network
-    x, offset = given_lesson.images, given_lesson.adversarial - given_lesson.images
+    batch, _ = scene
+    teacher, pupil = batch.teachers[0].network, batch.student.network
+    x, offset = batch.images, batch.adversarial - batch.images
     expected = kl(
         teacher(x + 0.5 * offset) - teacher(x - 2 * offset),
         pupil(x + 0.5 * offset) - pupil(x - 2 * offset),
     )
-    torch.testing.assert_close(gradient_match(given_lesson, beta=0.5, gamma=2.0), expected)
+    torch.testing.assert_close(gradient_match(batch, beta=0.5, gamma=2.0), expected)
     method = open_method("adaad", {}, {"igdm": {"alpha": 4.0, "beta": 0.5, "gamma": 2.0}})
-    torch.testing.assert_close(method.loss(given_lesson)["igdm"], 4 * 0.7 * expected.mean())
+    torch.testing.assert_close(method.loss(batch)["igdm"], 4 * 0.7 * expected.mean())
 
 
 def test_igdm_of_linear_networks_is_the_gradient_s_product_with_the_perturbation(scene):
-    given_lesson, _ = scene
+    batch, _ = scene
     pupil, teacher = (
-        given_lesson.student.network[1].weight,
-        given_lesson.teachers[0].network[1].weight,
+        batch.student.network[1].weight,
+        batch.teachers[0].network[1].weight,
     )
-    offset = 2 * (given_lesson.adversarial - given_lesson.images).flatten(1)
-    torch.testing.assert_close(
-        gradient_match(given_lesson), kl(offset @ teacher.T, offset @ pupil.T)
-    )
+    offset = 2 * (batch.adversarial - batch.images).flatten(1)
+    torch.testing.assert_close(gradient_match(batch), kl(offset @ teacher.T, offset @ pupil.T))
 
 
 def test_igdm_of_linear_networks_with_equal_weights_is_zero_whatever_the_biases():
@@ -490,12 +484,12 @@ def test_igdm_of_equal_networks_is_zero_on_adversarial_images_too():
 
 def test_hint(nets):
     pupil, teacher, regressor = linear(1), linear(2), nn.Linear(4, 4, dtype=torch.float64)
-    given_lesson = context(pupil, teacher, helper=regressor)
-    flat = given_lesson.images.flatten(1)
+    batch = context(pupil, teacher, helper=regressor)
+    flat = batch.images.flatten(1)
     gap = (regressor(flat) - flat).square()
-    labels = ce(pupil(given_lesson.images)).mean()
-    close(open_method("hint").loss(given_lesson), {"labels": labels, "hint": 100 * gap.mean()})
-    halved = open_method("hint", {"distance": "half_sum", "hint_weight": 3.0}).loss(given_lesson)
+    labels = ce(pupil(batch.images)).mean()
+    close(open_method("hint").loss(batch), {"labels": labels, "hint": 100 * gap.mean()})
+    halved = open_method("hint", {"distance": "half_sum", "hint_weight": 3.0}).loss(batch)
     close(halved, {"labels": labels, "hint": 3 * gap.sum(dim=1).mean() / 2})
 
 
@@ -529,22 +523,22 @@ def memory(labels=None):
 def test_crd_is_the_sum_of_both_contrasts(nets):
     bank = memory()
     bank.log_scales.copy_(torch.tensor([1.0, 2.0], dtype=torch.float64))
-    given_lesson = context(*nets[:2], helper=bank)
-    flat = given_lesson.images.flatten(1)
+    batch = context(*nets[:2], helper=bank)
+    flat = batch.images.flatten(1)
     student, teacher = (unit(embed(flat)) for embed in (bank.embed_student, bank.embed_teacher))
     generator = torch.Generator()
-    generator.set_state(given_lesson.generator.get_state())
+    generator.set_state(batch.generator.get_state())
     rows = torch.cat([torch.arange(N)[:, None], bank.others(LABELS, 6, generator)], dim=1)
     noise, expected = 6 / 20, 0.0
     for anchor, side, scale in ((student, bank.teacher, 1.0), (teacher, bank.student, 2.0)):
         e = ((side[rows] * anchor[:, None]).sum(dim=2) / 0.07).exp() / math.exp(scale)
         h = e / (e + noise)
         expected = expected - (h[:, 0].log() + (1 - h[:, 1:]).log().sum(dim=1)).mean()
-    terms = open_method("crd", {"negatives": 6}).loss(given_lesson)
+    terms = open_method("crd", {"negatives": 6}).loss(batch)
     close(
         terms,
         {
-            "labels": ce(given_lesson.student(given_lesson.images)).mean(),
+            "labels": ce(batch.student(batch.images)).mean(),
             "contrast": 0.8 * expected,
         },
     )
@@ -557,9 +551,9 @@ def unit(vectors):
 def test_the_memory_of_crd_moves_half_way_and_stays_on_the_sphere(nets):
     bank = memory()
     before, other = bank.student[:N].clone(), bank.student[N:].clone()
-    given_lesson = context(*nets[:2], helper=bank)
-    open_method("crd", {"negatives": 6}).loss(given_lesson)
-    fresh = unit(bank.embed_student(given_lesson.images.flatten(1)))
+    batch = context(*nets[:2], helper=bank)
+    open_method("crd", {"negatives": 6}).loss(batch)
+    fresh = unit(bank.embed_student(batch.images.flatten(1)))
     torch.testing.assert_close(bank.student[:N], unit(0.5 * before + 0.5 * fresh))
     assert torch.equal(bank.student[N:], other)
     assert not bank.student.requires_grad
@@ -567,11 +561,11 @@ def test_the_memory_of_crd_moves_half_way_and_stays_on_the_sphere(nets):
 
 def test_the_scales_of_crd_are_set_once(nets):
     bank = memory()
-    method, given_lesson = open_method("crd", {"negatives": 6}), context(*nets[:2], helper=bank)
+    method, batch = open_method("crd", {"negatives": 6}), context(*nets[:2], helper=bank)
     assert bank.log_scales.isnan().all()
-    method.loss(given_lesson)
+    method.loss(batch)
     first = bank.log_scales.clone()
-    method.loss(replace(given_lesson, images=given_lesson.images / 2))
+    method.loss(replace(batch, images=batch.images / 2))
     assert first.isfinite().all()
     assert torch.equal(bank.log_scales, first)
 
@@ -624,11 +618,11 @@ def test_denoising_by_trust_and_none():
 
 
 def test_the_reconstruction_without_its_parts_is_rslad(scene):
-    given_lesson, _ = scene
+    batch, _ = scene
     bare = open_method("crdnd_reconstructed", {"denoise": "none", "contrast_weight": 0.0}).loss(
-        given_lesson
+        batch
     )
-    close(bare, open_method("rslad").loss(given_lesson))
+    close(bare, open_method("rslad").loss(batch))
 
 
 def test_the_contrast_of_features_leaves_out_the_same_class():
@@ -674,12 +668,12 @@ class Three(nn.Module):
 
 def test_inductive_bias_gives_each_token_its_teacher(nets):
     pupil = Three()
-    given_lesson = context(pupil, *nets[1:])
-    own, convolution, involution = pupil.heads(given_lesson.images).unbind(dim=1)
-    tx, ux = nets[1](given_lesson.images), nets[2](given_lesson.images)
+    batch = context(pupil, *nets[1:])
+    own, convolution, involution = pupil.heads(batch.images).unbind(dim=1)
+    tx, ux = nets[1](batch.images), nets[2](batch.images)
     smooth = 0.9 * ce(own) - 0.1 * p(own).log().mean(dim=1)
     close(
-        open_method("inductive_bias", {"temperature": 2.0}).loss(given_lesson),
+        open_method("inductive_bias", {"temperature": 2.0}).loss(batch),
         {
             "labels": smooth.mean(),
             "convolution": 4 * kl(tx, convolution, 2).mean(),

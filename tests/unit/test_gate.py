@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from robustbench_kd.analysis import baseline
 from robustbench_kd.analysis.baseline import one_each, read_baseline, update
-from robustbench_kd.analysis.gate import Limits, judge
+from robustbench_kd.analysis.gate import Limits, gate_runs
 from robustbench_kd.analysis.runs import Run, read_runs
 from robustbench_kd.core.errors import NotComparableError, RecordError
 from robustbench_kd.core.rundir import EXAMPLES, RECORD
@@ -28,7 +28,7 @@ def only_clean(n=1000, wrong=0):
 def gate(tmp_path, old, new, limits=USUAL, **fields):
     before = made(tmp_path / "old", old, checkpoint_sha256="old", **fields)
     after = made(tmp_path / "new", new, checkpoint_sha256="new", **fields)
-    return judge([after], [], {before.key: before}, limits)
+    return gate_runs([after], [], {before.key: before}, limits)
 
 
 def marks(found):
@@ -99,8 +99,8 @@ def test_runs_with_another_seed_fail_no_more_often_than_stated(tmp_path):
         lost = {i for i in range(500) if noise.random() < 0.04}
         gained = {i for i in range(500, 900) if noise.random() < 0.05}
         again = with_flips(base, lost, gained)
-        fine += not judge([again], [], {base.key: base}, USUAL).failures
-        strict += not judge(
+        fine += not gate_runs([again], [], {base.key: base}, USUAL).failures
+        strict += not gate_runs(
             [again], [], {base.key: base}, Limits(tolerance=0.0, alpha=0.3)
         ).failures
     assert fine >= 200 * 0.95
@@ -114,8 +114,8 @@ def test_many_accuracies_are_not_each_given_the_whole_chance_of_failing(tmp_path
     """
     first = [made(tmp_path / "a", planted(100, 50, 10), model=name) for name in ("one", "two")]
     again = [with_flips(first[0], set(range(6)), set()), first[1]]
-    alone = judge(again[:1], [], {first[0].key: first[0]}, USUAL).cells[0]
-    beside = judge(again, [], {run.key: run for run in first}, USUAL).cells[0]
+    alone = gate_runs(again[:1], [], {first[0].key: first[0]}, USUAL).cells[0]
+    beside = gate_runs(again, [], {run.key: run for run in first}, USUAL).cells[0]
     assert (alone.p, beside.p) == (2 / 64, 4 / 64)
     assert (alone.mark, beside.mark) == ("!", "~")
 
@@ -156,7 +156,7 @@ def test_the_least_drop_that_is_said_to_be_visible_is_the_least_that_is(
 def test_a_run_that_is_missing_is_named_with_the_nearest_that_is_there(tmp_path):
     old = made(tmp_path, planted(), suite="standard")
     new = made(tmp_path, planted(), suite="plus")
-    found = judge([new], [], {old.key: old}, USUAL)
+    found = gate_runs([new], [], {old.key: old}, USUAL)
     assert found.headline == "incomplete: 1 run not judged"
     assert found.gaps[0].text.startswith("net, digits, 1000 examples")
     assert found.gaps[0].why.endswith("nearest run there differs: suite standard against plus")
@@ -165,21 +165,26 @@ def test_a_run_that_is_missing_is_named_with_the_nearest_that_is_there(tmp_path)
 
 def test_a_new_model_passes_and_what_cannot_be_read_does_not(tmp_path):
     run = made(tmp_path, planted())
-    assert judge([run], [], {}, USUAL).headline == "passed"
-    assert judge([run], ["'x' is unfinished"], {}, USUAL).gaps[0].text.endswith("'x' is unfinished")
+    assert gate_runs([run], [], {}, USUAL).headline == "passed"
+    problem = "'x' is unfinished"
+    (gap,) = gate_runs([run], [problem], {}, USUAL).gaps
+    assert gap.text.endswith(problem)
 
 
 def test_a_baseline_of_other_labels_is_not_judged(tmp_path):
     old = made(tmp_path, planted())
     row = old.examples[0]._replace(label=5)
-    found = judge([Run(old.folder, old.record, old.examples | {0: row})], [], {old.key: old}, USUAL)
+    found = gate_runs(
+        [Run(old.folder, old.record, old.examples | {0: row})], [], {old.key: old}, USUAL
+    )
     assert found.cells == ()
     assert "not comparable: the same data, but other indices or labels" in found.gaps[0].text
 
 
 def test_an_untrustworthy_number_is_a_note(tmp_path):
     run = made(tmp_path, planted(), verdict="suspicious")
-    assert "the robust accuracy is suspicious" in judge([run], [], {run.key: run}, USUAL).notes[0]
+    (note,) = gate_runs([run], [], {run.key: run}, USUAL).notes
+    assert "the robust accuracy is suspicious" in note
 
 
 def files(folder):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from robustbench_kd.analysis import annotations, badge, junit, markdown
-from robustbench_kd.analysis.gate import Limits, as_json, judge
+from robustbench_kd.analysis.gate import Limits, as_json, gate_runs
 from robustbench_kd.core.text import printable
 
 HOSTILE = [
@@ -35,7 +35,7 @@ def everything(tmp_path, name="net"):
         made(tmp_path / "new", plan, norm="l1", **fields),
     )
     known = {run.key: run for run in (old, gone)}
-    return judge([new, added], [f"'{name}' is unfinished"], known, Limits(hard_limit=0.02))
+    return gate_runs([new, added], [f"'{name}' is unfinished"], known, Limits(hard_limit=0.02))
 
 
 def test_junit_counts_what_it_holds(tmp_path):
@@ -121,7 +121,7 @@ def test_markdown_of_a_gate_takes_no_name_for_markup(tmp_path, name):
 )
 def test_a_badge_says_how_it_went(tmp_path, lost, problems, message, colour):
     old, new = (made(tmp_path / name, planted(lost=ids)) for name, ids in (("a", ()), ("b", lost)))
-    found = json.loads(badge.render(judge([new], problems, {old.key: old}, Limits())))
+    found = json.loads(badge.render(gate_runs([new], problems, {old.key: old}, Limits())))
     assert found == {"schemaVersion": 1, "label": "robustness", "message": message, "color": colour}
 
 

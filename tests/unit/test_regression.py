@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_runs import made, planted
 
-from robustbench_kd.analysis.gate import Limits, judge
+from robustbench_kd.analysis.gate import Limits, gate_runs
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "regression.py"
 
@@ -27,7 +27,7 @@ def flips(regression, after, **changed):
     """What differs between a run and a later one of the same model that lost a single image of a
     thousand."""
     old, new = made(Path("before"), planted()), made(Path("after"), after, **changed)
-    gate = judge([new], [], {old.key: old}, Limits())
+    gate = gate_runs([new], [], {old.key: old}, Limits())
     assert not gate.failures
     return regression.flipped(gate)
 
