@@ -21,8 +21,9 @@ from robustbench_kd.core.threat import Threat
 from robustbench_kd.similarity.bootstrap import Series
 from robustbench_kd.similarity.gradcam import gradcam, last_map
 from robustbench_kd.similarity.transformations import DOMAINS, INVARIANCES
+from robustbench_kd.tensors.ascent import ascend
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels
-from robustbench_kd.tensors.geometry import project, steepest
+from robustbench_kd.tensors.geometry import steepest
 from robustbench_kd.tensors.losses import cross_entropy
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 from robustbench_kd.tensors.probe import NoGradientError, differentiated
@@ -130,11 +131,7 @@ def flops(subject: Subject, shape: Sequence[int]) -> int:
 
 def fool(slope: Callable[[Images], Tensor], images: Images, threat: Threat) -> Images:
     """Returns images inside the ball that iterative FGSM moved up a slope; Kurakin et al. 2017."""
-    points = images
-    for _ in range(STEPS):
-        step = _STEP * threat.eps * steepest(slope(points), threat.norm)
-        points = project(points + step, images, threat.eps, threat.norm)
-    return points
+    return ascend(slope, images, images, threat, steps=STEPS, step_size=_STEP)
 
 
 def _network(subject: Subject, comparison: Comparison) -> _Network:

@@ -3,11 +3,13 @@
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from robustbench_kd.core.threat import Threat
+from robustbench_kd.tensors.ascent import ascend
 from robustbench_kd.tensors.contracts import Classifier, Images
 from robustbench_kd.tensors.distillation import CachedNetwork, Objective
-from robustbench_kd.tensors.geometry import project, random_start, steepest
+from robustbench_kd.tensors.geometry import project, random_start
 from robustbench_kd.tensors.oracle import mode
 from robustbench_kd.training.recipe import Recipe
 
@@ -29,13 +31,14 @@ def pgd(
     `step_size` is a fraction of the radius. The gradients that the parameters hold stay as they
     are. Raises `UsageError` for `l1`.
     """
-    points = _start(images, threat, start, generator)
-    for _ in range(steps):
-        points.requires_grad_()
+
+    def slope(points: Images) -> Tensor:
+        points = points.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(objective(points, network(points)).sum(), points)
-        moved = points.detach() + step_size * threat.eps * steepest(gradient, threat.norm)
-        points = project(moved, images, threat.eps, threat.norm)
-    return points
+        return gradient
+
+    first = _start(images, threat, start, generator)
+    return ascend(slope, first, images, threat, steps=steps, step_size=step_size)
 
 
 def attack(
