@@ -1,4 +1,4 @@
-"""Plain projected gradient descent on the cross-entropy: a yardstick, no part of AutoAttack.
+"""Plain projected gradient descent on the cross-entropy: a reference, not part of AutoAttack.
 
 Source: Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", section
 2.1.

@@ -45,7 +45,7 @@ options: _options.Decorator = _options.together(
         type=click.Choice(["exact", "fast"]),
         default="exact",
         show_default=True,
-        help="fast runs a short front and then samples: a first guess at standard, with a bound.",
+        help="fast estimates standard: short attacks, then long ones on a sample, with a bound.",
     ),
     click.option(
         "--surrogate",

@@ -1,7 +1,4 @@
-"""AdaAD of Huang et al. 2023.
-
-The attack seeks where student and teacher differ most, and the student follows there.
-"""
+"""AdaAD (Huang et al. 2023): the attack looks for points where student and teacher differ most."""
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor

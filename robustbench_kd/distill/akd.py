@@ -1,7 +1,4 @@
-"""AKD of Maroto et al. 2022.
-
-Adversarial training on a mixture of labels and the answers of one or more teachers.
-"""
+"""AKD (Maroto et al. 2022): adversarial training on a mixture of labels and teacher answers."""
 
 from functools import partial
 

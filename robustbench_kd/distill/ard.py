@@ -1,7 +1,4 @@
-"""ARD of Goldblum et al. 2020.
-
-The student on adversarial images answers as the teacher does on clean ones.
-"""
+"""ARD (Goldblum et al. 2020): the teacher's clean answer is the target on adversarial images."""
 
 from functools import partial
 

@@ -1,7 +1,4 @@
-"""Contrastive representation distillation of Tian et al. 2020.
-
-One example's embeddings attract, others' repel.
-"""
+"""CRD (Tian et al. 2020): contrasts embeddings of student and teacher across examples."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""A reconstruction from the abstract of Wang et al. 2023 (CRDND), not its method.
+"""CRDND reconstructed from the abstract of Wang et al. 2023, which is not the method itself.
 
-Denoised soft labels, contrasted features.
+It denoises soft labels and contrasts features.
 """
 
 from functools import partial

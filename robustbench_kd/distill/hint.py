@@ -1,7 +1,4 @@
-"""FitNets of Romero et al. 2015.
-
-A regressor maps the student's features onto the teacher's, on clean images.
-"""
+"""FitNets (Romero et al. 2015): a regressor maps features of the student to the teacher."""
 
 from typing import Literal
 

@@ -1,7 +1,4 @@
-"""IAD of Zhu et al. 2022.
-
-The student trusts itself where the teacher fails on adversarial images.
-"""
+"""IAD (Zhu et al. 2022): the student trusts itself where the teacher fails."""
 
 from functools import partial
 from typing import Literal

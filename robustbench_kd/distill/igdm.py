@@ -1,7 +1,4 @@
-"""IGDM of Lee et al. 2025, an addition to any method that attacks.
-
-Output differences match, and so input gradients.
-"""
+"""IGDM (Lee et al. 2025): an addition that matches input gradients by differences of outputs."""
 
 from pydantic import NonNegativeFloat
 

@@ -1,7 +1,4 @@
-"""Distils the biases of a convolution and an involution network into tokens of a ViT.
-
-Source: Ren et al. 2022 (Co-advise).
-"""
+"""Inductive biases of a convolution and an involution network for a ViT (Ren et al. 2022)."""
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch.nn import functional

@@ -1,7 +1,4 @@
-"""Knowledge distillation of Hinton et al. 2015.
-
-Labels and a teacher's softened outputs, on clean images.
-"""
+"""KD (Hinton et al. 2015): labels and the softened outputs of a teacher, on clean images."""
 
 from pydantic import NonNegativeFloat, PositiveFloat
 

@@ -1,7 +1,4 @@
-"""MTARD of Zhao et al. 2022.
-
-A robust teacher for adversarial images and a standard one for clean ones, in balance.
-"""
+"""MTARD (Zhao et al. 2022): one teacher for adversarial, another one for clean images."""
 
 from functools import partial
 

@@ -1,7 +1,4 @@
-"""PeerAiD of Jung et al. 2024.
-
-A peer learns beside the student, on the student's adversarial images, and teaches it.
-"""
+"""PeerAiD (Jung et al. 2024): a peer learns on adversarial images of the student and teaches it."""
 
 from functools import partial
 

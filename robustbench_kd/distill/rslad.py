@@ -1,4 +1,4 @@
-"""RSLAD of Zi et al. 2021: the teacher's soft labels of clean images replace every hard label."""
+"""RSLAD (Zi et al. 2021): the teacher's soft labels of clean images replace all hard labels."""
 
 from functools import partial
 

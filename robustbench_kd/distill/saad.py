@@ -1,7 +1,4 @@
-"""SAAD of Lee and Chung 2026.
-
-Examples on which the teacher wavers count more, after a cheap attack past the teacher.
-"""
+"""SAAD (Lee and Chung 2026): examples with an uncertain teacher count more."""
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat

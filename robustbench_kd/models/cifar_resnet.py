@@ -1,4 +1,4 @@
-"""ResNet-20, 32, 44 and 56 for CIFAR, with the shortcut without parameters.
+"""ResNet-20, 32, 44 and 56 for CIFAR, whose shortcuts have no parameters.
 
 Source: He et al. 2016, section 4.2.
 """

@@ -1,6 +1,6 @@
-"""RedNet-26, 38 and 50 in the CIFAR form.
+"""RedNet-26, 38 and 50 for CIFAR: residual networks of involutions.
 
-Residual networks with involutions in place of 3x3 convolutions.
+Involutions take the place of 3x3 convolutions.
 """
 
 from torch import Tensor, nn

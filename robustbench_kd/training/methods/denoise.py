@@ -1,4 +1,4 @@
-"""Denoising of You et al. 2023: squared error of images that are reconstructed from noise."""
+"""Denoising (You et al. 2023): squared error of images that are reconstructed from noise."""
 
 from typing import Protocol, runtime_checkable
 

@@ -1,4 +1,4 @@
-"""Adversarial training of Madry et al. 2018: cross-entropy on PGD examples."""
+"""Adversarial training (Madry et al. 2018): cross-entropy on PGD examples."""
 
 from functools import partial
 

@@ -1,7 +1,4 @@
-"""TRADES of Zhang et al. 2019.
-
-Clean cross-entropy plus the divergence from clean to attacked output.
-"""
+"""TRADES (Zhang et al. 2019): clean loss, and divergence between clean and adversarial output."""
 
 from functools import partial
 
