@@ -136,7 +136,7 @@ class Ledger:
         self.entries.append(entry)
 
     def clear(self) -> None:
-        """Forgets everything, for a run that starts afresh."""
+        """Deletes all entries, for a run that starts again."""
         self._file.truncate(0)
         for path in self._others():
             path.unlink()

@@ -19,10 +19,7 @@ _ROOT = Path(__file__).parent.parent
 
 
 class Component(NamedTuple):
-    """Where a name leads.
-
-    The file's stem, the arguments the name stands for, and the file's first line.
-    """
+    """The file behind a name: its stem, the arguments of the name, and its first line."""
 
     stem: str
     arguments: dict[str, Any]

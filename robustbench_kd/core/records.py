@@ -62,7 +62,7 @@ class Accuracy(Frozen):
 
 
 class Draws(Frozen):
-    """What a randomized defence gets right on one set of images, each drawn afresh.
+    """The accuracies of a randomized defence on one set of images, with fresh draws.
 
     `mean` is the accuracy of one draw in expectation, `all_correct` counts images that every draw
     gets right, `majority` those that most draws do. Where `exact`, every member of a finite
@@ -125,8 +125,8 @@ class Detection(Frozen):
 class Claim(Frozen):
     """Whether the robust accuracy of a `population` of examples reaches a number.
 
-    They were taken in random order, so many as it took to know; the chance of a wrong answer is at
-    most `mistakes`.
+    Examples were taken in random order until the answer was known; the chance of a wrong answer is
+    at most `mistakes`.
     """
 
     text: str

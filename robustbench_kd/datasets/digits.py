@@ -35,8 +35,8 @@ def load(request: DataRequest) -> Dataset:
 def _split_rows(labels: NDArray[Any], split: Split) -> NDArray[Any]:
     """Returns the sorted rows of a split.
 
-    Shuffled, sorted by class, and every 3.6th taken for the test. Each class then has its share of
-    the test to within one example.
+    Shuffled rows are sorted by class, and every 3.6th one is for the test: each class has its part
+    of the test to within one example.
     """
     n = len(labels)
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(n)  # numpy keeps this stream for ever

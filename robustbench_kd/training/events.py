@@ -22,7 +22,7 @@ class Step:
 
 
 class Accuracies(NamedTuple):
-    """Fractions of the validation examples: right as they are, and under PGD.
+    """Fractions of the validation examples: correct on clean images, and under PGD.
 
     A randomized defence is asked once for each image and not attacked, so that `robust`
     is None.
@@ -47,8 +47,8 @@ class Epoch:
 class Trained:
     """The outcome of a training.
 
-    The selected weights, on the CPU, how they do, and how every epoch went. The first epoch is 1;
-    without any optimisation the best one is 0 and there is no history.
+    It holds the selected weights on the CPU, their accuracies, and all epochs. The first epoch is
+    1; without any optimisation the best one is 0 and there is no history.
     """
 
     best_state: dict[str, Tensor]

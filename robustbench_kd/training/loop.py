@@ -32,10 +32,7 @@ _UNTRAINED = Trained({}, 0, Accuracies(0.0, None))
 
 
 def seeded_build(build: Callable[[], Built], seed: int) -> Built:
-    """Returns what is built.
-
-    Its initial weights follow from the seed, whatever the global generators hold.
-    """
+    """Returns what is built; its initial weights follow from the seed alone."""
     with _seeded(seed):
         return build()
 
@@ -52,7 +49,8 @@ def train(
 ) -> Trained:
     """Trains a defence in place, on its own device, and returns the selected weights.
 
-    One that fits itself to data does so first. Only parameters that want a gradient are optimised.
+    A defence that fits itself to data does so first. Only parameters that want a gradient are
+    optimised.
 
     All randomness follows from `recipe.seed`: on a CPU the same seed and number of threads give the
     same weights, bit for bit, and the global generators stay as they were. Several processes that

@@ -99,9 +99,9 @@ def make_checkpoint(plan: Plan, data: Dataset, folder: Path, observer: Observer)
 
 
 def _require_same(path: Path, conditions: dict[str, object], told: dict[str, object]) -> None:
-    """Raises `UsageError` where the checkpoint of a name was made otherwise.
+    """Raises `UsageError` where the checkpoint of a name was made with other settings.
 
-    It may have taken days.
+    Overwriting it would lose a training that may have taken days.
     """
     card = read_card(path)
     differing = [key for key in _SETTINGS if card.made.get(key) != conditions[key]]
@@ -128,7 +128,7 @@ def _partners(plan: Plan, data: Dataset, path: Path, teachers: Sequence[Subject]
 
 
 def _conditions(plan: Plan, data: Dataset) -> dict[str, object]:
-    """Returns what decides how a training goes, besides the networks."""
+    """Returns everything that decides the course of a training, except the networks."""
     conditions: dict[str, object] = {}
     if distributed.processes() > 1:
         conditions["processes"] = distributed.processes()
@@ -168,10 +168,7 @@ def _history(plan: Plan, data: Dataset, trained: Trained) -> dict[str, object]:
 
 
 def _measured(trained: Trained) -> dict[str, object]:
-    """Returns the accuracies of the selected weights.
-
-    Those of one draw of each image for a randomized defence.
-    """
+    """Returns the accuracies of the selected weights; a randomized defence had one draw."""
     clean, robust = trained.validation
     if robust is None:
         return {"draws": 1, "clean_accuracy": clean}

@@ -182,9 +182,9 @@ def load_recipe(
 
 
 def _spelled(recipe: Recipe) -> Recipe:
-    """Returns the recipe with every option that its method has.
+    """Returns the recipe with every option of its method.
 
-    Refuses what it could not be trained by.
+    Raises `UsageError` for a recipe that cannot train.
     """
     method = recipe.opened()
     options = method.options.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Teachers: how they are named, loaded, and asked once for all."""
+"""Teachers: how they are named, loaded, and asked once for all images."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -47,8 +47,8 @@ def load_teachers(
 ) -> list[Subject]:
     """Loads as many teachers as the recipe's method has.
 
-    Raises `UsageError` for any other number, for a teacher of other classes or one that answers by
-    chance, and where the student's `card` would overwrite one.
+    Raises `UsageError` for any other number, for a teacher of other classes or a randomized
+    one, and where the student's `card` would overwrite one.
     """
     wanted = recipe.opened().options.teachers()
     if len(tutors) != len(wanted):

@@ -18,7 +18,7 @@ _HEADER = "training"
 
 
 class _Past(BaseModel):
-    """What is no tensor."""
+    """Everything except tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -39,7 +39,7 @@ class _Past(BaseModel):
 class TrainingCheckpoint:
     """The file of an unfinished training.
 
-    `identity` says of what, from which weights on, and by which recipe.
+    `identity` stands for the data, the first weights and the recipe.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class TrainingCheckpoint:
     def keep(self, current: TrainingState, trained: Trained) -> None:
         """Writes everything that changes in a training, whole or not at all.
 
-        Raises `RecordError` where that fails.
+        Raises `RecordError` if it cannot be written.
         """
         past = _Past(identity=self.identity, best_epoch=trained.best_epoch, history=trained.history)
         groups = {
@@ -66,9 +66,9 @@ class TrainingCheckpoint:
         hashed_file.write(self.path, tensors, {_HEADER: past.model_dump_json()})
 
     def recall(self, current: TrainingState) -> Trained | None:
-        """Puts a training where it stopped, and returns its outcome so far.
+        """Restores a training as it stopped, and returns its outcome so far.
 
-        None where there is nothing to go on from. Raises `CheckpointError` for a file of another
+        Returns None where there is no file. Raises `CheckpointError` for a file of another
         training, and for one that is damaged or does not fit.
         """
         if not self.path.exists():
@@ -135,7 +135,7 @@ def _named(tensors: _Tensors, group: str) -> _Tensors:
 
 
 def _optimiser_tensors(optimiser: optim.Optimizer) -> _Tensors:
-    """Returns what an optimiser remembers of each parameter; its settings are the recipe's."""
+    """Returns the state of an optimiser for each parameter; the recipe has its settings."""
     state = optimiser.state_dict()["state"]
     tensors = {}
     for number, remembered in state.items():

@@ -39,7 +39,7 @@ def _nobody() -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Partners:
-    """Whom a network learns with.
+    """The other networks of a training.
 
     Args:
         teachers: Networks that do not learn, in the order in which the method names them.
@@ -57,8 +57,8 @@ class Partners:
 class TrainingState:
     """Everything that takes part in a training.
 
-    Both modules, the optimiser, the generator and the average of weights, empty before there is
-    one, change in place.
+    Both modules, the optimiser, the generator and the average of weights change in place; the
+    average is empty at first.
     """
 
     network: nn.Module
@@ -78,19 +78,19 @@ class TrainingState:
         return self.method.loss(self._attacked(self._context(images, labels, rows, epoch)))
 
     def after_step(self, epoch: int) -> None:
-        """Lets the weights of a step into an exponential average."""
+        """Adds the weights of a step to an exponential average."""
         if self.recipe.weight_averaging == "ema" and self._averaged_since(epoch) >= 0:
             self._average(ema_share(self.recipe.averaging_decay or 0.0, len(self.average)))
 
     def after_epoch(self, epoch: int) -> None:
-        """Lets the weights of an epoch into an equal average."""
+        """Adds the weights of an epoch to an equal average."""
         if self.recipe.weight_averaging == "swa" and self._averaged_since(epoch) >= 0:
             self._average(swa_share(self._averaged_since(epoch)))
 
     def answering(self) -> nn.Module:
         """Returns the network that is measured and kept.
 
-        A copy with the average of weights, once there is one.
+        It is a copy with the average of weights, once there is one.
         """
         if not self.average:
             return self.network
@@ -158,9 +158,9 @@ def open_course(
     *,
     generator: torch.Generator,
 ) -> TrainingState:
-    """Returns the beginning of a training.
+    """Returns the first state of a training.
 
-    What the method learns besides draws its weights globally.
+    The helper of the method draws its weights from the global generator.
     """
     method = recipe.opened()
     images, _ = fetch(training, torch.arange(min(2, len(training))), network)

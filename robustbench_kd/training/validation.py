@@ -1,4 +1,4 @@
-"""How a network does on held-out examples while it is trained."""
+"""The accuracies of a network on held-out examples during its training."""
 
 from functools import partial
 
