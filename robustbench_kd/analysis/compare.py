@@ -86,10 +86,7 @@ def compare(a: Run, b: Run) -> Comparison:
 
 
 def obstacles(a: Run, b: Run) -> list[str]:
-    """Returns in which respects two runs answer different questions.
-
-    Empty where they can be compared.
-    """
+    """Returns the differences between the questions of two runs; none if they are comparable."""
     found = _differences(a.identity, b.identity, _PROTOCOL)
     if not found and _each(a, lambda row: row.label) != _each(b, lambda row: row.label):
         return ["the same data, but other indices or labels in examples.csv"]

@@ -80,9 +80,9 @@ class Caught(Frozen):
     """How well the scores of a detector tell `n` attacked images from correct clean ones.
 
     `auc` is the chance that the score of an attacked image is above that of a clean one, ties
-    counting half. `tpr_5` and `tpr_10` are the shares of attacked images above the lowest threshold
-    that rejects at most 5 or 10 % of the clean ones. All are None where one of the two sets is
-    empty.
+    counting half. `tpr_5` and `tpr_10` are the fractions of attacked images above the lowest
+    threshold that rejects at most 5 or 10 % of the clean ones. All are None where one of the two
+    sets is empty.
     """
 
     n: int
@@ -109,8 +109,9 @@ class Detection(Frozen):
     classifier gets right. Under attack there are three fates: wrong, rejected, and right and
     accepted. `robust_handled` lacks what is wrong, `robust_accepted` also what is rejected; an
     attacker chooses an image for each, and may choose the clean one. `attacked_rejected` is the
-    share of rejected ones among the images most often wrong, of equal ones the most often rejected.
-    The attacker of `oblivious` knows the classifier only, the one of `joint` the detector too.
+    fraction of rejected ones among the images most often wrong, of equal ones the most often
+    rejected. The attacker of `oblivious` knows the classifier only, the one of `joint` the detector
+    too.
     """
 
     clean_rejected: Accuracy

@@ -25,10 +25,10 @@ def interval(successes: float, n: int) -> tuple[float, float]:
     """
     if n == 0:
         return 0.0, 1.0
-    share, weight = successes / n, _QUANTILE**2 / n
-    centre = (share + weight / 2) / (1 + weight)
-    half = math.sqrt(max(0.0, share * (1 - share)) * weight + weight**2 / 4) / (1 + weight)
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    fraction, weight = successes / n, _QUANTILE**2 / n
+    centre = (fraction + weight / 2) / (1 + weight)
+    half = math.sqrt(max(0.0, fraction * (1 - fraction)) * weight + weight**2 / 4) / (1 + weight)
+    return max(0.0, min(fraction, centre - half)), min(1.0, max(fraction, centre + half))
 
 
 def accuracy(right: float, n: int) -> Accuracy:
@@ -43,9 +43,9 @@ def accuracy(right: float, n: int) -> Accuracy:
     return Accuracy(value=right / n, n=n, ci_low=low, ci_high=high)
 
 
-def mean_accuracy(shares: Iterable[float]) -> Accuracy:
+def mean_accuracy(fractions: Iterable[float]) -> Accuracy:
     """Returns the mean of at least one fraction as an accuracy."""
-    known = list(shares)
+    known = list(fractions)
     return accuracy(sum(known), len(known))
 
 

@@ -15,7 +15,7 @@ Reduction = Literal["batchmean", "elementmean"]
 def softened(target: Logits, logits: Logits, temperature: float = 1.0) -> Tensor:
     """Returns T^2 KL(softmax(target / T) || softmax(logits / T)) of each example, `(n,)`.
 
-    Hinton et al. 2015.
+    Source: Hinton et al. 2015.
     """
     return temperature**2 * kl_divergence(target / temperature, logits / temperature)
 
@@ -49,7 +49,7 @@ def divergence_from(probabilities: Tensor, logits: Logits) -> Tensor:
 def trust(logits: Logits, labels: Labels, beta: float) -> Tensor:
     """Returns how far each example's teacher is trusted, softmax(logits)_y ^ beta, `(n,)`.
 
-    Zhu et al. 2022.
+    Source: Zhu et al. 2022.
     """
     right = logits.log_softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
     return (beta * right).exp().detach()

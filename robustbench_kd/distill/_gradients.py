@@ -11,7 +11,7 @@ Ramp = Literal["linear_total", "linear_200", "constant"]
 
 
 def ramp(progress: Progress, rule: Ramp) -> float:
-    """Returns the share of a weight in an epoch, counted from 1.
+    """Returns the fraction of a weight in an epoch, counted from 1.
 
     `linear_total` is the paper's epoch / epochs; `linear_200` is what the authors' code computes,
     epoch / 200 whatever the number of epochs, so that 300 epochs end at 1.5 and 100 at 0.5;

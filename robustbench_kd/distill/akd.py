@@ -50,8 +50,8 @@ def inner(context: BatchContext, options: Options) -> Objective:
 def loss(context: BatchContext, options: Options) -> Terms:
     """Returns (1 - sum w_k) CE(S(x'), y) + sum w_k T^2 KL(T_k(x') / T || S(x') / T).
 
-    ArXiv 2203.07159. At temperature 1 and `batchmean` this is the cross-entropy with the mixed
-    target, less a constant.
+    Source: arXiv 2203.07159. At temperature 1 and `batchmean` this is the cross-entropy with the
+    mixed target, less a constant.
     """
     logits = context.student(context.attacked)
     terms = {"labels": (1 - sum(options.weights)) * cross_entropy(logits, context.labels).mean()}

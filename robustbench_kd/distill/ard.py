@@ -16,7 +16,7 @@ from robustbench_kd.tensors.losses import cross_entropy
 
 
 class Options(MethodOptions):
-    """The share of the teacher, the temperature of both networks, and the scale of the divergence.
+    """The weight of the teacher, the temperature of both networks, and the scale of the divergence.
 
     Defaults are those of goldblum/AdversariallyRobustDistillation `main.py`: 1, 30 and
     `elementmean`. The code of IGDM has temperature 1 and `batchmean`.

@@ -100,8 +100,8 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
 def loss(context: BatchContext, options: Options) -> Terms:
     """Returns CE(S(x), y) and the contrast with student and with teacher as anchor, weighted.
 
-    ArXiv 1910.10699. Scores are compared with the memory as it was before the batch, which then
-    moves towards the batch.
+    Source: arXiv 1910.10699. Scores are compared with the memory as it was before the batch, which
+    then moves towards the batch.
     """
     memory = context.prepared(Memory)
     features = context.student.features(context.images, options.student_layer)

@@ -31,7 +31,7 @@ class Options(MethodOptions):
 
     No code and no formula of "Adversarial Contrastive Distillation with Adaptive Denoising" (ICASSP
     2023, arXiv 2302.08764) was found: every choice here is ours, on the frame of `rslad`, and
-    results say nothing of the paper's method. `denoise` is `tie` (the smallest share of the label
+    results say nothing of the paper's method. `denoise` is `tie` (the smallest weight of the label
     that lifts it to a tie with the teacher's wrong class, and `margin` more), `trust` (the share 1
     - p_y ^ `beta`, of every wrong example) or `none`. `contrast_weight` 0 leaves the features
     alone.
@@ -74,7 +74,7 @@ def inner(context: BatchContext, options: Options) -> Objective:
 def loss(context: BatchContext, options: Options) -> Terms:
     """Returns KL(p || S(x')), KL(p || S(x)) and the contrast of features, weighted.
 
-    P is the denoised softmax(T(x)).
+    `p` is the denoised softmax(T(x)).
     """
     terms: Terms = {}
     if options.contrast_weight > 0:  # before any logits are asked, for the same reason
@@ -93,7 +93,7 @@ def loss(context: BatchContext, options: Options) -> Terms:
 def denoised(logits: Logits, labels: Labels, options: Options) -> Tensor:
     """Returns the teacher's probabilities `(n, classes)`, mixed with the label where wrong.
 
-    With p_max and p_y the probabilities of its class and of the label, the share c = (p_max - p_y)
+    With p_max and p_y the probabilities of its class and of the label, the weight c = (p_max - p_y)
     / (1 + p_max - p_y) of the label is the smallest that makes both equal.
     """
     known = logits.softmax(dim=1)
@@ -101,12 +101,12 @@ def denoised(logits: Logits, labels: Labels, options: Options) -> Tensor:
         return known
     right, top = known.gather(1, labels[:, None]), known.max(dim=1, keepdim=True).values
     if options.denoise == "tie":
-        share = ((top - right) / (1 + top - right) + options.margin).clamp(max=1)
+        label_weight = ((top - right) / (1 + top - right) + options.margin).clamp(max=1)
     else:
-        share = 1 - right**options.beta
+        label_weight = 1 - right**options.beta
     wrong = known.argmax(dim=1, keepdim=True) != labels[:, None]
-    share = torch.where(wrong, share, 0)
-    return (1 - share) * known + share * functional.one_hot(labels, known.shape[1])
+    label_weight = torch.where(wrong, label_weight, 0)
+    return (1 - label_weight) * known + label_weight * functional.one_hot(labels, known.shape[1])
 
 
 def _contrast(context: BatchContext, options: Options) -> Tensor:

@@ -51,7 +51,7 @@ def prepare(setup: Setup, options: Options) -> nn.Module:
 def loss(context: BatchContext, options: Options) -> Terms:
     """Returns CE(S(x), y) and the distance of the regressed features from the teacher's, weighted.
 
-    ArXiv 1412.6550.
+    Source: arXiv 1412.6550.
     """
     features = context.student.features(context.images, options.student_layer)
     expected = context.teacher.features(context.images, options.teacher_layer)

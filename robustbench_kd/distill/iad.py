@@ -70,7 +70,7 @@ def loss(context: BatchContext, options: Options) -> Terms:
 def trusted(context: BatchContext, options: Options) -> Tensor:
     """Returns how far each example's teacher is trusted, `(n,)`.
 
-    Wholly until `begin` epochs are over.
+    The trust is full until `begin` epochs are over.
     """
     if context.progress.epoch <= options.begin:
         return torch.ones_like(context.labels, dtype=context.images.dtype)

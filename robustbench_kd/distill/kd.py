@@ -24,7 +24,7 @@ class Options(MethodOptions):
 def loss(context: BatchContext, options: Options) -> Terms:
     """Returns CE(S(x), y) and T^2 KL(T(x) / T || S(x) / T), weighted.
 
-    ArXiv 1503.02531, section 2.
+    Source: arXiv 1503.02531, section 2.
     """
     logits, expected = context.student(context.images), context.teacher(context.images)
     taught = divergence(

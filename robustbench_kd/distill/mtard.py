@@ -50,7 +50,7 @@ class Balance(nn.Module):
 
     @torch.no_grad()
     def update(self, losses: Tensor, *, rate: float, power: float) -> None:
-        """Moves the weight towards the share of the clean loss, each relative to its first value.
+        """Moves the weight towards the part of the clean loss, each relative to its first value.
 
         Where both have vanished they pull towards one half; the weight never leaves [0, 1].
         """
@@ -58,8 +58,8 @@ class Balance(nn.Module):
         adversarial, clean = losses.log() - self.first.log()
         # r_c^b / (r_a^b + r_c^b) from the logarithms of both ratios, so that none of them can
         # overflow.
-        share = (power * (clean - adversarial)).nan_to_num(nan=0.0).sigmoid()
-        self.clean_weight.lerp_(share, rate)
+        goal = (power * (clean - adversarial)).nan_to_num(nan=0.0).sigmoid()
+        self.clean_weight.lerp_(goal, rate)
 
 
 def prepare(setup: Setup, options: Options) -> nn.Module:

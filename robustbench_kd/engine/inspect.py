@@ -1,6 +1,6 @@
 """Looks at a loaded defence before any attack.
 
-What it answers, whether its input is right, what an evaluation would cost.
+It shows the answers, whether the input is correct, and the cost of an evaluation.
 """
 
 import time
@@ -36,10 +36,7 @@ _NONE = "none"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one suite costs for an image that no attack breaks.
-
-    Passes, and seconds of the model alone.
-    """
+    """What one suite costs for an image that no attack breaks: passes, and model seconds."""
 
     suite: str
     passes: int

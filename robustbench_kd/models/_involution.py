@@ -1,7 +1,4 @@
-"""Involution.
-
-Every pixel makes its own kernel, which the channels of a group share (Li et al. 2021).
-"""
+"""Involution (Li et al. 2021): each pixel has its own kernel, shared by a group of channels."""
 
 from torch import Tensor, nn
 from torch.nn import functional

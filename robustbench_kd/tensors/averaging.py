@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def swa_share(averaged: int) -> float:
-    """Returns what the next weights count in an equal average of `averaged` ones before.
+    """Returns the weight of the next state in an equal average after `averaged` states.
 
-    Izmailov et al. 2018.
+    Source: Izmailov et al. 2018.
 
     >>> [swa_share(n) for n in (0, 1, 3)]
     [1.0, 0.5, 0.25]
@@ -28,15 +28,17 @@ def ema_share(decay: float, averaged: int) -> float:
 
 @torch.no_grad()
 def average(
-    before: Mapping[str, Tensor], state: Mapping[str, Tensor], share: float
+    before: Mapping[str, Tensor], state: Mapping[str, Tensor], weight: float
 ) -> dict[str, Tensor]:
-    """Returns a state dict that lies `share` of the way from an average to a new state.
+    """Returns the average with the new state, which has a `weight` in [0, 1].
 
     Counters are taken from the new state. Running statistics of batch normalisation are averaged
-    like weights; SWA estimates them anew instead (`torch.optim.swa_utils.update_bn`), as they fit
+    like weights; SWA estimates them again instead (`torch.optim.swa_utils.update_bn`), as they fit
     no single one of the averaged networks.
     """
     return {
-        name: torch.lerp(before[name], value, share) if value.is_floating_point() else value.clone()
+        name: torch.lerp(before[name], value, weight)
+        if value.is_floating_point()
+        else value.clone()
         for name, value in state.items()
     }

@@ -83,9 +83,9 @@ class CachedNetwork:
         return self._answer(images, None).logits
 
     def features(self, images: Images, layer: str) -> Tensor:
-        """Returns what a layer gives for images.
+        """Returns the output of a layer for images.
 
-        Asked before the logits, both come from one pass.
+        If it is asked before the logits, one pass gives both.
         """
         return self._answer(images, layer).features
 

@@ -1,6 +1,6 @@
 """Files of tensors that say what they are for.
 
-Written whole or not at all, and refused where a byte has changed.
+They are written whole or not at all, and refused where a byte has changed.
 """
 
 import hashlib

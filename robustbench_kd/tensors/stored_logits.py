@@ -1,6 +1,6 @@
 """A teacher's logits, computed once.
 
-Float16, keyed by example and view, in a file that names what it answers for. Random augmentation
+They are float16, keyed by example and view; the file names teacher and data. Random augmentation
 would part images from stored answers, so training sees a fixed number of views of every image, each
 a function of the example and the view alone. The file is refused where teacher, data set or views
 are others.

@@ -12,8 +12,8 @@ from robustbench_kd.tensors.contracts import Dataset, Images, Labels
 def split(labels: Labels, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Returns the rows to train on and `size` rows to hold out.
 
-    Each class keeps its share within one. Raises `UsageError` when nothing would be left to train
-    on.
+    Each class keeps its fraction to within one example. Raises `UsageError` when nothing would be
+    left to train on.
     """
     n = len(labels)
     if size >= n:

@@ -1,6 +1,6 @@
 """Several processes that train one network, started by torchrun.
 
-Each takes its rows of every batch. What a process computes is its share of a mean over the batch,
+Each takes its rows of every batch. What a process computes is its part of a mean over the batch,
 and everything is summed. DistributedDataParallel does not fit: an attack differentiates with
 respect to images, by `torch.autograd.grad`, which it does not support; methods pass several batches
 through a network before one backward pass, hook its layers and ask it for more than `forward`; and

@@ -111,7 +111,7 @@ def _steps(current: TrainingState, epoch: int) -> Iterator[Step]:
         with distributed.in_common(current.network, current.helper):
             terms = _terms(current, rows, epoch, before)
             loss = total(terms)
-            number, *shares = distributed.summed(torch.stack([loss, *terms.values()])).tolist()
+            number, *means = distributed.summed(torch.stack([loss, *terms.values()])).tolist()
             if not math.isfinite(number):
                 raise ModelError(f"the loss became {number} in epoch {epoch}: lower learning_rate")
             _update(
@@ -121,7 +121,7 @@ def _steps(current: TrainingState, epoch: int) -> Iterator[Step]:
                 recipe.gradient_clip,
             )
         current.after_step(epoch)
-        yield Step(epoch, step, len(parts), number, dict(zip(terms, shares, strict=True)))
+        yield Step(epoch, step, len(parts), number, dict(zip(terms, means, strict=True)))
 
 
 def _terms(current: TrainingState, rows: Tensor, epoch: int, step: int) -> Terms:

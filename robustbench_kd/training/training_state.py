@@ -144,9 +144,9 @@ class TrainingState:
         """Returns how many epochs the average has lasted, below 0 before its first one."""
         return epoch - (self.recipe.averaging_start or epoch)
 
-    def _average(self, share: float) -> None:
+    def _average(self, weight: float) -> None:
         state = self.network.state_dict()
-        self.average.update(average(self.average or state, state, share))
+        self.average.update(average(self.average or state, state, weight))
 
 
 def open_course(

@@ -40,8 +40,8 @@ def replace_part(module: nn.Module, name: str, part: nn.Module) -> None:
 def _pairs(module: nn.Module, prefix: str = "") -> list[tuple[str, str]]:
     """Returns the names of each layer and the normalisation that it can take in.
 
-    What cannot be traced as a whole is taken apart; then only neighbours in a sequence are known to
-    belong together.
+    A module that cannot be traced is divided into its children; then only neighbours in a sequence
+    are pairs.
     """
     try:
         graph = fx.Tracer().trace(module)
@@ -95,7 +95,7 @@ def _fit(layer: nn.Module, norm: nn.Module) -> bool:
 def _merge(layer: Any, norm: Any) -> None:
     """Makes a normalisation part of a layer.
 
-    Computed in float64, so that only the last rounding is felt.
+    The computation is in float64, so that only the last rounding matters.
     """
     weight, mean, variance = (
         _exact(value) for value in (layer.weight, norm.running_mean, norm.running_var)

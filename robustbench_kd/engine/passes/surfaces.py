@@ -29,10 +29,9 @@ _STEP = 0.5  # the length of the move, in radii
 
 
 def own(oracle: Oracle, draws: int, ask: Classifier | None = None) -> Surface:
-    """Returns the defence itself; of a randomized one every step sees `draws` fresh draws.
+    """Returns the defence itself; every step sees `draws` fresh draws of a randomized defence.
 
-    Of a deterministic one a search may `ask` a faster form; success is judged by the defence all
-    the same.
+    A search may `ask` a faster form of a deterministic defence; the defence still judges success.
     """
     model = oracle.model
     if not isinstance(model, Randomized):

@@ -28,10 +28,7 @@ _DISTANCE = 1e-5  # of a distance: the order of a sum changes its last digits
 
 @dataclass(frozen=True)
 class Check:
-    """One statement of a run.
-
-    Whether it holds, what was found, and the examples that it fails on.
-    """
+    """One statement of a run: whether it holds, what was found, and where it fails."""
 
     name: str
     holds: bool
