@@ -17,7 +17,7 @@ from pyautoattack.square import SquareAttack
 from torch import nn
 
 from robustbench_kd.attacks import _square_windows
-from robustbench_kd.attacks.square import Square
+from robustbench_kd.attacks.square import Square, SquareState
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.tensors.attack import Rows, begin_at_random
 from robustbench_kd.tensors.geometry import inside
@@ -330,14 +330,15 @@ def test_telling_compiles_as_one_graph(norm):
     rows = rows_of(small_net(), random_images(2, 3, 8, 8))
     state = begin_at_random(Square(), rows, threat_of(norm), 0)
     answer = told(state, small_net(), wanted=False)
-    compiled = torch.compile(Square().tell, backend="eager", fullgraph=True)(state, *answer)
+    tell = torch.compile(SquareState.tell, backend="eager", fullgraph=True)
+    compiled = tell(state, *answer)
     assert torch.equal(compiled.point, state.tell(*answer).point)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threat", ["linf:0.05", "l2:1", "l1:6"])
 def test_robust_accuracy_over_seeds_agrees_with_the_reference(threat):
-    """Jobs stand for seeds on our side.
+    """Restarts stand for seeds on our side.
 
     The means of 20 runs must agree within three standard errors.
     """
