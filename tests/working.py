@@ -38,7 +38,9 @@ def _dying(folder, deaths, shard, _observer):
 def _failing(folder, shard, _observer):
     if shard.number == 2:
         raise ModelError("the model cannot take images")
-    (folder / "pid").write_text(str(os.getpid()))
+    # Renamed, because this process may be killed while it writes.
+    (folder / "pid.part").write_text(str(os.getpid()))
+    (folder / "pid.part").rename(folder / "pid")
     time.sleep(60)
 
 
