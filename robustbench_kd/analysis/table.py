@@ -142,7 +142,7 @@ def _columns(rows: Sequence[dict[str, Cell]]) -> tuple[Column, ...]:
 def _has_adaptive(board: Board) -> bool:
     """Returns whether some number of a board has another one, from before adaptive attacks."""
     rows: list[RunRecord | Published] = [*board.records, *board.published]
-    return any(row.standard for row in rows)
+    return any(row.standard is not None for row in rows)
 
 
 def _first_heading(board: Board) -> str:

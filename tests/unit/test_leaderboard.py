@@ -322,6 +322,13 @@ def test_a_published_stronger_attack_is_an_adaptive_one():
     assert column(board, "gap") == ["", "7.0"]
 
 
+def test_a_published_number_of_zero_is_a_number():
+    numbers = [published("theirs", 0.0, standard=0.0)]
+    (board,) = leaderboard(run("ours", 0.5), numbers=numbers).boards
+    assert column(board, "before adaptive %")[1] == "0.0"
+    assert column(board, "adaptive %") == ["", "0.0"]
+
+
 def test_cells_sort_by_their_numbers():
     (board,) = rank([run(robust=0.5)])
     assert tabulate(board).rows[0][5] == Cell("50.0 [43.1, 56.9]", 0.5)
