@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format bench checkpoints classifiers defences students students-table results regression curious trust-table clean
+.PHONY: help demo test test-slow lint format bench checkpoints classifiers defences students students-table results regression curious maskings trust-table clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -108,6 +108,9 @@ regression: $(READY) ## Repeat cheap runs of results/ and fail where verdicts ch
 
 curious: $(READY) ## Repeat the curious case on real networks (RKD_TEST_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/curious.py
+
+maskings: $(READY) ## Write the table of docs/adaptive.md again (NETWORK=digits, or resnet2b with RKD_TEST_DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/maskings.py $(or $(NETWORK),digits)
 
 trust-table: $(READY) ## Write the tables of docs/trust.md again (RKD_TEST_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trust_table.py

@@ -32,6 +32,7 @@ ROOMS = [
     "autoattack",
     "judging",
     "probing",
+    "anatomy",
     "workers",
     "run",
     "passes",

@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
+from rich.tree import Tree
 
 from robustbench_kd.core.records import Accuracy, Finding, Severity
 from robustbench_kd.core.text import percent_interval
@@ -70,6 +71,14 @@ def _measure(table: Table) -> Measurement:
 
 def _widest(column: Column) -> int:
     return max(Text.from_markup(str(cell)).cell_len for cell in (column.header, *column.cells))
+
+
+def show(drawing: Tree) -> None:
+    """Writes a drawing to standard output, without blanks at the ends of lines."""
+    with out.capture() as drawn:
+        out.print(drawing)
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    out.out(*lines, "", sep="\n", highlight=False)
 
 
 def say_finding(finding: Finding) -> None:

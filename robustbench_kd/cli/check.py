@@ -80,8 +80,9 @@ def command(options: CheckOptions) -> None:
     It shows the classes and the shape and range of the images, the clean accuracy under its own and
     the usual input normalisations, whether it answers with logits, is randomized or depends on the
     rest of the batch, and whether gradients exist, agree with finite differences and keep their
-    direction over a distance. No attack is run. The cost of suites is an estimate from passes of
-    the model alone, for an image that no attack breaks.
+    direction over a distance. Where other gradients than the model's own do better in a short
+    attack on a few images, a tree shows what masks them. The cost of suites is an estimate from
+    passes of the model alone, for an image that no attack breaks.
 
     A TARGET is one of 'rkd eval'. Exits with 2 where it cannot be loaded or gives no logits, with 0
     whatever is found.
@@ -134,6 +135,7 @@ def _threat(text: str, target: "Target") -> Threat:
 
 def _facts(checked: _Checked) -> dict[str, object]:
     """Returns what was found, as JSON."""
+    from robustbench_kd.cli import _anatomy
     from robustbench_kd.core.records import verdict
 
     subject = checked.subject
@@ -156,19 +158,21 @@ def _facts(checked: _Checked) -> dict[str, object]:
         "normalisations": inspection.normalisations,
         "findings": [finding.model_dump(mode="json") for finding in inspection.findings],
         "verdict": verdict(inspection.findings),
+        "anatomy": _anatomy.facts(inspection.anatomy),
         "speed": asdict(inspection.speed),
         "suites": [asdict(cost) for cost in inspection.costs],
     }
 
 
 def _show(checked: _Checked) -> None:
-    from robustbench_kd.cli import _console
+    from robustbench_kd.cli import _anatomy, _console
 
     table = _console.table(checked.subject.name, {"": "left", "found": "left"})
     for name, text in _lines(checked):
         table.add_row(name, _console.plain(text))
     _console.show_table(table)
     _show_findings(checked.inspection)
+    _anatomy.show(checked.inspection.anatomy)
     _show_costs(checked.inspection)
 
 

@@ -32,10 +32,13 @@ from robustbench_kd.engine.passes.batch_size import batch_size
 from robustbench_kd.engine.passes.batching import one_must_fit
 from robustbench_kd.engine.passes.speedups import Speedups, search_model
 from robustbench_kd.engine.probing.checkup import PROBES
+from robustbench_kd.engine.probing.look import looked_at
+from robustbench_kd.engine.probing.undeclared import first_logits
 from robustbench_kd.engine.record import early_stop
 from robustbench_kd.engine.record.build import adversarial_images, interrupted_record
 from robustbench_kd.engine.record.header import RunHeader, header_of
 from robustbench_kd.engine.record.merge import write_all
+from robustbench_kd.engine.run.division import require_divisible, require_sequential
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
 from robustbench_kd.engine.run.plan import Plan, make_plan
 from robustbench_kd.engine.run.progress import Observer, Tracker, nobody
@@ -96,16 +99,17 @@ def evaluate(
     with full_precision():
         tracker = Tracker(observer)
         plan = _planned(request, tracker)
-        _check_sequential(plan)
-        if spread:
-            _check_divisible(plan)
-
         folder = plan.folder(results)
         with Ledger(folder / LEDGER) as ledger:
             stored = None if fresh else stored_record(folder)
             if stored and (not request.saves or (folder / ADVERSARIAL).exists()):
                 ledger.remove()
                 return Outcome(stored, folder, stored=True)
+
+            plan = _looked_or_interrupted(plan, ledger, folder)
+            require_sequential(plan)
+            if spread:
+                require_divisible(plan)
 
             lacks_images = request.saves and not _saves_images(ledger)
             again = lacks_images and not fresh and bool(stored or ledger.entries)
@@ -130,7 +134,6 @@ def evaluate_shard(
     with full_precision():
         tracker = Tracker(observer)
         plan = _planned(request, tracker)
-        _check_divisible(plan)
         folder = plan.folder(results)
         if stored_record(folder):
             return folder
@@ -139,17 +142,20 @@ def evaluate_shard(
         if shard.count > n:
             raise UsageError(f"expected at most {n} shards, as many as examples, got {shard.count}")
         with Ledger(folder / LEDGER, shard) as ledger:
+            if finished(shard) in ledger.entries:
+                return folder
+            plan = looked_at(plan)
+            require_divisible(plan)
             if request.saves and not _saves_images(ledger):
                 raise UsageError(
                     "shards keep no images by themselves: leave --save-adversarial out, or use "
                     "--workers"
                 )
             write_text(folder / JOB, header_of(plan).model_dump_json() + "\n")
-            if finished(shard) not in ledger.entries:
-                part = request.data.take(torch.tensor(shard.rows(n)))
-                search = _search_model(plan, part)
-                _decide(plan, tracker, ledger, part, search, first=shard.number == 1)
-                ledger.append(finished(shard))
+            part = request.data.take(torch.tensor(shard.rows(n)))
+            search = _search_model(plan, part)
+            _decide(plan, tracker, ledger, part, search, first=shard.number == 1)
+            ledger.append(finished(shard))
         return folder
 
 
@@ -159,44 +165,18 @@ def _planned(request: Request, tracker: Tracker) -> Plan:
     meter = Meter(tracker.tick)
     with one_must_fit():
         oracle = Oracle(request.subject.model, request.device, meter, seed=request.seed)
-        logits = oracle.logits(request.data.images[:1])
+        oracle, logits = first_logits(oracle, request.data.images[:1], request.data.classes)
         classes = clean_pass.count_classes(oracle, logits, request.data)
     return make_plan(request, oracle, classes)
 
 
-def _check_sequential(plan: Plan) -> None:
-    """Raises `UsageError` where a claim cannot be settled example by example."""
-    if plan.request.at_least is None:
-        return
-    if plan.oracle.randomized:
-        raise UsageError(
-            "--until-decided counts examples, but the defence is randomized: evaluate all of them"
-        )
-    if plan.request.smaller:
-        raise UsageError(
-            "--until-decided is for one radius, not for a curve: give each radius by a --threat of "
-            "its own"
-        )
-    if plan.suite.mode == "fast":
-        raise UsageError("--until-decided and --mode fast both take samples: use one of them")
-
-
-def _check_divisible(plan: Plan) -> None:
-    """Raises `UsageError` where the verdict on an example depends on the others of its run."""
-    if engine_traits(plan.request.engine).batch_matters:
-        raise UsageError(
-            "the AutoAttack package's verdicts depend on which images share a batch: use "
-            "--engine native"
-        )
-    if plan.suite.mode == "fast":
-        raise UsageError(
-            "--mode fast samples among all survivors, which no shard knows: use --mode exact"
-        )
-    if plan.request.at_least is not None:
-        raise UsageError(
-            "--until-decided stops as soon as examples in their order settle the claim: use one "
-            "worker"
-        )
+def _looked_or_interrupted(plan: Plan, ledger: Ledger, folder: Path) -> Plan:
+    """Returns the plan after a look; where that is interrupted, the record says so."""
+    try:
+        return looked_at(plan)
+    except KeyboardInterrupt:
+        write_interrupted(folder, interrupted_record(header_of(plan), ledger.entries))
+        raise
 
 
 def _decided_record(

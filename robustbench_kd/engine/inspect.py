@@ -23,7 +23,10 @@ from robustbench_kd.core.statistics import accuracy
 from robustbench_kd.core.suites import ADAPTIVE, parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine import clean_pass as preflight
+from robustbench_kd.engine.probing.anatomy import Anatomy, examine
+from robustbench_kd.engine.probing.anatomy import findings as anatomy_findings
 from robustbench_kd.engine.probing.checkup import Scope, checkup
+from robustbench_kd.engine.probing.undeclared import first_logits, with_chance
 from robustbench_kd.engine.run.few_classes import for_classes
 from robustbench_kd.engine.run.request import Extra
 from robustbench_kd.engine.run.stages import plan_stages
@@ -64,7 +67,8 @@ class Inspection:
 
     `outputs` says what kind of numbers it gives, `pixels` the range of those of the images,
     `normalisation` the usual name of the one in use and `normalisations` the clean accuracy under
-    others, best first; there are none where the defence is no plain classifier.
+    others, best first; there are none where the defence is no plain classifier. `anatomy` says what
+    masks its gradients.
     """
 
     classes: int
@@ -74,6 +78,7 @@ class Inspection:
     normalisation: str
     normalisations: dict[str, float]
     findings: list[Finding]
+    anatomy: Anatomy
     speed: Speed
     costs: list[Cost]
 
@@ -94,6 +99,8 @@ def inspect(
     """
     with full_precision():
         oracle = Oracle(subject.model, device, seed=seed)
+        oracle, _ = first_logits(oracle, data.images[:1], data.classes)
+        oracle, chance = with_chance(oracle, data.images)
         logits = _answers(oracle, data.images, batch_size)
         classes = preflight.count_classes(oracle, logits, data)
         by_normalisation = {}
@@ -103,6 +110,8 @@ def inspect(
         correct = logits.argmax(dim=1) == data.labels
         scope = Scope(seed=seed, searches=False, correct=by_normalisation, normalisation=used)
         found = checkup(oracle, data, correct.nonzero()[:, 0].tolist(), threat, scope).findings
+        anatomy = examine(oracle, data, threat, seed)
+        found = [*chance, *anatomy_findings(anatomy), *found]
         speed = _speed(oracle, data.images[:batch_size])
     return Inspection(
         classes=classes,
@@ -112,6 +121,7 @@ def inspect(
         normalisation=used,
         normalisations=_ranked(by_normalisation, used),
         findings=found,
+        anatomy=anatomy,
         speed=speed,
         costs=_costs(oracle, threat, classes, speed),
     )
@@ -136,6 +146,7 @@ def _usual(
     for name, normalisation in tried.items():
         oracle = Oracle(assemble(subject.network, normalisation), device)
         try:
+            oracle, _ = first_logits(oracle, data.images[:1], data.classes)
             found[name] = _answers(oracle, data.images, batch_size).argmax(dim=1) == data.labels
         except ModelError:  # no finite logits: it is the wrong one
             found[name] = torch.zeros_like(data.labels, dtype=torch.bool)

@@ -5,6 +5,7 @@ one method, and none needs a base class:
 
 - `Randomized`: `draw(images, key)` gives one answer per image; the key, never a global generator,
   decides which.
+- `Batched`: such a defence, where a key decides the draws of a batch and not those of a row.
 - `Mixture`: a finite randomized ensemble shows its members and weights, so that expectations are
   exact.
 - `Surfaced`: named stand-ins with useful gradients, for adaptive attacks.
@@ -107,6 +108,19 @@ class Randomized(Protocol):
 
     def draw(self, images: Images, key: Key) -> Logits:
         """Returns the logits `(n, classes)` of one draw of each row."""
+        ...
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A randomized defence whose draws belong to a batch, because no key decides a row's own."""
+
+    def batch_draws(self, images: Images, key: Key, draws: int) -> Tensor:
+        """Returns the logits `(draws, n, classes)` of several draws of a batch, for a search."""
+        ...
+
+    def own_draws(self, images: Images, key: Key, draws: int) -> Tensor:
+        """Returns the logits `(draws, n, classes)` of draws that other rows do not change."""
         ...
 
 

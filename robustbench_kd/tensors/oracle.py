@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustbench_kd.core.errors import ModelError, reason
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
-from robustbench_kd.tensors.defence import Key, Mixture, Randomized
+from robustbench_kd.tensors.defence import Batched, Key, Mixture, Randomized
 from robustbench_kd.tensors.malloc import keep_freed_memory
 from robustbench_kd.tensors.meter import Meter
 
@@ -85,6 +85,13 @@ class Oracle:
         self._seed = seed
         self._calls = 0
 
+    def around(self, model: nn.Module) -> "Oracle":
+        """Returns an oracle that asks a module around this model, and counts with it."""
+        wrapped = Oracle(model, self.device, self.meter, seed=self._seed)
+        wrapped.was_training = self.was_training
+        wrapped.abstains = self.abstains
+        return wrapped
+
     @property
     def randomized(self) -> bool:
         """Whether the defence is randomized."""
@@ -156,6 +163,8 @@ class Oracle:
             return torch.stack([self._member_answer(member, images, n) for member in members])
         if self._randomized is None:
             return self._member_answer(self.model, images, n)[None]
+        if isinstance(self.model, Batched):
+            return self._own_draws(self.model, images[:n], key.take(torch.arange(n)), draws)
 
         defence = self._randomized
         draws_per_call = max(1, rows_per_call // len(images))
@@ -164,6 +173,15 @@ class Oracle:
 
     def _member_answer(self, member: nn.Module, images: Images, n: int) -> Logits:
         return self._checked(lambda points: self._counted(member(points), n), images)[:n]
+
+    def _own_draws(self, defence: Batched, images: Images, key: Key, draws: int) -> Tensor:
+        n = len(images)
+
+        def flat(points: Images) -> Logits:
+            return defence.own_draws(points, key, draws).flatten(0, 1)
+
+        logits = self._checked(lambda points: self._counted(flat(points), n * draws), images, draws)
+        return logits.view(draws, n, logits.shape[1])
 
     def _drawn(
         self, defence: Randomized, images: Images, key: Key, n: int, numbers: Tensor
@@ -188,7 +206,7 @@ class Oracle:
         return logits
 
     @torch.no_grad()
-    def _checked(self, ask: Classifier, images: Images) -> Logits:
+    def _checked(self, ask: Classifier, images: Images, answers: int = 1) -> Logits:
         try:
             output = ask(images.to(self.device))
         except Exception as error:  # a model is a person's own code and can raise anything
@@ -199,7 +217,7 @@ class Oracle:
                 f"the model cannot take images of shape {shape} (channels, height, width): "
                 f"{reason(error)}; choose the data set it was trained on"
             ) from error
-        return check_logits(output, len(images)).float().cpu()
+        return check_logits(output, answers * len(images)).float().cpu()
 
 
 def check_logits(output: object, n: int) -> Logits:

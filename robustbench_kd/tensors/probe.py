@@ -78,7 +78,8 @@ class Probe:
             `logits` `(n, classes)`.
         ids: Example ids, int64 `(n,)`; with the seed they key all randomness.
         threat: The norm and the radius that set the scale.
-        randomized: Whether the defence declares that it is randomized.
+        randomized: Whether the defence is randomized by a key.
+        batched: Whether its draws belong to batches, so that other batches bring other draws.
         was_training: Whether it came in training mode.
         correct: Which images of a larger sample it classifies correctly under usual normalisations,
             `(m,)` by name.
@@ -93,6 +94,7 @@ class Probe:
     threat: Threat
     seed: int = 0
     randomized: bool = False
+    batched: bool = False
     was_training: bool = False
     correct: Mapping[str, Tensor] = field(default_factory=dict)
     normalisation: str = ""

@@ -139,6 +139,10 @@ class ShortAttacks:
             for name, part in self.parts.items()
         }
 
+    def on(self, part: Ask) -> Trace:
+        """Follows the brief attack on all rows, on a part in place of the defence."""
+        return self._follow(self.brief, self.sample.rows, part=part)
+
     def _correct(self, points: Images, rows: Tensor) -> Tensor:
         """Returns the rows whose points are classified correctly."""
         return rows[self.sample.ask(points, rows).argmax(dim=1) == self.sample.labels[rows]]

@@ -8,6 +8,7 @@ import pytest
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 FACTS = {
+    "anatomy",
     "model",
     "family",
     "architecture",
@@ -50,7 +51,7 @@ def named(facts):
 def test_a_sound_checkpoint_has_no_finding(check):
     facts = check(CHECKPOINTS / "digits-teacher.toml")
     assert set(facts) == FACTS
-    assert facts["findings"] == []
+    assert facts["findings"] == facts["anatomy"]["surfaces"] == []
     assert (facts["verdict"], facts["classes"], facts["outputs"]) == ("consistent", 10, "logits")
     assert (facts["image_shape"], facts["pixels"], facts["threat"]) == (
         [1, 8, 8],

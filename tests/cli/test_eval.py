@@ -167,11 +167,11 @@ def test_several_checkpoints_are_evaluated_in_turn(rkd, tmp_path):
 
 
 def test_strict_refuses_an_unreliable_number_after_reporting_it(rkd, factories, tmp_path):
-    arguments = [f"{factories}:noisy_mean", *options(tmp_path)]
+    arguments = [f"{factories}:masked", *options(tmp_path)]
     lenient = rkd("eval", *arguments)
     assert lenient.code == 0
     strict = rkd("eval", *arguments, "--strict", "--json")
-    assert "unreliable under --strict: noisy_mean; the findings say why" in strict.error(3)
+    assert "unreliable under --strict: masked; the findings say why" in strict.error(3)
     assert json.loads(strict.stdout)[0]["verdict"] == "unreliable"
 
 

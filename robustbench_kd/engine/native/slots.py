@@ -18,6 +18,7 @@ from robustbench_kd.core.ledger import Decision
 from robustbench_kd.core.records import Work
 from robustbench_kd.engine.judging.judge import judge
 from robustbench_kd.engine.judging.packing import unpack
+from robustbench_kd.engine.native.patience import Patience
 from robustbench_kd.engine.native.queue import Ints, Queue
 from robustbench_kd.engine.native.slot_rows import Bools, SlotRows
 from robustbench_kd.engine.native.worst_so_far import WorstSoFar
@@ -27,7 +28,7 @@ from robustbench_kd.engine.run.run import Run
 from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.attack import Attack, AttackState, Rows
 from robustbench_kd.tensors.contracts import Images
-from robustbench_kd.tensors.defence import Key
+from robustbench_kd.tensors.defence import Batched, Key
 from robustbench_kd.tensors.geometry import inside
 
 _STEPS_PER_QUESTION = 4  # steps between two questions to a GPU
@@ -74,6 +75,8 @@ class SlotBatch:
         self._search = _search(run, stage)
         self._start_images = _start_images(run, stage)
         self._worst = WorstSoFar(run, stage)
+        is_batched = isinstance(run.oracle.model, Batched)
+        self._patience = Patience(len(run.data)) if is_batched else None
         self._queue = Queue(rows, attack.restart_count(run.threat.norm, run.classes))
         self._schedule = np.array(attack.schedule(run.threat.norm), dtype=bool)
         self._steps_per_question = 1 if on_cpu else _STEPS_PER_QUESTION
@@ -169,6 +172,8 @@ class SlotBatch:
         judgement = judge(oracle, points, clean, self._run.threat)
         self._worst.count_judgement(slots.rows[found], oracle.meter.forwards - forwards)
         worse = self._worst.update(clean, judgement, points)
+        if self._patience:
+            self._patience.judged(slots.rows[found], worse.numpy())
 
         if self._stage.surface.same_outputs:
             self.tally.disagreements += int((~worse).sum())
@@ -184,6 +189,8 @@ class SlotBatch:
     def _candidate_slots(self, slots: SlotRows) -> Ints:
         """Returns the live slots with a candidate inside the ball."""
         hit = slots.hit.cpu().numpy() & slots.alive
+        if self._patience:
+            hit &= ~self._patience.resting(slots.rows)
         found: Ints = np.flatnonzero(hit)
         if len(found) == 0:
             return found

@@ -5,6 +5,7 @@ Where memory runs out, the batch is halved, a finding says so, and the work goes
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +13,8 @@ from robustbench_kd.core.errors import IncompleteError
 from robustbench_kd.core.ledger import Entry
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.tensors.oracle import is_out_of_memory
+
+Result = TypeVar("Result")
 
 _NO_ROOM = "out of memory with a batch of one image; free memory and run the same command to resume"
 
@@ -33,6 +36,20 @@ def in_batches(rows: list[int], size: int, work: Callable[[list[int]], Entry]) -
             continue
         yield _with_note(entry, size) if reduced_precision else entry
         rows, reduced_precision = rows[len(batch) :], False
+
+
+def with_fewer(size: int, work: Callable[[int], Result]) -> Result:
+    """Returns what work on at most `size` images gives, on fewer where memory runs out.
+
+    Raises `IncompleteError` where even one image does not fit in memory.
+    """
+    while True:
+        try:
+            return work(size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = halved(size)
 
 
 @contextmanager

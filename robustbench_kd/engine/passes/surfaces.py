@@ -14,6 +14,7 @@ from robustbench_kd.tensors.defence import (
     EXPECTED,
     OWN,
     Answer,
+    Batched,
     Key,
     Mixture,
     Randomized,
@@ -47,6 +48,8 @@ def drawn(model: Randomized, draws: int) -> Answer:
     def answer(images: Images, key: Key) -> Logits:
         if draws == 1:
             return model.draw(images, key)
+        if isinstance(model, Batched):
+            return model.batch_draws(images, key, draws)
         repeated = images.repeat(draws, 1, 1, 1)
         logits = model.draw(repeated, key.repeated(draws))
         return logits.view(draws, len(images), logits.shape[1])

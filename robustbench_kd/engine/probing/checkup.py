@@ -17,7 +17,7 @@ from robustbench_kd.core.ledger import Entry
 from robustbench_kd.core.plugins import components, module
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.core.threat import Norm, Threat
-from robustbench_kd.engine.passes.batching import halved
+from robustbench_kd.engine.passes.batching import with_fewer
 from robustbench_kd.engine.passes.meter import EntryClock
 from robustbench_kd.engine.probing.access import counted, declared_surfaces, one_draw
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
@@ -25,11 +25,11 @@ from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.attack import Attack
 from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.tensors.defence import Batched
 from robustbench_kd.tensors.oracle import (
     Oracle,
     check_logits,
     full_precision,
-    is_out_of_memory,
 )
 from robustbench_kd.tensors.probe import Facts, FinishedStage, NoGradientError, Probe
 from robustbench_kd.tensors.short_attacks import ShortAttacks
@@ -84,17 +84,13 @@ def checkup(
     """
     scope = scope or Scope()
     clock = EntryClock(oracle.meter)
-    size = min(scope.size, len(rows))
-    while True:
-        try:
-            with full_precision():
-                sample = _sampled(data, rows, size, scope.seed)
-                findings = _findings(oracle, sample, threat, scope)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            size = halved(size)
+
+    def found(size: int) -> list[Finding]:
+        with full_precision():
+            sample = _sampled(data, rows, size, scope.seed)
+            return _findings(oracle, sample, threat, scope)
+
+    findings = with_fewer(min(scope.size, len(rows)), found)
     return clock.entry(PROBES, findings=findings)
 
 
@@ -160,6 +156,7 @@ def probe_of(oracle: Oracle, sample: Dataset, threat: Threat, scope: Scope) -> P
         threat=threat,
         seed=scope.seed,
         randomized=oracle.randomized,
+        batched=isinstance(oracle.model, Batched),
         was_training=oracle.was_training,
         correct=scope.correct,
         normalisation=scope.normalisation,

@@ -138,7 +138,7 @@ def _stages(header: RunHeader, index: LedgerIndex) -> list[StageResult]:
     carried = [SMALLER] if index.entries(SMALLER) else []
     error_rates: dict[int, float] = dict.fromkeys(header.labels, 0.0)
     results: list[StageResult] = []
-    for name in (CLEAN, *carried, *header.identity.stages):
+    for name in (CLEAN, *carried, *header.attacks):
         decisions = index.decisions(name)
         survivors = {example for example, rate in error_rates.items() if rate < 1}
         if name != SMALLER and not survivors <= decisions.keys():
@@ -224,9 +224,9 @@ def _standard(
 
     It rests on the same draws as the final accuracy.
     """
-    adaptive = header.identity.adaptive
-    before = [stage.accuracy for stage in stages if stage.stage not in adaptive]
-    if not adaptive or len(before) < 2:  # the clean stage alone is no attack
+    standard = {CLEAN, SMALLER, *header.identity.attacks}
+    before = [stage.accuracy for stage in stages if stage.stage in standard]
+    if not header.identity.adaptive or len(before) < 2:  # the clean stage alone is no attack
         return None
     if not index.decisions(STANDARD_SCORE):
         return before[-1]

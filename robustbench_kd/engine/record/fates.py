@@ -34,7 +34,7 @@ def fates(
     The error rates of a randomized defence without members are those of the stage `score`.
     """
     if attacks is None:
-        attacks = header.identity.stages
+        attacks = header.attacks
     clean = index.decisions(CLEAN)
     found: dict[int, Fate] = {}
     for example in header.labels:
@@ -86,7 +86,7 @@ def _badness(decision: Decision) -> tuple[bool, float]:
 def _costs(header: RunHeader, index: LedgerIndex) -> dict[int, tuple[int, int]]:
     """Returns the forwards and backwards that attacks spent on each example, where counted."""
     costs: dict[int, tuple[int, int]] = {}
-    for stage in header.identity.stages:
+    for stage in header.attacks:
         for example, decision in index.decisions(stage).items():
             if decision.forwards is not None and decision.backwards is not None:
                 forwards, backwards = costs.get(example, (0, 0))

@@ -37,6 +37,11 @@ class RunHeader(Frozen):
     claim: Claim | None = None
 
     @property
+    def attacks(self) -> list[str]:
+        """Returns the names of all attacks in their order, those on found surfaces included."""
+        return [stage.name for stage in self.stages]
+
+    @property
     def one_draw_breaks(self) -> bool:
         """Returns whether a single wrong draw counts as broken."""
         return engine_traits(self.identity.engine).one_draw_breaks
@@ -57,7 +62,7 @@ def header_of(plan: Plan) -> RunHeader:
         stages=tuple(planned_stage(stage, request.threat.norm) for stage in plan.stages),
         parameters=request.subject.parameters,
         environment=environment(request.device),
-        findings=[*_training_mode(oracle), *_changed_attacks(plan.changes)],
+        findings=[*_training_mode(oracle), *_changed_attacks(plan.changes), *plan.seen],
         randomized=oracle.randomized,
         members=len(oracle.weights(1)) if oracle.randomized and oracle.exact else 0,
         composite=is_composite,

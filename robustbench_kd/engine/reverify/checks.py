@@ -175,7 +175,7 @@ def _distances(case: Case) -> Check:
 
 def _lines(case: Case) -> Check:
     """Do the columns of `examples.csv` follow from each other?"""
-    stages = {"", CLEAN, SMALLER, *case.record.identity.stages}
+    stages = {"", CLEAN, SMALLER, *(stage.stage for stage in case.record.stages)}
     deterministic = not case.drawn
     wrong = []
     for row in case.rows:
@@ -224,8 +224,8 @@ def _standard_follows(record: RunRecord) -> bool:
     """Returns whether the accuracy before adaptive attacks is that of the last standard stage."""
     if record.robust_draws is not None and not record.robust_draws.exact:
         return True  # it was scored on draws that are in no file
-    adaptive = record.identity.adaptive
-    before = [stage.accuracy for stage in record.stages if stage.stage not in adaptive]
+    standard = {CLEAN, SMALLER, *record.identity.attacks}
+    before = [stage.accuracy for stage in record.stages if stage.stage in standard]
     return record.standard in {None, *before[-1:]}
 
 

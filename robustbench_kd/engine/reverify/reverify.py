@@ -22,6 +22,7 @@ from robustbench_kd.core.rundir import ADVERSARIAL, DRAWS, EXAMPLES
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine.judging.judge import judge_answers
 from robustbench_kd.engine.judging.rescore import DRAWS as SCORED
+from robustbench_kd.engine.probing.undeclared import first_logits, with_chance
 from robustbench_kd.engine.reverify.case import Answers, Case
 from robustbench_kd.engine.reverify.checks import Check, checks, origins
 from robustbench_kd.tensors import stored_images
@@ -99,6 +100,9 @@ def verify(
     with full_precision():
         model = subject.model.to(means.dtype)
         oracle = Oracle(model, means.device, seed=record.identity.seed)
+        images = data.images.to(means.dtype)
+        oracle, _ = first_logits(oracle, images[:1], data.classes)
+        oracle, _ = with_chance(oracle, images)
         try:
             case = _case(folder, record, data, _Witness(oracle, threat, means))
         except RecordError as error:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robustbench_kd.core.records import Identity
+from robustbench_kd.core.records import Finding, Identity
 from robustbench_kd.core.rundir import run_folder
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.engine.passes.speedups import Speedups
@@ -11,7 +11,23 @@ from robustbench_kd.engine.run.few_classes import for_classes
 from robustbench_kd.engine.run.identity import identify
 from robustbench_kd.engine.run.request import Request
 from robustbench_kd.engine.run.stages import Stage, plan_stages
+from robustbench_kd.tensors.defence import Surface
 from robustbench_kd.tensors.oracle import Oracle
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a defence has shown.
+
+    Args:
+        oracle: The defence as it is evaluated, where its model declares less than there is.
+        surfaces: What adaptive attacks may search on, besides what is declared.
+        findings: What a reader must know.
+    """
+
+    oracle: Oracle
+    surfaces: tuple[Surface, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,7 @@ class Plan:
         changes: One sentence for each attack that few classes changed.
         stages: All attacks in their order.
         identity: Everything that can change a verdict; its hash names the folder of the run.
+        seen: What a look at the defence has shown before the plan was made.
     """
 
     request: Request
@@ -33,6 +50,7 @@ class Plan:
     changes: list[str]
     stages: tuple[Stage, ...]
     identity: Identity
+    seen: tuple[Finding, ...] = ()
 
     def folder(self, results: Path) -> Path:
         """Returns where the run lives."""
@@ -44,10 +62,23 @@ def make_plan(request: Request, oracle: Oracle, classes: int) -> Plan:
 
     Raises `UsageError` where the suite has no attack for them.
     """
-    if oracle.randomized:
-        request = replace(request, speedups=Speedups())
-
+    request = _without_speedups(request, oracle)
     suite, changes = for_classes(request.suite, classes, request.threat.norm)
     stages = plan_stages(suite, oracle, request.threat, request.extra)
     identity = identify(request, suite, stages)
     return Plan(request, oracle, suite, changes, stages, identity)
+
+
+def after_look(plan: Plan, look: Look) -> Plan:
+    """Returns the plan with what a look at the defence has shown.
+
+    It follows from the request, so it is no part of the identity: the folder of a run is known
+    before its model is asked.
+    """
+    request = _without_speedups(plan.request, look.oracle)
+    stages = plan_stages(plan.suite, look.oracle, request.threat, request.extra, look.surfaces)
+    return replace(plan, request=request, oracle=look.oracle, stages=stages, seen=look.findings)
+
+
+def _without_speedups(request: Request, oracle: Oracle) -> Request:
+    return replace(request, speedups=Speedups()) if oracle.randomized else request

@@ -58,8 +58,10 @@ class Stage:
         return self.attack is not None and any(self.attack.schedule(norm))
 
 
-def plan_stages(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> tuple[Stage, ...]:
-    """Returns the stages of a suite against a defence."""
+def plan_stages(
+    suite: Suite, oracle: Oracle, threat: Threat, extra: Extra, found: Sequence[Surface] = ()
+) -> tuple[Stage, ...]:
+    """Returns the stages of a suite against a defence, with surfaces that were found in it."""
     defence = surfaces.own(oracle, suite.draws if oracle.randomized else 1)
     standard = [
         Stage(name, defence, attack, fraction=suite.fraction(name))
@@ -67,7 +69,7 @@ def plan_stages(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> t
     ]
     if suite.adaptive is None:
         return tuple(standard)
-    return (*standard, *_adaptive_stages(suite.adaptive, oracle, threat, extra))
+    return (*standard, *_adaptive_stages(suite.adaptive, oracle, threat, extra, found))
 
 
 def with_search_model(
@@ -92,11 +94,13 @@ def _attacks(suite: Suite, norm: Norm) -> dict[str, Attack]:
     return {name: build_attack(name, suite, norm) for name in suite.attacks}
 
 
-def _adaptive_stages(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra) -> Iterator[Stage]:
+def _adaptive_stages(
+    suite: Suite, oracle: Oracle, threat: Threat, extra: Extra, found: Sequence[Surface]
+) -> Iterator[Stage]:
     """Yields the adaptive stages.
 
-    First come attacks on surrogates, then each gradient attack on every surface, then attacks that
-    call the defence themselves, at last attacks without gradients.
+    First come attacks on surrogates, then each gradient attack on every surface, found ones before
+    declared ones, then attacks that call the defence themselves, at last attacks without gradients.
     """
     norm = threat.norm
     known = surfaces.adaptive_surfaces(oracle, threat.eps)
@@ -105,7 +109,7 @@ def _adaptive_stages(suite: Suite, oracle: Oracle, threat: Threat, extra: Extra)
     for name, model in extra.surrogates.items():
         yield from _transfer_stages(name, model, suite, defence, norm)
 
-    for surface in known:
+    for surface in (*found, *known):
         yield from _stages_on(surface, suite.on(surface.name), norm, gradients=True)
 
     own = oracle.model.attacks() if isinstance(oracle.model, Armed) else {}

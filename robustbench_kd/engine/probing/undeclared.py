@@ -1,0 +1,121 @@
+"""Takes a model as people write it: logits within other outputs, chance that no key decides."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_kd.core.errors import ModelError
+from robustbench_kd.core.records import Finding
+from robustbench_kd.engine.anatomy.chance import Chance, Unkeyed, find_chance, finding
+from robustbench_kd.engine.passes.batching import with_fewer
+from robustbench_kd.tensors.contracts import Images, Logits
+from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
+
+_IMAGES = 16
+_NAMES = ("logits", "output", "outputs", "preds", "predictions")
+
+Place: TypeAlias = str | int
+
+
+class Picked(nn.Module):
+    """A model whose output holds its logits at a place: a key, an attribute or a number."""
+
+    def __init__(self, model: nn.Module, place: Place) -> None:
+        super().__init__()
+        self.model = model
+        self.place = place
+
+    def forward(self, images: Images) -> Logits:
+        """Maps images `(n, c, h, w)` to logits `(n, classes)`."""
+        logits: Logits = _at(self.model(images), self.place)
+        return logits
+
+
+def first_logits(oracle: Oracle, image: Images, classes: int) -> tuple[Oracle, Logits]:
+    """Returns the logits of an image `(1, c, h, w)`, and the oracle that gives them.
+
+    It picks them from a model's output that holds more: the one matrix in it, the one with so many
+    columns as there are classes, or the one of a usual name. Raises `ModelError` where there are
+    none, or where it is not plain which part of the output they are.
+    """
+    try:
+        return oracle, oracle.logits(image)
+    except ModelError:
+        place = _place_of_logits(oracle.model, image.to(oracle.device), classes)
+        if place is None:
+            raise
+    picking = oracle.around(Picked(oracle.model, place))
+    return picking, picking.logits(image)
+
+
+def with_chance(oracle: Oracle, images: Images) -> tuple[Oracle, tuple[Finding, ...]]:
+    """Returns the oracle that an evaluation asks, and what a reader must know of it.
+
+    A model that answers at random is asked as the randomized defence it is. Raises `ModelError`
+    where it does not give finite logits for a few of the images `(n, c, h, w)`.
+    """
+    if oracle.randomized:
+        return oracle, ()
+
+    def look(size: int) -> Chance | None:
+        few = images[:size].to(oracle.device)
+        oracle.logits(few)
+        return find_chance(oracle.model, few)
+
+    chance = with_fewer(min(_IMAGES, len(images)), look)
+    if chance is None:
+        return oracle, ()
+    return oracle.around(Unkeyed(oracle.model, chance)), (finding(chance),)
+
+
+@torch.no_grad()
+def _place_of_logits(model: nn.Module, image: Images, classes: int) -> Place | None:
+    """Returns where the logits are in an output that is no tensor, None for a tensor.
+
+    Raises `ModelError` where that is not plain.
+    """
+    try:
+        output = model(image)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None  # the oracle says what is wrong
+    if isinstance(output, Tensor):
+        return None
+
+    rows = {place: value for place, value in _parts(output).items() if _is_row(value)}
+    fitting = [place for place, value in rows.items() if value.shape[1] == classes]
+    named = [place for place in rows if place in _NAMES]
+    for found in (list(rows), fitting, named):
+        if len(found) == 1:
+            return found[0]
+    raise ModelError(
+        f"expected the model to return a tensor of logits, got {type(output).__name__}"
+        f"{_described(rows)}: wrap it in a module whose forward returns the logits alone"
+    )
+
+
+def _parts(output: Any) -> dict[Place, Any]:
+    """Returns the parts of an output by their place: a key, the name of an attribute, a number."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, tuple) and hasattr(output, "_asdict"):
+        return dict(output._asdict())
+    if isinstance(output, tuple | list):
+        return dict(enumerate(output))
+    return dict(vars(output)) if hasattr(output, "__dict__") else {}
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 2 and len(value) == 1 and value.shape[1] > 1
+
+
+def _at(output: Any, place: Place) -> Any:
+    return _parts(output)[place]
+
+
+def _described(rows: Mapping[Place, Any]) -> str:
+    parts = [f"{place} {tuple(value.shape)}" for place, value in rows.items()]
+    return f" with {', '.join(parts)}" if parts else ""

@@ -1,0 +1,212 @@
+"""What masks a gradient is found and bridged, whatever a person has written, without a word."""
+
+import pytest
+import torch
+from broken import CHECKPOINTS, digits
+from maskings import MASKINGS, DeepFront, Nearest, Noisy, Vote
+from torch import nn
+from torch.nn import functional
+
+from robustbench_kd.core.records import Severity
+from robustbench_kd.core.threat import Threat
+from robustbench_kd.datasets import open_dataset
+from robustbench_kd.engine.anatomy.candidates import candidates, read
+from robustbench_kd.engine.anatomy.recording import record
+from robustbench_kd.engine.anatomy.rewired_answer import RewiredAnswer
+from robustbench_kd.engine.anatomy.rewiring import Wiring
+from robustbench_kd.engine.probing.anatomy import examine, findings
+from robustbench_kd.tensors.defence import Surface
+from robustbench_kd.tensors.oracle import Oracle
+
+CPU = torch.device("cpu")
+THREAT = Threat.parse("linf:0.2")
+NETWORK = "teacher"
+# Own gradients that lead to the image: nothing has to be found.
+OPEN = {"median filter", "sparsifier", "logits x 10,000", "logits x 0.0000001"}
+WINNERS = "k winners take all"
+SLACK = 5  # tries of 46: other activations, and a purifier, make another network
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_dataset("digits").take(torch.arange(60))
+
+
+@pytest.fixture(scope="module")
+def train():
+    return open_dataset("digits", split="train").take(torch.arange(300))
+
+
+def looked_at(model, data):
+    return examine(Oracle(model.eval(), CPU), data, THREAT, seed=0)
+
+
+@pytest.fixture(scope="module")
+def inside(data):
+    """How many tries a short attack breaks on the network itself."""
+    anatomy = looked_at(MASKINGS["input detached"](digits(NETWORK)), data)
+    return anatomy.found[0].broken
+
+
+def made(name, train):
+    builders = {
+        "vote of three": lambda net: Vote([net, digits("plain"), digits("small")]),
+        "nearest stored example": lambda net: Nearest(net, train.images, train.labels),
+        "deep front end": lambda net: DeepFront(net, train.images),
+        "deep front end without modules": lambda net: DeepFront(net, train.images, bare=True),
+    }
+    return {**MASKINGS, **builders}[name](digits(NETWORK))
+
+
+OTHERS = [
+    "vote of three",
+    "nearest stored example",
+    "deep front end",
+    "deep front end without modules",
+]
+
+
+@pytest.mark.parametrize("name", [*sorted(set(MASKINGS) - OPEN - {WINNERS}), *OTHERS])
+def test_a_surface_is_found_that_breaks_what_the_network_inside_does(name, inside, data, train):
+    anatomy = looked_at(made(name, train), data)
+    assert anatomy.own.broken < inside / 2 or anatomy.own.gain < 0.2
+    assert anatomy.found[0].broken >= inside - SLACK
+    assert anatomy.found[0].surface.name.startswith("found-")
+
+
+@pytest.mark.parametrize("name", sorted(OPEN))
+def test_nothing_is_offered_where_own_gradients_do_as_well(name, data, train):
+    assert looked_at(made(name, train), data).found == ()
+
+
+def test_other_gradients_that_do_as_well_are_offered_too(inside, data, train):
+    anatomy = looked_at(made(WINNERS, train), data)
+    assert anatomy.found[0].broken >= anatomy.own.broken >= inside - SLACK
+    assert anatomy.found[0].surface.name == "found-open-gates"
+
+
+@pytest.mark.parametrize("name", ["teacher", "plain", "small", "involution", "rslad-0"])
+def test_an_honest_network_has_no_other_gradients(name, data):
+    anatomy = looked_at(digits(name), data)
+    assert anatomy.own is None
+    assert anatomy.found == ()
+    assert anatomy.passes <= 8 * 24
+    assert (CHECKPOINTS / f"digits-{name}.toml").exists()
+
+
+@pytest.mark.parametrize("name", [*MASKINGS, *OTHERS])
+def test_a_rewired_pass_answers_what_the_model_answers(name, data, train):
+    model = made(name, train).eval()
+    images = data.images[:7]
+    expected = model(images).detach()
+    before = torch.get_rng_state()
+    points = images.clone().requires_grad_()
+    answered = RewiredAnswer(model, Wiring())(points)
+    assert torch.equal(answered.detach(), expected)
+    assert torch.equal(images, data.images[:7])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.is_grad_enabled()
+
+
+def test_torch_is_as_before_after_a_pass_that_fails(data):
+    class Failing(nn.Module):
+        def forward(self, images):
+            if images.requires_grad:
+                raise ValueError("no gradients here")
+            return images.flatten(1)[:, :10]
+
+    from_numpy = torch.from_numpy
+    apply = torch.autograd.Function.apply
+    points = data.images[:3].clone().requires_grad_()
+    answered = RewiredAnswer(Failing(), Wiring())(points)
+    (gradient,) = torch.autograd.grad(answered.sum(), points)
+    assert torch.equal(answered.detach(), points.detach().flatten(1)[:, :10])
+    assert not gradient.any()
+    assert torch.from_numpy is from_numpy
+    assert torch.autograd.Function.apply == apply
+    assert torch.is_grad_enabled()
+
+
+def test_names_of_surfaces_differ(data, train):
+    model = made("vote of three", train).eval()
+    names = [name for name, _ in candidates(model, read(model, record(model, data.images[:8])))]
+    assert len(names) == len(set(names)) > 2
+
+
+def test_a_tree_of_places_names_module_line_and_what_happens(data):
+    model = nn.Sequential(nn.Identity(), MASKINGS["input rounded"](digits(NETWORK)))
+    anatomy = looked_at(model, data)
+    (rounds,) = [part for part in anatomy.parts if part.what.startswith("round")]
+    assert rounds.module == "1"
+    assert "maskings.py:" in rounds.line
+
+
+def test_a_defence_that_declares_its_surfaces_is_taken_at_its_word(data):
+    class Declared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = digits(NETWORK)
+
+        def forward(self, images):
+            return self.network(images.round())
+
+        def surfaces(self):
+            return [Surface(name="inside", answer=lambda images, _key: self.network(images))]
+
+    assert looked_at(Declared(), data).passes == 0
+
+
+def test_findings_say_what_a_surface_gains(data):
+    masked_by, found = findings(looked_at(MASKINGS["input detached"](digits(NETWORK)), data))
+    assert "detach ends or changes the gradient" in masked_by.message
+    assert (found.check, found.severity) == ("surface-found", Severity.INFO)
+    assert "found-repaired" in found.message
+
+
+def test_a_network_of_the_functional_kind_needs_no_module(data):
+    network = digits(NETWORK)
+
+    class Functional(nn.Module):
+        """No submodule, so that no hook fires within."""
+
+        def __init__(self):
+            super().__init__()
+            self.__dict__["inner"] = network
+
+        def forward(self, images):
+            return self.inner((images * 15).floor() / 15)
+
+    anatomy = looked_at(Functional(), data)
+    assert anatomy.found[0].broken > 5 * max(1, anatomy.own.broken)
+
+
+def test_chance_that_is_not_wrapped_gives_no_wrong_answer(data):
+    """A rewired pass draws anew, like any other."""
+    torch.manual_seed(0)
+    expected = Noisy(digits(NETWORK))(data.images[:4])
+    torch.manual_seed(0)
+    points = data.images[:4].clone().requires_grad_()
+    assert torch.equal(RewiredAnswer(Noisy(digits(NETWORK)), Wiring())(points), expected)
+
+
+def test_a_network_in_numpy_is_differentiated_as_torch_would(data):
+    weights = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    plain = nn.Sequential(nn.Flatten())
+
+    class InNumpy(nn.Module):
+        def forward(self, images):
+            import numpy as np  # as scripts do
+
+            features = np.maximum(images.detach().numpy().reshape(len(images), -1), 0.3)
+            logits = np.tanh(features @ weights.numpy())
+            return torch.from_numpy(logits / np.linalg.norm(logits, axis=1, keepdims=True))
+
+    def expected(images):
+        logits = torch.tanh(plain(images).clamp(min=0.3) @ weights)
+        return functional.normalize(logits, dim=1)
+
+    points = data.images[:5].clone().requires_grad_()
+    found = RewiredAnswer(InNumpy(), Wiring())(points)
+    (gradient,) = torch.autograd.grad(found[:, 3].sum(), points)
+    (true,) = torch.autograd.grad(expected(points)[:, 3].sum(), points)
+    assert torch.allclose(gradient, true, atol=1e-5)
