@@ -168,6 +168,48 @@ def hooked(network, images):
     return network(copied)
 
 
+def image_by_image(network, images):
+    """A hard decision for each image alone."""
+    labels = [network(image[None]).argmax().item() for image in images]
+    return functional.one_hot(torch.tensor(labels), CLASSES).float()
+
+
+def assigned(images):
+    """Levels that are assigned where a pixel exceeds them."""
+    levels = torch.zeros_like(images)
+    for number in range(_LEVELS):
+        levels[images >= number / _LEVELS] = number / (_LEVELS - 1)
+    return levels
+
+
+def resized_by_lists(images):
+    """Half the size and back, through lists of numbers, which nothing can trace."""
+    doubled = functional.interpolate(images.detach(), scale_factor=2).tolist()
+    return functional.avg_pool2d(torch.tensor(doubled), 2)
+
+
+class Quantised(torch.autograd.Function):
+    """Rounds, and gives no gradient; people keep its `apply` under a name."""
+
+    @staticmethod
+    def forward(_ctx, features):
+        return (features * 8).round() / 8
+
+    @staticmethod
+    def backward(_ctx, gradient):
+        return torch.zeros_like(gradient)
+
+
+quantised = Quantised.apply
+
+
+class QuantisedActivation(nn.Module):
+    """Rounds activations by a function that no patch of torch reaches."""
+
+    def forward(self, features):
+        return quantised(functional.relu(features))
+
+
 class OneClass(nn.Module):
     """The score of one class."""
 
@@ -354,6 +396,10 @@ MASKINGS = {
     "sparsifier": within(Sparse),
     "activation in steps": within(Jumping),
     "activation with a wave": within(Waving),
+    "activation rounded by a function": within(QuantisedActivation),
+    "levels assigned by masks": before(assigned),
+    "resized outside of torch": before(resized_by_lists),
+    "image by image": lambda network: Around(network, image_by_image),
 }
 
 

@@ -181,7 +181,7 @@ class ShortAttacks:
             )
             judged = sample.ask(points, rows[left]) if part else logits
             wrong[step, left] = judged.argmax(dim=1) != sample.labels[rows[left]]
-            losses[step, left] = values[0]
+            losses[step, left] = values[0].to(losses.dtype)
 
             state = state.tell(logits, values, gradient)
             if not stay and bool(wrong[step, left].any()):

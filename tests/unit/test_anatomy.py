@@ -79,10 +79,10 @@ def test_nothing_is_offered_where_own_gradients_do_as_well(name, data, train):
     assert looked_at(made(name, train), data).found == ()
 
 
-def test_other_gradients_that_do_as_well_are_offered_too(inside, data, train):
+def test_other_gradients_that_do_no_better_are_not_offered(inside, data, train):
     anatomy = looked_at(made(WINNERS, train), data)
-    assert anatomy.found[0].broken >= anatomy.own.broken >= inside - SLACK
-    assert anatomy.found[0].surface.name == "found-open-gates"
+    assert anatomy.own.broken >= inside - SLACK
+    assert anatomy.found == ()
 
 
 @pytest.mark.parametrize("name", ["teacher", "plain", "small", "involution", "rslad-0"])
@@ -210,3 +210,96 @@ def test_a_network_in_numpy_is_differentiated_as_torch_would(data):
     (gradient,) = torch.autograd.grad(found[:, 3].sum(), points)
     (true,) = torch.autograd.grad(expected(points)[:, 3].sum(), points)
     assert torch.allclose(gradient, true, atol=1e-5)
+
+
+class Attending(nn.Module):
+    """Attention to the six largest of ten scores, as `-inf` for the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = digits(NETWORK)
+
+    def forward(self, images):
+        scores = self.network(images)
+        least = scores.topk(6, dim=1).values[:, -1:]
+        return scores.masked_fill(scores < least, -torch.inf).softmax(dim=1) * 10
+
+
+class Gated(nn.Module):
+    """ReLU, as some write it."""
+
+    def forward(self, features):
+        return features * (features > 0)
+
+
+class Averaging(nn.Module):
+    """Keeps a running mean, a cache by shape and a list, all without a graph of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = digits(NETWORK)
+        self.register_buffer("mean", torch.zeros(()))
+        self.cache = {}
+        self.seen = []
+
+    def forward(self, images):
+        self.mean.mul_(0.9).add_(0.1 * images.detach().mean())
+        if images.shape not in self.cache:
+            self.cache[images.shape] = images.detach().round() * 0
+        self.seen.append(images.detach().mean())
+        return self.network((images * 15).round() / 15 + self.cache[images.shape])
+
+
+def test_infinite_logits_within_stay_out_of_the_answer(data):
+    model = Attending().eval()
+    points = data.images[:5].clone().requires_grad_()
+    answered = RewiredAnswer(model, Wiring())(points)
+    assert torch.equal(answered.detach(), model(points).detach())
+
+
+def test_a_model_keeps_no_graph_of_a_watched_pass(data):
+    model = Averaging().eval()
+    assert looked_at(model, data).found
+    kept = [model.mean, *model.cache.values(), *model.seen]
+    assert not any(tensor.requires_grad for tensor in kept)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-9, 1e-12])
+def test_tiny_logits_of_an_honest_network_are_no_masking(scale, data):
+    network = digits(NETWORK)
+
+    class Scaled(nn.Module):
+        def forward(self, images):
+            return scale * network(images)
+
+    assert looked_at(Scaled(), data).found == ()
+
+
+def test_gates_of_an_honest_network_are_no_masking(data):
+    network = digits(NETWORK)
+    for name, part in list(network.named_modules()):
+        if isinstance(part, nn.ReLU):
+            network.set_submodule(name, Gated())
+    assert looked_at(network, data).found == ()
+
+
+def test_a_function_that_is_mapped_over_images_is_left_alone(data):
+    network = digits(NETWORK)
+
+    class Mapped(nn.Module):
+        def forward(self, images):
+            return torch.vmap(lambda image: network(image[None])[0])(images)
+
+    assert looked_at(Mapped(), data).found == ()
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_logits_of_another_precision_are_taken(kind, data):
+    network = digits(NETWORK)
+
+    class Precise(nn.Module):
+        def forward(self, images):
+            return functional.one_hot(network(images).to(kind).argmax(dim=1), 10).to(kind)
+
+    oracle = Oracle(Precise().eval(), CPU)
+    assert examine(oracle, data, THREAT, seed=0).found

@@ -189,6 +189,7 @@ def find_chance(model: nn.Module, images: Images) -> Chance | None:
     """
     few = images[:_FEW_IMAGES]
     with seeded(seed_of("chance"), model):
+        model(images)  # some models build a part at their first call
         before = global_state()
         first = model(images)
         asked = global_state() != before

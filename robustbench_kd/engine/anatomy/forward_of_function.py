@@ -46,6 +46,27 @@ def differentiable_forward(function: Any, args: tuple[Any, ...]) -> Tensor | Non
     return out if _has_gradient(out) else None
 
 
+def is_function_of_a_person(value: Tensor) -> bool:
+    """Returns whether a tensor came out of a `torch.autograd.Function`."""
+    return isinstance(value.grad_fn, torch.autograd.function.BackwardCFunction)
+
+
+def pass_zero_gradients(value: Tensor) -> None:
+    """Lets the gradient of a function's output pass through it where its own backward gives none.
+
+    The function was called in a way that no patch sees, so that only its node is known.
+    """
+
+    def passed(gradients: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        first = gradients[0] if gradients else None
+        if first is not None and bool(first.any()):
+            return None
+        return (outputs[0], *gradients[1:])
+
+    if value.grad_fn is not None:
+        value.grad_fn.register_hook(passed)
+
+
 def _forward(function: Any, args: tuple[Any, ...]) -> Any:
     if function.setup_context is not torch.autograd.Function.setup_context:
         return function.forward(*args)

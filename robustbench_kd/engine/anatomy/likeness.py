@@ -12,7 +12,8 @@ from torch.nn import functional
 from robustbench_kd.engine.anatomy.places import Place
 from robustbench_kd.engine.anatomy.recording import Event, Recording
 from robustbench_kd.engine.anatomy.rewiring import Bridge
-from robustbench_kd.tensors.contracts import Images, Logits
+from robustbench_kd.engine.anatomy.starts import Starts, line_fit
+from robustbench_kd.tensors.contracts import Logits
 
 _FOLLOWS = 0.5  # R^2 of the best line through pixels, from which a tensor follows the images
 _AGREES = 0.6  # fraction of images on which a voter must agree with the answer
@@ -67,30 +68,15 @@ def bridges(followers: Iterable[Follower]) -> dict[Place, Bridge]:
 
 def _followers(recording: Recording) -> Iterator[Follower]:
     """Yields all tensors that follow the images, in order."""
-    channels = recording.images.shape[1]
-    starts: dict[tuple[int, ...], Tensor] = {}
+    starts = Starts(recording.images)
     for event in recording.events:
         value = event.value.detach()
-        if value.ndim != 4 or value.shape[1] != channels:
-            continue
-        start = starts.setdefault(tuple(value.shape), value)
-        if start is value:
+        start = starts.of(value, opaque=event.opaque)
+        if start is None or start is value:
             continue
         slope, explained = line_fit(start, value)
         if explained >= _FOLLOWS:
             yield Follower(event, slope)
-
-
-def line_fit(before: Images, after: Images) -> tuple[Tensor, float]:
-    """Returns the slope of each channel `(1, c, 1, 1)` of the best line, and its mean R^2."""
-    dims = (0, 2, 3)
-    x = before - before.mean(dim=dims, keepdim=True)
-    y = after - after.mean(dim=dims, keepdim=True)
-    both = (x * y).sum(dim=dims, keepdim=True)
-    spread = x.square().sum(dim=dims, keepdim=True)
-    slope = both / spread.clamp(min=1e-12)
-    explained = both.square() / (spread * y.square().sum(dim=dims, keepdim=True)).clamp(min=1e-12)
-    return slope, float(explained.mean().nan_to_num())
 
 
 @dataclass(frozen=True)
@@ -155,16 +141,32 @@ def voters(recording: Recording, final: Logits, tables: list[Tensor]) -> list[Vo
     may say which class a stored example has.
     """
     found = []
-    for event in recording.events:
+    for event in _whole(recording):
         best = _read(event, final, tables)
         if best is not None:
             found.append(best)
 
     sources: list[Voters] = []
     for one in found:
-        if not any(depends(one.event.value, source.event.value) for source in sources):
+        if not any(depends(one.event.went_on, source.event.went_on) for source in sources):
             sources.append(one)
     return sources
+
+
+def _whole(recording: Recording) -> Iterator[Event]:
+    """Yields the events, those of a loop over images or parts of a batch as one at its end."""
+    n = len(recording.images)
+    parts: dict[tuple[Place, int], list[Event]] = {}
+    for event in recording.events:
+        if event.value.ndim != 2 or len(event.value) >= n:
+            yield event
+            continue
+        parts.setdefault((event.site.place, event.value.shape[1]), []).append(event)
+    for events in parts.values():
+        if sum(len(event.value) for event in events) % n == 0:
+            value = torch.cat([event.value for event in events])
+            went_on = torch.cat([event.went_on for event in events])
+            yield replace(events[0], value=value, went_on=went_on)
 
 
 def _read(event: Event, final: Logits, tables: list[Tensor]) -> Voters | None:

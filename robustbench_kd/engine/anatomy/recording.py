@@ -16,12 +16,17 @@ from robustbench_kd.tensors.oracle import is_out_of_memory
 
 @dataclass(frozen=True)
 class Event:
-    """A tensor that came out at a site, within the module of that path."""
+    """A tensor that came out at a site, within the module of that path.
+
+    `value` is the tensor as it was and `went_on` the one that the model goes on with. It is
+    `opaque` if no gradient leads from it to anything.
+    """
 
     site: Site
     module: str
     value: Tensor
     went_on: Tensor
+    opaque: bool
 
 
 @dataclass(frozen=True)
@@ -43,21 +48,31 @@ class _Recorder(Watcher):
     def __init__(self, model: nn.Module, *, repairs: bool) -> None:
         super().__init__(model, repairs=repairs)
         self.events: list[Event] = []
+        self.channels = {1, 3}
         self.gates = False
 
     def passed(self, site: Site, value: Tensor) -> Tensor:
-        if value.ndim < 2 or not value.is_floating_point():
+        if value.ndim < 2 or not value.is_floating_point() or _is_mapped(value):
             return value
+        opaque = not value.requires_grad
         if self.repairs and value.ndim == 4 and not value.requires_grad:
             value = value + torch.zeros_like(value, requires_grad=True)  # to see what depends on it
-        # An operation in place must not change what was seen.
-        self.events.append(Event(site, self.where.module, value.view_as(value), value))
+        if value.ndim == 4 and value.shape[1] not in self.channels:
+            return value  # features in the middle of a network
+        # What is written into the tensor later must not change what was seen.
+        self.events.append(Event(site, self.where.module, value.detach().clone(), value, opaque))
         return value
 
     def gate(self, call: Call, out: Any) -> Any:
         if opened(call, out) is not out:
             self.gates = True
         return out
+
+
+def _is_mapped(value: Tensor) -> bool:
+    """Returns whether a tensor stands for many within `torch.vmap`, which nothing may look into."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(value)  # noqa: SLF001
+    return wrapped
 
 
 def record(model: nn.Module, images: Images) -> Recording:
@@ -72,6 +87,7 @@ def record(model: nn.Module, images: Images) -> Recording:
 
 def _recorded(model: nn.Module, images: Images, *, repairs: bool) -> Recording:
     recorder = _Recorder(model, repairs=repairs)
+    recorder.channels.add(images.shape[1])
     points = images.detach().clone().requires_grad_()
     with torch.enable_grad():
         output: Any = recorder.run(points)

@@ -4,6 +4,7 @@ Source: BPDA, Athalye et al. 2018 (arXiv 1802.00420, section 4.1).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +24,8 @@ from robustbench_kd.engine.anatomy.soft import (
     step,
     width,
 )
+
+_NEAR_ZERO = 1e-4  # below it the slopes of roots and logarithms are cut off
 
 StandIn: TypeAlias = Callable[[Call, Tensor], Any]
 
@@ -113,6 +116,31 @@ def _wave(call: Call, _out: Tensor) -> Tensor:
     return values * slope  # type: ignore[no-any-return]
 
 
+def _bounded(call: Call, _out: Tensor) -> Any:
+    """Returns the same function a little to the right, where its slope is finite."""
+    return replace(call, args=(call.args[0] + _NEAR_ZERO, *call.args[1:])).run()
+
+
+def _bounded_power(call: Call, out: Tensor) -> Any:
+    exponent = call.argument(1, "exponent")
+    is_root = isinstance(exponent, float) and 0 < exponent < 1
+    return _bounded(call, out) if is_root else None
+
+
+def assigned(call: Call, before: Tensor) -> Any:
+    """Returns a stand-in for a tensor to which values were assigned by a soft mask."""
+    after, mask, _ = call.args
+    return _where(mask, after.clone(), before)
+
+
+def assigns_by_soft_mask(call: Call) -> bool:
+    """Returns whether a call assigns values where a comparison holds."""
+    if call.name != "__setitem__" or not isinstance(call.first, Tensor):
+        return False
+    mask = call.args[1]
+    return isinstance(mask, Tensor) and is_soft(mask) and mask.shape == call.first.shape
+
+
 def _place_in_table(call: Call, _out: Tensor) -> Any:
     """Returns the place in a sorted table, as it grows with what is looked up."""
     first, second = call.args[0], call.argument(1, "boundaries")
@@ -133,6 +161,8 @@ _STAND_INS: dict[str, StandIn] = {
     **dict.fromkeys(("sin", "cos", "tan"), _wave),
     **dict.fromkeys(_ABOVE, _above),
     **dict.fromkeys(_BELOW, _below),
+    **dict.fromkeys(("sqrt", "rsqrt", "log", "log2", "log10"), _bounded),
+    **dict.fromkeys(("pow", "__pow__"), _bounded_power),
     "heaviside": _heaviside,
 }
 

@@ -1,6 +1,6 @@
 """The answer of a model under a wiring, safe to differentiate whatever happens inside."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ class RewiredAnswer:
             plain: Logits = self.model(images)
             return plain
         isolated: Logits = _Isolated.apply(images, self._answer)
-        return isolated
+        return isolated if isolated.dtype == images.dtype else isolated.to(images.dtype)
 
     def _answer(self, images: Images) -> Logits:
         try:
@@ -61,13 +61,25 @@ class RewiredAnswer:
             return output
         n, classes = output.shape
         found: list[Tensor] = []
-        for place, value in forward_pass.tapped:
+        for place, value in _joined(forward_pass.tapped, n):
             answers = readings[place].answers(value, n, classes)
             if answers is not None:
                 found.append(answers)
         if not found:
             return output
         return vote(torch.cat(found[-1:] if self.tap.last else found))
+
+
+def _joined(tapped: list[tuple[Place, Tensor]], n: int) -> Iterator[tuple[Place, Tensor]]:
+    """Yields tapped tensors, those of a loop over parts of a batch as one at its end."""
+    parts: dict[tuple[Place, int], list[Tensor]] = {}
+    for place, value in tapped:
+        if value.ndim != 2 or len(value) >= n:
+            yield place, value
+            continue
+        parts.setdefault((place, value.shape[1]), []).append(value)
+    for (place, _), values in parts.items():
+        yield place, torch.cat(values)
 
 
 class _Isolated(torch.autograd.Function):

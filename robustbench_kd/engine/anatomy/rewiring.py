@@ -10,6 +10,7 @@ from robustbench_kd.engine.anatomy.calls import Call
 from robustbench_kd.engine.anatomy.gates import opened
 from robustbench_kd.engine.anatomy.places import Place, Site
 from robustbench_kd.engine.anatomy.soft import with_gradient
+from robustbench_kd.engine.anatomy.starts import Starts
 from robustbench_kd.engine.anatomy.watcher import Watcher
 
 
@@ -55,19 +56,21 @@ class Rewired(Watcher):
         super().__init__(model, repairs=wiring.repairs)
         self.tapped: list[tuple[Place, Tensor]] = []
         self._wiring = wiring
-        self._starts: dict[tuple[int, ...], Tensor] = {}
+        self._starts: Starts | None = None
 
     def passed(self, site: Site, value: Tensor) -> Tensor:
         """Returns the tensor with a bridge where there is one, and keeps what is tapped."""
         if site.place in self._wiring.taps:
             self.tapped.append((site.place, value))
-        if value.ndim != 4 or not self._wiring.bridges or not value.is_floating_point():
+        if not self._wiring.bridges or value.ndim != 4:
             return value
+        if self._starts is None:
+            self._starts = Starts(value)  # the images come first
 
-        start = self._starts.setdefault(tuple(value.shape), value)
+        start = self._starts.of(value, opaque=not value.requires_grad)
         bridge = self._wiring.bridges.get(site.place)
         slope = bridge.slope(site.turn) if bridge else None
-        if start is value or slope is None or slope.shape[1] != value.shape[1]:
+        if start is None or start is value or slope is None or slope.shape[1] != value.shape[1]:
             return value
         return with_gradient(value, slope * start)
 

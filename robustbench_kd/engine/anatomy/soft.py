@@ -18,7 +18,8 @@ _WIDTH = 0.25  # how wide a step is softened, in standard deviations of what it 
 
 def with_gradient(value: Tensor, stand_in: Tensor) -> Tensor:
     """Returns the value, to the last bit, with the gradient of a stand-in of the same shape."""
-    return value.detach() + (stand_in - stand_in.detach()).to(value.dtype)
+    zero = (stand_in - stand_in.detach()).nan_to_num(0, 0, 0)  # infinity has no difference
+    return value.detach() + zero.to(value.dtype)
 
 
 def carrying(value: Tensor, stand_in: Any) -> Tensor:
@@ -74,8 +75,8 @@ def scores_of(index: Any) -> tuple[Tensor, int] | None:
 
 def width(values: Tensor) -> Tensor:
     """Returns over which distance a step is softened."""
-    deviation: Tensor = values.detach().nan_to_num(0, 0, 0).std()
-    return _WIDTH * deviation.nan_to_num(0).clamp(min=1e-6)
+    deviation: Tensor = values.detach().nan_to_num(0, 0, 0).std(correction=0)
+    return _WIDTH * deviation.clamp(min=1e-6)
 
 
 def step(gap: Tensor) -> Tensor:

@@ -15,9 +15,15 @@ from torch.overrides import TorchFunctionMode
 
 from robustbench_kd.engine.anatomy.arrays import TracedArray, as_tensor, as_traced
 from robustbench_kd.engine.anatomy.calls import UNTRACED, Call
-from robustbench_kd.engine.anatomy.forward_of_function import differentiable_forward
+from robustbench_kd.engine.anatomy.forward_of_function import (
+    differentiable_forward,
+    is_function_of_a_person,
+    pass_zero_gradients,
+)
+from robustbench_kd.engine.anatomy.left_alone import left_alone
 from robustbench_kd.engine.anatomy.places import ARRIVES, Place, Site, Whereabouts
-from robustbench_kd.engine.anatomy.repairs import repaired
+from robustbench_kd.engine.anatomy.repairs import assigned, assigns_by_soft_mask, repaired
+from robustbench_kd.engine.anatomy.soft import carrying
 from robustbench_kd.tensors.contracts import Images
 
 _SEEN = "_rkd_seen"
@@ -44,8 +50,7 @@ class Watcher(TorchFunctionMode):
         """Returns the model's output for images, which it may change in place."""
         start = self.passed(Site(Place(ARRIVES, ""), 0), images.view_as(images))
         _mark(start)
-        eager = torch.compiler.set_stance("force_eager")  # a compiled model has no calls to see
-        with self, self.where.followed(), _kept_switch(), _patched(self), eager:
+        with left_alone(self._model), _patched(self), self.where.followed(), self:
             return self._model(start)
 
     def passed(self, site: Site, value: Tensor) -> Tensor:  # noqa: ARG002  # for subclasses
@@ -77,6 +82,8 @@ class Watcher(TorchFunctionMode):
 
     def _seen(self, call: Call) -> Any:
         """Returns what a call gives, after everything that may change it."""
+        if self.repairs and assigns_by_soft_mask(call):
+            return self._assigned(call)
         lost = call.tensor.clone() if call.in_place and call.tensor is not None else None
         out = call.run()
         if not isinstance(out, Tensor):
@@ -94,6 +101,16 @@ class Watcher(TorchFunctionMode):
         _mark(new)
         return new
 
+    def _assigned(self, call: Call) -> None:
+        target = call.args[0]
+        before = target.clone()
+        call.run()
+        new = carrying(target, assigned(call, before))
+        if new is not target:
+            self.note("assignment by a mask")
+            target.copy_(new)
+            _mark(target)
+
     def _arrived(self, call: Call) -> Call:
         """Returns the call after tensors from outside of torch went through `passed`."""
         if not any(_is_new(value) for value in call.args):
@@ -104,6 +121,9 @@ class Watcher(TorchFunctionMode):
         if not _is_new(value):
             return value
         new = value
+        if self.repairs and is_function_of_a_person(value):
+            pass_zero_gradients(value)
+            self.note("gradient of a function")
         if value.ndim > 1 and not isinstance(value, nn.Parameter):
             new = self.passed(self.where.site(ARRIVES), value)
         _mark(value)
@@ -122,16 +142,15 @@ class Watcher(TorchFunctionMode):
             value = self.passed(self.where.site(name), value)
             _mark(value)
             return value
+        if name == "__get__" and not isinstance(call.first, nn.Parameter):
+            return self._alias(call.first)
         return _HANDLED if call.tensor is None else self._kept(call, call.tensor)
 
     def _kept(self, call: Call, tensor: Tensor) -> Any:
         """Returns what stands for a call that would cut a tensor off from its gradient."""
         name = call.name
-        if name in {"detach", "detach_", "__get__"}:
-            self.note("detach")
-            alias = tensor.view_as(tensor)
-            _mark(alias)
-            return alias
+        if name in {"detach", "detach_", "__deepcopy__"}:
+            return self._alias(tensor)
         if name in {"numpy", "__array__"}:
             self.note("numpy")
             array = call.having(tensor.detach()).run()
@@ -143,6 +162,14 @@ class Watcher(TorchFunctionMode):
             tensor.retain_grad()
             return tensor
         return _HANDLED
+
+    def _alias(self, tensor: Tensor) -> Tensor:
+        """Returns the same tensor with its gradient, in place of one that is cut off."""
+        if tensor.requires_grad:
+            self.note("detach")
+        alias = tensor.view_as(tensor)
+        _mark(alias)
+        return alias
 
     def _switched(self, call: Call) -> Any:
         if call.first or not torch.is_grad_enabled():
@@ -178,16 +205,6 @@ def _mark_all(values: Any) -> None:
     if isinstance(values, tuple | list):
         for value in values:
             _mark(value)
-
-
-@contextmanager
-def _kept_switch() -> Iterator[None]:
-    """Puts the switch for gradients back, which a watched pass may leave on."""
-    before = torch.is_grad_enabled()
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(before)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from robustbench_kd.engine.anatomy.rewired_answer import RewiredAnswer
 from robustbench_kd.engine.passes.batching import with_fewer
 from robustbench_kd.engine.probing.checkup import Scope, probe_of
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
-from robustbench_kd.tensors.defence import Key, Randomized, Surface, Surfaced
+from robustbench_kd.tensors.defence import OWN, Key, Randomized, Surface, Surfaced
 from robustbench_kd.tensors.oracle import Oracle
 from robustbench_kd.tensors.probe import (
     Ask,
@@ -126,9 +126,9 @@ class _Examination:
         if not rewired:
             return Anatomy(parts)
 
-        own = self._tried(Surface(name="defence", answer=self._own, same_outputs=True))
+        own = self._tried(self._own_surface())
         tried = [self._tried(self._surface(name, form)) for name, form in rewired]
-        better = [one for one in tried if one.broken >= own.broken]
+        better = [one for one in tried if one.broken > own.broken]
         better.sort(key=lambda one: -one.broken)
         return Anatomy(parts, own, tuple(better[:_MOST]))
 
@@ -139,9 +139,10 @@ class _Examination:
         self._oracle.meter.add(forwards=len(images))
         return read(self._network, recording)
 
-    def _own(self, images: Images, _key: Key) -> Logits:
-        logits: Logits = self._network(images)
-        return logits
+    def _own_surface(self) -> Surface:
+        if self._chance:
+            return expected(self._network, self._network, self._chance, OWN)
+        return Surface(name=OWN, answer=lambda images, _key: self._network(images))
 
     def _different(
         self, forms: Iterable[tuple[str, RewiredAnswer]]
@@ -224,6 +225,7 @@ def _mean(surface: Surface, sample: Probe) -> Ask:
         ids = sample.ids[rows]
         key = Key(sample.seed, _STREAM, ids=ids, draw=torch.zeros_like(ids))
         answers = surface.answer(points, key)
+        answers = answers.to(points.dtype)
         return answers.mean(dim=0) if answers.ndim == 3 else answers
 
     return ask
@@ -235,8 +237,15 @@ def _spread(data: Dataset, count: int) -> Dataset:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    cosine = functional.cosine_similarity(one.flatten(1), other.flatten(1), dim=1)
+    units = [functional.normalize(_scaled(gradient), dim=1) for gradient in (one, other)]
+    cosine = (units[0] * units[1]).sum(dim=1)
     return bool(cosine.median() > _SAME)
+
+
+def _scaled(gradient: Tensor) -> Tensor:
+    """Returns flat gradients whose largest number is 1: squares of tiny ones would vanish."""
+    flat = gradient.flatten(1)
+    return flat / flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
 
 
 def _parts(found: Findings) -> Iterator[Part]:
