@@ -303,3 +303,14 @@ def test_logits_of_another_precision_are_taken(kind, data):
 
     oracle = Oracle(Precise().eval(), CPU)
     assert examine(oracle, data, THREAT, seed=0).found
+
+
+def test_a_defence_that_cannot_be_watched_is_evaluated_all_the_same(data, monkeypatch):
+    def fail(*_arguments):
+        raise RuntimeError("no such pass")
+
+    monkeypatch.setattr("robustbench_kd.engine.probing.anatomy.record", fail)
+    anatomy = looked_at(digits(NETWORK), data)
+    (found,) = findings(anatomy)
+    assert (anatomy.surfaces, found.check) == ([], "look-failed")
+    assert "no such pass" in found.message

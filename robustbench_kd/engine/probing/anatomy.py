@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_kd.attacks.apgd import Apgd
+from robustbench_kd.core.errors import reason
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine.anatomy.candidates import Findings, candidates, read
@@ -25,7 +26,7 @@ from robustbench_kd.engine.passes.batching import with_fewer
 from robustbench_kd.engine.probing.checkup import Scope, probe_of
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
 from robustbench_kd.tensors.defence import OWN, Key, Randomized, Surface, Surfaced
-from robustbench_kd.tensors.oracle import Oracle
+from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 from robustbench_kd.tensors.probe import (
     Ask,
     NoGradientError,
@@ -75,13 +76,14 @@ class Anatomy:
     """What was found in a defence.
 
     `own` is the defence itself under the same short attack, None where nothing had to be compared;
-    `passes` is what it all cost.
+    `passes` is what it all cost. `failure` says why a defence could not be looked into.
     """
 
     parts: tuple[Part, ...] = ()
     own: Found | None = None
     found: tuple[Found, ...] = ()
     passes: int = 0
+    failure: str = ""
 
     @property
     def surfaces(self) -> list[Surface]:
@@ -102,7 +104,14 @@ def examine(oracle: Oracle, data: Dataset, threat: Threat, seed: int) -> Anatomy
 
     def look(size: int) -> Anatomy:
         sample = probe_of(oracle, _spread(data, size), threat, Scope(seed=seed))
-        return _Examination(oracle, sample).anatomy() if len(sample) else Anatomy()
+        if not len(sample):
+            return Anatomy()
+        try:
+            return _Examination(oracle, sample).anatomy()
+        except Exception as error:  # a person's own code, watched in a way it did not expect
+            if is_out_of_memory(error):
+                raise
+            return Anatomy(failure=reason(error))
 
     anatomy = with_fewer(min(_IMAGES, len(data)), look)
     return replace(anatomy, passes=oracle.meter.passes - before)
@@ -264,6 +273,8 @@ def _parts(found: Findings) -> Iterator[Part]:
 
 def findings(anatomy: Anatomy) -> list[Finding]:
     """Returns what masks the gradients, and one line for each surface that was found."""
+    if anatomy.failure:
+        return [_not_looked_into(anatomy.failure)]
     own = anatomy.own
     if own is None or not anatomy.found:
         return []
@@ -275,6 +286,15 @@ def findings(anatomy: Anatomy) -> list[Finding]:
         advice="differentiate these parts, or declare surfaces that go past them",
     )
     return [masked_by, *(_surface_finding(one, own) for one in anatomy.found)]
+
+
+def _not_looked_into(failure: str) -> Finding:
+    return Finding(
+        check="look-failed",
+        severity=Severity.INFO,
+        message=f"the defence could not be looked into: {failure}",
+        advice="declare its surfaces, if a part of it masks gradients",
+    )
 
 
 def place_text(part: Part) -> str:
