@@ -59,10 +59,7 @@ def show_table(table: Table, *, spare: Sequence[str] = ()) -> None:
             table.columns = [column for column in table.columns if column.header != heading]
 
     fits = _measure(table).minimum <= room
-    with out.capture() as drawn:
-        out.print(table, width=room if fits else None)
-    lines = [line.rstrip() for line in drawn.get().splitlines()]
-    out.out(*lines, "", sep="\n", highlight=False)
+    show(table, width=room if fits else None)
 
 
 def _measure(table: Table) -> Measurement:
@@ -73,10 +70,10 @@ def _widest(column: Column) -> int:
     return max(Text.from_markup(str(cell)).cell_len for cell in (column.header, *column.cells))
 
 
-def show(drawing: Tree) -> None:
+def show(drawing: Table | Tree, width: int | None = None) -> None:
     """Writes a drawing to standard output, without blanks at the ends of lines."""
     with out.capture() as drawn:
-        out.print(drawing)
+        out.print(drawing, width=width)
     lines = [line.rstrip() for line in drawn.get().splitlines()]
     out.out(*lines, "", sep="\n", highlight=False)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch import _numpy as torch_numpy
 
 from robustbench_kd.engine.anatomy.calls import UNTRACED
+from robustbench_kd.engine.anatomy.soft import with_gradient
 
 _array_of: Callable[[Tensor], Any] = vars(torch_numpy)["ndarray"]  # torch does not export it
 
@@ -146,7 +147,7 @@ def _as_tensor(convert: Callable[..., Tensor], value: Any, kwargs: Any) -> Tenso
         return tensor
     if soft.shape != tensor.shape:
         return tensor
-    return tensor.detach() + (soft - soft.detach()).to(tensor.dtype)
+    return with_gradient(tensor, soft)
 
 
 def _traced(hard: Any, twin: Any, name: str, args: Any, kwargs: Any) -> Any:

@@ -70,7 +70,7 @@ def _followers(recording: Recording) -> Iterator[Follower]:
     """Yields all tensors that follow the images, in order."""
     starts = Starts(recording.images)
     for event in recording.events:
-        value = event.value.detach()
+        value = event.value
         start = starts.of(value, opaque=event.opaque)
         if start is None or start is value:
             continue
@@ -171,7 +171,7 @@ def _whole(recording: Recording) -> Iterator[Event]:
 
 def _read(event: Event, final: Logits, tables: list[Tensor]) -> Voters | None:
     value = event.value
-    if not value.is_floating_point() or value.ndim > 3:
+    if value.ndim > 3:
         return None
     n, classes = final.shape
     decided = final.argmax(dim=1)
