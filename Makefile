@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format bench checkpoints classifiers defences students students-table results regression curious maskings trust-table clean
+.PHONY: help demo test test-slow lint format bench checkpoints classifiers defences students students-table results regression curious maskings honest trust-table clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -111,6 +111,9 @@ curious: $(READY) ## Repeat the curious case on real networks (RKD_TEST_DATA)
 
 maskings: $(READY) ## Write the table of docs/adaptive.md again (NETWORK=digits, or resnet2b with RKD_TEST_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/maskings.py $(or $(NETWORK),digits)
+
+honest: $(READY) ## Evaluate honest networks with and without a look for surfaces (RKD_TEST_DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/honest.py
 
 trust-table: $(READY) ## Write the tables of docs/trust.md again (RKD_TEST_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trust_table.py

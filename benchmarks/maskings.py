@@ -3,9 +3,11 @@
 Puts a network behind every masking of `tests/maskings.py` and evaluates it with
 `standard+adaptive`. None of them declares a surface or a key. `own gradients` is what APGD on the
 cross-entropy leaves, `AutoAttack` what the suite `standard` leaves, `found surfaces` what all
-leave. Run it by `make maskings`; NETWORK is `digits`, or `resnet2b` with `RKD_TEST_DATA` naming its
-folder. Writes build/maskings-NETWORK.md; the runs stay in build/maskings, and finished ones are not
-repeated.
+leave. `declared surface` is the suite `adaptive` alone on the same defence that declares what its
+author knows: the network inside, activations that pass every gradient, distances to stored
+examples. Run it by `make maskings`; NETWORK is `digits`, or `resnet2b` with `RKD_TEST_DATA` naming
+its folder. Writes build/maskings-NETWORK.md; the runs stay in build/maskings, and finished ones are
+not repeated.
 """
 
 import os
@@ -26,6 +28,7 @@ from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.run.request import Request
 from robustbench_kd.tensors.contracts import Dataset
+from robustbench_kd.tensors.defence import Surface
 from robustbench_kd.tensors.oracle import freeze
 
 ROOT = Path(__file__).parent.parent
@@ -35,11 +38,16 @@ sys.path.insert(0, str(ROOT / "tests"))
 from maskings import (  # noqa: E402  # the tests' own maskings
     CHANCES,
     MASKINGS,
+    WITHIN,
     DeepFront,
+    MeanSparse,
     MemberPerCall,
     MemberPerImage,
     Nearest,
+    StraightThrough,
     Vote,
+    everywhere,
+    within,
 )
 
 HEADINGS = (
@@ -49,10 +57,16 @@ HEADINGS = (
     "AutoAttack %",
     "found surfaces %",
     "surfaces",
+    "declared surface %",
     "passes",
     "verdict",
 )
+RULE = "| --- | --: | --: | --: | --: | --- | --: | --: | --- |"
 INSIDE = "network inside"
+NEAREST = "nearest stored example"
+STORED = 300
+DEVICE = torch.device("cpu")
+SPARSE = "mean sparsifier everywhere"
 
 
 @dataclass(frozen=True)
@@ -104,33 +118,76 @@ def builders(case: Case) -> dict[str, Callable[[], nn.Module]]:
     def fronts() -> list[nn.Module]:
         return [front(seed) for seed in range(3)]
 
-    stored = case.train.take(torch.arange(300))
+    stored = case.train.take(torch.arange(STORED))
     around = {
         name: lambda mask=mask: mask(inside()) for name, mask in {**MASKINGS, **CHANCES}.items()
     }
     return {
         INSIDE: inside,
         **around,
+        SPARSE: lambda: everywhere(MeanSparse, inside(), case.train.images),
         "deep front end": front,
         "deep front end of functions": lambda: front(bare=True),
         "one of three front ends per call": lambda: MemberPerCall(fronts()),
         "one of three front ends per image": lambda: MemberPerImage(fronts()),
         "majority of three networks": lambda: Vote([inside(), *fronts()[:2]]),
-        "nearest stored example": lambda: Nearest(inside(), stored.images, stored.labels),
+        NEAREST: lambda: Nearest(inside(), stored.images, stored.labels),
     }
 
 
-def run(case: Case, name: str, model: nn.Module, network: str) -> RunRecord:
+class Declaring(nn.Module):
+    """A defence with the surface that its author would declare."""
+
+    def __init__(self, defence: nn.Module, surface: nn.Module) -> None:
+        super().__init__()
+        self.defence = defence
+        self.surface = surface
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of the defence."""
+        return self.defence(images)
+
+    def surfaces(self) -> list[Surface]:
+        """Returns the one surface."""
+        return [Surface(name="declared", answer=lambda images, _key: self.surface(images))]
+
+
+class Closest(nn.Module):
+    """Minus the distance to the nearest stored example of each class."""
+
+    def __init__(self, nearest: Nearest) -> None:
+        super().__init__()
+        self.nearest = nearest
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns `(n, 10)`."""
+        stored, labels = self.nearest.stored, self.nearest.labels
+        apart = torch.cdist(self.nearest.network(images), stored)
+        of_class = [apart[:, labels == label].amin(dim=1) for label in range(10)]
+        return -torch.stack(of_class, dim=1)
+
+
+def declared(case: Case, name: str, defence: nn.Module) -> nn.Module | None:
+    """Returns the surface that the author of a defence would declare; None if it hides chance."""
+    network = case.subject().model
+    if name in CHANCES or "one of three" in name:
+        return None
+    if name in WITHIN:
+        return within(lambda: StraightThrough(WITHIN[name]()))(network)
+    if name == SPARSE:
+        return everywhere(lambda: StraightThrough(MeanSparse()), network, case.train.images)
+    return Closest(defence) if isinstance(defence, Nearest) else network
+
+
+def run(case: Case, slug: str, model: nn.Module, suite: str) -> RunRecord:
     model.eval()
     freeze(model)
-    slug = f"{network}-{name.replace(' ', '-').replace('.', '')}"
     subject = replace(case.subject(), name=slug, model=model, network=model)
-    suite = parse_suite("standard+adaptive")
-    asked = Request(subject, case.images, Threat.parse(case.threat), suite, torch.device("cpu"))
+    asked = Request(subject, case.images, Threat.parse(case.threat), parse_suite(suite), DEVICE)
     return evaluate(asked, BUILD / "maskings").record
 
 
-def row(name: str, record: RunRecord) -> tuple[str, ...]:
+def row(name: str, record: RunRecord, known: RunRecord | None) -> tuple[str, ...]:
     stages = {stage.stage: stage.accuracy.value for stage in record.stages}
     standard = record.standard.value if record.standard else record.robust.value
     surfaces = {stage.partition(":")[0] for stage in stages if stage.startswith("found-")}
@@ -139,25 +196,31 @@ def row(name: str, record: RunRecord) -> tuple[str, ...]:
         name,
         *(f"{100 * value:.1f}" for value in shown),
         ", ".join(sorted(one.removeprefix("found-") for one in surfaces)) or "-",
+        f"{100 * known.robust.value:.1f}" if known else "-",
         f"{record.forwards + record.backwards:,}",
         record.verdict or "",
     )
 
 
-def table(case: Case, network: str, chosen: list[str]) -> Iterator[str]:
-    yield f"| {' | '.join(HEADINGS)} |"
-    yield "| --- | --: | --: | --: | --: | --- | --: | --- |"
+def rows(case: Case, network: str, chosen: list[str]) -> Iterator[str]:
     for name, build in builders(case).items():
-        if not chosen or name in chosen:
-            yield f"| {' | '.join(row(name, run(case, name, build(), network)))} |"
+        if name in chosen or not chosen:
+            slug = f"{network}-{name.replace(' ', '-').replace('.', '')}"
+            record = run(case, slug, build(), "standard+adaptive")
+            surface = declared(case, name, defence := build())
+            known = surface and run(
+                case, f"{slug}-declared", Declaring(defence, surface), "adaptive"
+            )
+            yield f"| {' | '.join(row(name, record, known))} |"
 
 
 def main() -> None:
     network, *chosen = sys.argv[1:] or ["digits"]
     case = {"digits": digits, "resnet2b": resnet2b}[network]()
     BUILD.mkdir(exist_ok=True)
-    lines = []
-    for line in table(case, network, chosen):
+    lines = [f"| {' | '.join(HEADINGS)} |", RULE]
+    print(*lines, sep="\n")
+    for line in rows(case, network, chosen):
         print(line, flush=True)
         lines.append(line)
     if not chosen:

@@ -354,6 +354,48 @@ class Waving(nn.Module):
         return functional.relu(features + 0.02 * torch.sin(300 * features))
 
 
+class MeanSparse(nn.Module):
+    """Replaces what is near the mean of its channel by the mean (MeanSparse, arXiv 2406.05927).
+
+    The first batch that it sees sets means and deviations.
+    """
+
+    def __init__(self, share=0.7):
+        super().__init__()
+        self.share = share
+        self.register_buffer("mean", None)
+        self.register_buffer("deviation", None)
+
+    def forward(self, features):
+        if self.mean is None:
+            others = [axis for axis in range(features.dim()) if axis != 1]
+            self.mean = features.mean(dim=others, keepdim=True)
+            self.deviation = features.std(dim=others, keepdim=True)
+        near = (features - self.mean).abs() < self.share * self.deviation
+        return torch.where(near, self.mean.expand_as(features), features)
+
+
+class StraightThrough(nn.Module):
+    """An activation that passes every gradient, as a person writes BPDA by hand."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, features):
+        return features + (self.activation(features) - features).detach()
+
+
+def everywhere(activation, network, images):
+    """Puts an activation behind every convolution but the last; `images` set its statistics."""
+    names = [name for name, part in network.named_modules() if isinstance(part, nn.Conv2d)]
+    for name in names[:-1] or names:
+        network.set_submodule(name, nn.Sequential(network.get_submodule(name), activation()))
+    with torch.no_grad():
+        network.eval()(images)
+    return network
+
+
 def within(activation):
     """Returns a masking that puts an activation behind the first convolution."""
 
@@ -366,6 +408,14 @@ def within(activation):
 
     return masked
 
+
+WITHIN = {
+    "k winners take all": Winners,
+    "sparsifier": Sparse,
+    "activation in steps": Jumping,
+    "activation with a wave": Waving,
+    "activation rounded by a function": QuantisedActivation,
+}
 
 MASKINGS = {
     "input rounded": before(rounded),
@@ -392,11 +442,7 @@ MASKINGS = {
     "logits x 10,000": after(lambda logits: 1e4 * logits),
     "logits x 0.0000001": after(lambda logits: 1e-7 * logits),
     "one network per class": OnePerClass,
-    "k winners take all": within(Winners),
-    "sparsifier": within(Sparse),
-    "activation in steps": within(Jumping),
-    "activation with a wave": within(Waving),
-    "activation rounded by a function": within(QuantisedActivation),
+    **{name: within(activation) for name, activation in WITHIN.items()},
     "levels assigned by masks": before(assigned),
     "resized outside of torch": before(resized_by_lists),
     "image by image": lambda network: Around(network, image_by_image),

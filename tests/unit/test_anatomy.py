@@ -3,7 +3,7 @@
 import pytest
 import torch
 from broken import CHECKPOINTS, digits
-from maskings import MASKINGS, DeepFront, Nearest, Noisy, Vote
+from maskings import MASKINGS, DeepFront, MeanSparse, Nearest, Noisy, Vote, everywhere
 from torch import nn
 from torch.nn import functional
 
@@ -77,6 +77,17 @@ def test_a_surface_is_found_that_breaks_what_the_network_inside_does(name, insid
 @pytest.mark.parametrize("name", sorted(OPEN))
 def test_nothing_is_offered_where_own_gradients_do_as_well(name, data, train):
     assert looked_at(made(name, train), data).found == ()
+
+
+def test_distances_are_offered_where_they_decide_other_than_the_first_logits(data, train):
+    stored = train.take(torch.arange(300))
+    anatomy = looked_at(Nearest(digits(NETWORK), stored.images, stored.labels), data)
+    assert "found-deciding-logits" in [one.surface.name for one in anatomy.found]
+
+
+def test_a_sparsifier_in_all_layers_is_gone_past(data, train):
+    anatomy = looked_at(everywhere(MeanSparse, digits(NETWORK), train.images[:400]), data)
+    assert anatomy.found[0].broken > anatomy.own.broken
 
 
 def test_other_gradients_that_do_no_better_are_not_offered(inside, data, train):

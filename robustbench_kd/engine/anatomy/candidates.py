@@ -1,6 +1,6 @@
 """What an attack may search on in place of a defence, from what one forward pass shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from robustbench_kd.engine.anatomy.likeness import (
     Follower,
     Voters,
     bridges,
+    earliest,
     last_followers,
     voters,
 )
@@ -26,12 +27,14 @@ class Findings:
     Args:
         followers: The last tensors that follow the images.
         voters: The earliest tensors that decide as the answer does.
+        decider: The earliest of those that decide most often as the answer does.
         repaired: What ends or changes gradients and within which module, by its place.
         gates: Whether there are gates.
     """
 
     followers: tuple[Follower, ...]
     voters: tuple[Voters, ...]
+    decider: Voters | None
     repaired: dict[Place, tuple[str, str]]
     gates: bool
 
@@ -39,10 +42,11 @@ class Findings:
 def read(model: nn.Module, recording: Recording) -> Findings:
     """Returns what a recorded forward pass of a model shows."""
     final = recording.output
-    sources = voters(recording, final, whole_tables(model, final.shape[1]))
+    found = voters(recording, final, whole_tables(model, final.shape[1]))
     return Findings(
         followers=tuple(last_followers(recording)),
-        voters=tuple(one for one in sources if one.event.went_on is not final),
+        voters=tuple(earliest(found)),
+        decider=max(found, key=lambda one: one.agreed, default=None),
         repaired={site.place: text for site, text in recording.repaired.items()},
         gates=recording.gates,
     )
@@ -60,7 +64,7 @@ def whole_tables(model: nn.Module, classes: int) -> list[Tensor]:
 
 def candidates(model: nn.Module, found: Findings) -> Iterator[tuple[str, RewiredAnswer]]:
     """Yields rewired forms of a model by name, the simple ones first."""
-    taps = _taps(found.voters)
+    taps = _taps(found)
     crossings: list[dict[Place, Bridge]] = [{}]
     if found.followers:
         crossings.append(bridges(found.followers))
@@ -78,16 +82,21 @@ def candidates(model: nn.Module, found: Findings) -> Iterator[tuple[str, Rewired
                 yield full_name, RewiredAnswer(model, wiring, tap)
 
 
-def _taps(inner: Sequence[Voters]) -> dict[str, Tap]:
+def _taps(found: Findings) -> dict[str, Tap]:
     taps = {"": Tap()}
+    inner = found.voters
     if not inner:
         return taps
+
     readings = {one.event.site.place: one.reading for one in inner}
     many = sum(len(one.answers) for one in inner) > 1
     taps["voters" if many else "inner-logits"] = Tap(readings)
     if len(inner) > 1:
         last = inner[-1]
         taps["last-logits"] = Tap({last.event.site.place: last.reading}, last=True)
+    decider = found.decider
+    if decider is not None and all(decider is not one for one in inner):
+        taps["deciding-logits"] = Tap({decider.event.site.place: decider.reading})
     return taps
 
 

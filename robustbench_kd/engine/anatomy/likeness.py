@@ -127,25 +127,28 @@ def _pairs(value: Tensor, n: int, classes: int) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Voters:
-    """An event whose tensor can be read as answers, `answers` `(k, n, classes)`."""
+    """An event whose tensor can be read as answers, `answers` `(k, n, classes)`.
+
+    `agreed` is the fraction of the answers that decide as the final one does.
+    """
 
     event: Event
     reading: Reading
     answers: Tensor
+    agreed: float
 
 
 def voters(recording: Recording, final: Logits, tables: list[Tensor]) -> list[Voters]:
-    """Returns the earliest tensors that decide as the final answer does.
+    """Returns all tensors but the final one that decide as it does, in order.
 
-    A tensor that depends on another such one is left out. `tables` are whole numbers `(m,)` that
-    may say which class a stored example has.
+    `tables` are whole numbers `(m,)` that may say which class a stored example has.
     """
-    found = []
-    for event in _whole(recording):
-        best = _read(event, final, tables)
-        if best is not None:
-            found.append(best)
+    read = (_read(event, final, tables) for event in _whole(recording))
+    return [one for one in read if one is not None and one.event.went_on is not recording.output]
 
+
+def earliest(found: Iterable[Voters]) -> list[Voters]:
+    """Returns the voters that depend on no other."""
     sources: list[Voters] = []
     for one in found:
         if not any(depends(one.event.went_on, source.event.went_on) for source in sources):
@@ -183,7 +186,7 @@ def _read(event: Event, final: Logits, tables: list[Tensor]) -> Voters | None:
             continue
         agreed = float((answers.argmax(dim=2) == decided).float().mean())
         if agreed > most:
-            best, most = Voters(event, reading, answers), agreed
+            best, most = Voters(event, reading, answers, agreed), agreed
     return best
 
 
