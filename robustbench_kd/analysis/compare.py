@@ -116,6 +116,8 @@ def notes(runs: Iterable[Run]) -> tuple[str, ...]:
             found.append(
                 f"{run.folder}: the robust accuracy is {run.record.verdict}; its findings say why"
             )
+        if run.record.verdict == "unchecked":
+            found.append(f"{run.folder}: the robust accuracy is unchecked: --no-probes")
     return tuple(dict.fromkeys(map(printable, found)))
 
 

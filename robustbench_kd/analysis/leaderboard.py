@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robustbench_kd.analysis.published import Published
 from robustbench_kd.core.errors import RecordError, unknown_name
-from robustbench_kd.core.records import Identity, RunRecord
+from robustbench_kd.core.records import Identity, RunRecord, verdict_words
 from robustbench_kd.core.rundir import RECORD, read_record
 from robustbench_kd.core.text import printable
 from robustbench_kd.core.threat import Threat
@@ -160,7 +160,8 @@ def _condition(key: str, values: Collection[str]) -> Callable[[RunRecord], bool]
         threats = {(str(threat.norm), threat.eps) for threat in map(Threat.parse, values)}
         return lambda record: (record.identity.norm, record.identity.eps) in threats
     if key == "verdict":
-        return lambda record: record.verdict in values
+        words = {verdict_words(value) for value in values}
+        return lambda record: verdict_words(record.verdict or "") in words
     return lambda record: getattr(record.identity, key) in values
 
 

@@ -16,7 +16,7 @@ from robustbench_kd.analysis.security import Security, security
 from robustbench_kd.analysis.table import Table, accuracy_text, legend, mode, tabulate
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import read_columns
-from robustbench_kd.core.records import Finding, RunRecord, Severity, Verdict
+from robustbench_kd.core.records import Finding, RunRecord, Severity, Verdict, verdict_words
 from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.text import duration
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # comparing loads statistics, which a report without a baseli
     from robustbench_kd.analysis.flips import Flips
 
 _SEVERITIES = [Severity.RED, Severity.YELLOW, Severity.INFO]
-_VERDICTS: tuple[Verdict, ...] = ("consistent", "suspicious", "unreliable")
+_VERDICTS: tuple[Verdict, ...] = ("consistent", "suspicious", "unreliable", "unchecked")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Details:
     """A run: stages (name, accuracy, passes, time), what is known about it, how to repeat it."""
 
     record: RunRecord
+    verdict: str
     mode: str
     stages: tuple[tuple[str, str, str, str], ...]
     facts: tuple[tuple[str, str], ...]
@@ -104,7 +105,7 @@ def _verdict_counts(records: Iterable[RunRecord]) -> tuple[tuple[str, int], ...]
     counts: list[tuple[str, int]] = []
     for name in _VERDICTS:
         if found[name]:
-            counts.append((name, found[name]))
+            counts.append((verdict_words(name), found[name]))
     return tuple(counts)
 
 
@@ -161,7 +162,8 @@ def _details(record: RunRecord) -> Details:
         accuracy = accuracy_text(stage.accuracy)
         stages.append((stage.stage, accuracy, f"{stage.passes:,}", duration(stage.seconds)))
     repeat = repetition(record.identity)
-    return Details(record, mode(record), tuple(stages), _facts(record), repeat)
+    words = verdict_words(record.verdict or "")
+    return Details(record, words, mode(record), tuple(stages), _facts(record), repeat)
 
 
 def _facts(record: RunRecord) -> tuple[tuple[str, str], ...]:

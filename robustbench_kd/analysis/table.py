@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from robustbench_kd.analysis.leaderboard import Board, gap
 from robustbench_kd.analysis.published import Published
-from robustbench_kd.core.records import Accuracy, Identity, RunRecord
+from robustbench_kd.core.records import Accuracy, Identity, RunRecord, verdict_words
 from robustbench_kd.core.text import duration, percent, percent_interval, printable
 
 PUBLISHED = "published, not run here"
@@ -167,7 +167,7 @@ def _cells(rank: int, record: RunRecord, first: str) -> dict[str, Cell]:
         first: _accuracy(record.standard or record.robust),
         "all draws %": _accuracy(all_draws),
         "mode": _text(mode(record)),
-        "verdict": _text(record.verdict or ""),
+        "verdict": _text(verdict_words(record.verdict or "")),
         "parameters": _count(record.parameters),
         "passes": _count(record.passes),
         "time": Cell(duration(record.seconds), record.seconds),

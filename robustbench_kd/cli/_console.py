@@ -13,14 +13,19 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
-from robustbench_kd.core.records import Accuracy, Finding, Severity
+from robustbench_kd.core.records import Accuracy, Finding, Severity, verdict_words
 from robustbench_kd.core.text import percent_interval
 
 _UNBOUNDED = 10_000  # a width at which nothing is cut off
 out = Console(highlight=False, emoji=False, width=_UNBOUNDED)
 err = Console(stderr=True, highlight=False, emoji=False)
 
-_VERDICT_STYLES = {"consistent": "green", "suspicious": "yellow", "unreliable": "bold red"}
+_VERDICT_STYLES = {
+    "no findings": "green",
+    "suspicious": "yellow",
+    "unreliable": "bold red",
+    "unchecked": "yellow",
+}
 SEVERITY_STYLES = {Severity.INFO: "dim", Severity.YELLOW: "yellow", Severity.RED: "bold red"}
 _PLAIN_SECONDS = 10.0
 
@@ -100,8 +105,11 @@ def accuracy_text(accuracy: Accuracy | None) -> str:
 
 
 def verdict(name: str | None) -> str:
-    """Returns a verdict in its colour, as markup."""
-    return f"[{_VERDICT_STYLES[name]}]{name}[/]" if name else "-"
+    """Returns the words of a verdict in their colour, as markup."""
+    if not name:
+        return "-"
+    words = verdict_words(name)
+    return f"[{_VERDICT_STYLES[words]}]{words}[/]"
 
 
 def table(title: str, columns: dict[str, str]) -> Table:

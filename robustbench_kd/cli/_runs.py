@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from robustbench_kd.cli import _console
 from robustbench_kd.core.engines import engine_traits
 from robustbench_kd.core.records import Claim, Detection, Draws, RunRecord
+from robustbench_kd.core.rundir import ADVERSARIAL
 from robustbench_kd.core.text import duration, percent
 from robustbench_kd.engine.evaluate import Outcome
 from robustbench_kd.engine.run.progress import Observer, Progress
@@ -40,7 +41,8 @@ def announce(outcome: Outcome) -> None:
     if not outcome.stored:
         origin = f"done in {duration(outcome.record.seconds)}"
     if outcome.again:
-        origin = f"the earlier result lacked images, {origin}"
+        lacked = "images" if (outcome.folder / ADVERSARIAL).exists() else "checks"
+        origin = f"the earlier result lacked {lacked}, {origin}"
     identity = outcome.record.identity
     threat = f"{identity.norm}:{identity.eps_text}"
     _console.say(f"{identity.model} {threat}: {origin}, {outcome.folder}", "dim")

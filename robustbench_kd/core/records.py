@@ -17,7 +17,8 @@ from robustbench_kd.core.text import printable
 Name = Annotated[str, AfterValidator(printable)]
 
 
-Verdict = Literal["consistent", "suspicious", "unreliable"]
+# "consistent" says that nothing was found, and no more: people read it as "no findings".
+Verdict = Literal["consistent", "suspicious", "unreliable", "unchecked"]
 
 
 class Frozen(BaseModel):
@@ -286,17 +287,27 @@ class RunRecord(Frozen):
         return self.forwards + self.backwards
 
 
-def verdict(findings: list[Finding]) -> Verdict:
+def verdict(findings: list[Finding], *, checked: bool = True) -> Verdict:
     """Returns what the findings say of the number.
 
-    Any red finding makes it unreliable, any yellow one suspicious.
+    Any red finding makes it unreliable, any yellow one suspicious. Without either, a number whose
+    model was not `checked` is unchecked.
     """
     severities = {finding.severity for finding in findings}
     if Severity.RED in severities:
         return "unreliable"
     if Severity.YELLOW in severities:
         return "suspicious"
-    return "consistent"
+    return "consistent" if checked else "unchecked"
+
+
+def verdict_words(name: str) -> str:
+    """Returns a verdict as people read it; the files keep the names.
+
+    >>> verdict_words("consistent")
+    'no findings'
+    """
+    return "no findings" if name == "consistent" else name
 
 
 def _digest(content: object) -> str:

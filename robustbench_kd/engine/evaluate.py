@@ -33,6 +33,7 @@ from robustbench_kd.engine.passes.batching import one_must_fit
 from robustbench_kd.engine.passes.speedups import Speedups, search_model
 from robustbench_kd.engine.probing.checkup import PROBES
 from robustbench_kd.engine.probing.look import looked_at
+from robustbench_kd.engine.probing.mismatch import CLEAN_CHECKS, clean_checks
 from robustbench_kd.engine.probing.undeclared import first_logits
 from robustbench_kd.engine.record import early_stop
 from robustbench_kd.engine.record.build import adversarial_images, interrupted_record
@@ -62,7 +63,7 @@ class Outcome:
     """A record and its folder.
 
     `stored` says that an earlier run had already answered, `again` that the earlier run lacked
-    images and was repeated.
+    images or checks and was repeated.
     """
 
     record: RunRecord
@@ -89,7 +90,8 @@ def evaluate(
     """Evaluates a defence and writes its run directory under `results`; resumes an unfinished run.
 
     With `fresh`, earlier results of the same run are ignored; results without images are ignored
-    where images are asked for. An unfinished run that keeps its images goes on keeping them.
+    where images are asked for, unchecked ones where the model is to be checked. An unfinished run
+    that keeps its images goes on keeping them.
     `spread` is called in place of the engine where other processes decide: it returns once they
     have called `evaluate_shard` for every shard. Raises `ModelError` for a model that does not give
     finite logits for these images and labels, `RecordError` where results cannot be written,
@@ -102,7 +104,7 @@ def evaluate(
         folder = plan.folder(results)
         with Ledger(folder / LEDGER) as ledger:
             stored = None if fresh else stored_record(folder)
-            if stored and (not request.saves or (folder / ADVERSARIAL).exists()):
+            if stored and _suffices(stored, request, folder):
                 ledger.remove()
                 return Outcome(stored, folder, stored=True)
 
@@ -112,7 +114,7 @@ def evaluate(
                 require_divisible(plan)
 
             lacks_images = request.saves and not _saves_images(ledger)
-            again = lacks_images and not fresh and bool(stored or ledger.entries)
+            again = bool(stored or (lacks_images and ledger.entries)) and not fresh
             if fresh or lacks_images:
                 ledger.clear()
             if request.saves and not ledger.entries:
@@ -157,6 +159,12 @@ def evaluate_shard(
             _decide(plan, tracker, ledger, part, search, first=shard.number == 1)
             ledger.append(finished(shard))
         return folder
+
+
+def _suffices(stored: RunRecord, request: Request, folder: Path) -> bool:
+    """Returns whether a stored result has the images and the checks that are asked for."""
+    has_images = not request.saves or (folder / ADVERSARIAL).exists()
+    return has_images and not (request.probes and stored.verdict == "unchecked")
 
 
 def _planned(request: Request, tracker: Tracker) -> Plan:
@@ -242,7 +250,7 @@ def _decide(
         index=LedgerIndex(ledger.entries),
         saves_images=_saves_images(ledger),
     )
-    for entry in _entries(run, clean, check=first and plan.request.probes):
+    for entry in _entries(run, clean, first=first):
         ledger.append(entry)
 
     notes = getattr(search.model, "notes", ())  # some show only at the first pass
@@ -251,7 +259,7 @@ def _decide(
         ledger.append(Entry(stage=_SPEEDUPS, findings=findings))
 
 
-def _entries(run: Run, clean: list[Entry], *, check: bool) -> Iterator[Entry]:
+def _entries(run: Run, clean: list[Entry], *, first: bool) -> Iterator[Entry]:
     """Yields everything that is decided in its order, unless the ledger holds it already."""
     index = run.index
     request = run.plan.request
@@ -259,21 +267,33 @@ def _entries(run: Run, clean: list[Entry], *, check: bool) -> Iterator[Entry]:
         yield from clean
     if request.smaller and not index.entries(SMALLER):
         yield clean_pass.smaller_radius(request.smaller, with_images=run.saves_images)
-    if check and not (index.entries(CHECKS) or index.entries(PROBES)):
-        yield _checked(run)
+    if first:
+        yield from _checks(run)
 
     yield from open_engine(request.engine).attack(run)
     yield from rescore.entries(run)
     yield from rejection.entries(run)
 
 
-def _checked(run: Run) -> Entry:
-    """Returns what checks of the model find, on all images of the request."""
+def _checks(run: Run) -> Iterator[Entry]:
+    """Yields what checks find on all images of the request, unless the ledger holds it already.
+
+    Clean answers are looked at in every evaluation, the model only where probes are asked for.
+    """
+    index = run.index
     request = run.plan.request
+    looks_at_answers = not index.entries(CLEAN_CHECKS)
+    probes = request.probes and not (index.entries(CHECKS) or index.entries(PROBES))
+    if not (looks_at_answers or probes):
+        return
+
     if len(run.data) < len(request.data):
         logits, _ = clean_pass.clean_pass(run.oracle, request.data, request.threat, run.batch_size)
         run = replace(run, data=request.data, logits=logits)
-    return open_engine(request.engine).check_model(run)
+    if looks_at_answers:
+        yield clean_checks(run.oracle, run.logits, run.data, request.subject.normalisation)
+    if probes:
+        yield open_engine(request.engine).check_model(run)
 
 
 def _saves_images(ledger: Ledger) -> bool:

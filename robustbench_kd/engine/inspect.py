@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from robustbench_kd.checkpoints.card import Normalisation
-from robustbench_kd.checkpoints.normalisation import PRESETS
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.checkpoints.target import assemble
 from robustbench_kd.core.errors import ModelError
@@ -26,6 +24,11 @@ from robustbench_kd.engine import clean_pass as preflight
 from robustbench_kd.engine.probing.anatomy import Anatomy, examine
 from robustbench_kd.engine.probing.anatomy import findings as anatomy_findings
 from robustbench_kd.engine.probing.checkup import Scope, checkup
+from robustbench_kd.engine.probing.mismatch import (
+    clean_checks,
+    normalisation_name,
+    usual_normalisations,
+)
 from robustbench_kd.engine.probing.undeclared import first_logits, with_chance
 from robustbench_kd.engine.run.few_classes import for_classes
 from robustbench_kd.engine.run.request import Extra
@@ -34,7 +37,6 @@ from robustbench_kd.tensors.contracts import Dataset, Images, Logits
 from robustbench_kd.tensors.oracle import Oracle, full_precision, is_out_of_memory
 
 _REPEATS = 3
-_NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,13 @@ def inspect(
         by_normalisation = {}
         if subject.family == "classifier":
             by_normalisation = _usual(subject, data, device, batch_size)
-        used = _name(subject)
+        used = normalisation_name(subject.normalisation)
         correct = logits.argmax(dim=1) == data.labels
         scope = Scope(seed=seed, searches=False, correct=by_normalisation, normalisation=used)
         found = checkup(oracle, data, correct.nonzero()[:, 0].tolist(), threat, scope).findings
         anatomy = examine(oracle, data, threat, seed)
-        found = [*chance, *anatomy_findings(anatomy), *found]
+        mismatch = clean_checks(oracle, logits[:, :classes], data, subject.normalisation).findings
+        found = [*chance, *mismatch, *anatomy_findings(anatomy), *found]
         speed = _speed(oracle, data.images[:batch_size])
     return Inspection(
         classes=classes,
@@ -135,15 +138,9 @@ def _usual(
     subject: Subject, data: Dataset, device: torch.device, batch_size: int
 ) -> dict[str, Tensor]:
     """Returns which images are correct under each usual normalisation, and under the one in use."""
-    channels = data.images.shape[1]
-    tried: dict[str, Normalisation | None] = {_NONE: None}
-    for name, preset in PRESETS.items():
-        if len(preset.mean) in {1, channels}:
-            tried[name] = preset
-    tried[_name(subject)] = subject.normalisation
-
+    usual = usual_normalisations(subject.normalisation, data.images.shape[1])
     found = {}
-    for name, normalisation in tried.items():
+    for name, normalisation in usual.items():
         oracle = Oracle(assemble(subject.network, normalisation), device)
         try:
             oracle, _ = first_logits(oracle, data.images[:1], data.classes)
@@ -151,17 +148,6 @@ def _usual(
         except ModelError:  # no finite logits: it is the wrong one
             found[name] = torch.zeros_like(data.labels, dtype=torch.bool)
     return found
-
-
-def _name(subject: Subject) -> str:
-    """Returns the usual name of the normalisation in use, or its numbers."""
-    if subject.normalisation is None:
-        return _NONE
-    text = str(subject.normalisation)
-    for name, preset in PRESETS.items():
-        if str(preset) == text:
-            return name
-    return text
 
 
 def _ranked(right: dict[str, Tensor], used: str) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """What trust checks are given: a sample to probe a defence on, and the facts of a finished run.
 
-A check is one file of `trust/`. It offers functions of up to three names, each of which returns
+A check is one file of `trust/`. It offers functions of up to four names, each of which returns
 findings:
 
 - `probe(sample: Probe)` spends a few dozen passes on each image; `rkd check` runs no others.
 - `search(attacks: ShortAttacks)` looks at short attacks (`tensors/short_attacks.py`), which run
   once for all checks.
 - `review(facts: Facts)` reads what a finished run left, without a pass.
+- `clean(answers: CleanAnswers)` looks at the clean pass (`tensors/clean_answers.py`).
 """
 
 from collections.abc import Callable, Mapping

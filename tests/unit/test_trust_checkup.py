@@ -54,7 +54,7 @@ def examples_of(entry):
 @pytest.mark.parametrize("name", components("trust"))
 def test_every_check_offers_a_function_and_says_what_it_finds(name):
     check = module("trust", name)
-    offered = [kind for kind in ("probe", "search", "review") if hasattr(check, kind)]
+    offered = [kind for kind in ("probe", "search", "review", "clean") if hasattr(check, kind)]
     assert offered
     assert all(getattr(check, kind).__doc__.startswith("Returns") for kind in offered)
     assert components("trust")[name].summary

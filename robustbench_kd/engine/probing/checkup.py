@@ -130,7 +130,7 @@ def facts_of(
 
 
 def offered(name: str) -> list[Callable[[object], list[Finding]]]:
-    """Returns the functions `probe`, `search` or `review` that the files of `trust/` offer."""
+    """Returns the functions of one name, such as `probe`, that the files of `trust/` offer."""
     checks = [module("trust", component.stem) for component in components("trust").values()]
     return [getattr(check, name) for check in checks if hasattr(check, name)]
 
@@ -193,7 +193,10 @@ def _findings(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope) -> li
     sample = probe_of(oracle, data, threat, scope) if len(data) else None
     if not sample or not len(sample):
         message = "no image is classified correctly, so nothing could be probed"
-        return [Finding(check="no-sample", severity=Severity.INFO, message=message)]
+        advice = "check the labels and the order of classes; 'rkd check' tries normalisations"
+        return [
+            Finding(check="no-sample", severity=Severity.YELLOW, message=message, advice=advice)
+        ]
 
     found = _checked(offered("probe"), sample)
     if scope.searches:

@@ -21,12 +21,13 @@ from robustbench_kd.core.records import (
     verdict,
 )
 from robustbench_kd.core.statistics import mean_accuracy
+from robustbench_kd.engine.autoattack.cascade import CHECKS
 from robustbench_kd.engine.judging import rejection
 from robustbench_kd.engine.judging.packing import unpack
 from robustbench_kd.engine.judging.rescore import DRAWS
 from robustbench_kd.engine.judging.rescore import STANDARD as STANDARD_SCORE
 from robustbench_kd.engine.native.subsampling import SAMPLED
-from robustbench_kd.engine.probing.checkup import facts_of, review
+from robustbench_kd.engine.probing.checkup import PROBES, facts_of, review
 from robustbench_kd.engine.record.fates import Fate, fates
 from robustbench_kd.engine.record.header import RunHeader
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
@@ -80,7 +81,7 @@ def finished_record(header: RunHeader, ledger: Sequence[Entry]) -> RunRecord:
             "robust_draws": drawn.robust_draws,
             "detection": rejection.report(index, pairs),
             "missed": _missed(header, findings),
-            "verdict": verdict(findings),
+            "verdict": verdict(findings, checked=_was_checked(index)),
         }
     )
 
@@ -232,6 +233,11 @@ def _standard(
         return before[-1]
     found = fates(header, index, header.identity.attacks, STANDARD_SCORE)
     return mean_accuracy(1 - fate.worst.error_rate for fate in found.values())
+
+
+def _was_checked(index: LedgerIndex) -> bool:
+    """Returns whether the model was probed, by us or by the AutoAttack package."""
+    return bool(index.entries(PROBES) or index.entries(CHECKS))
 
 
 def _entry_findings(ledger: Iterable[Entry]) -> list[Finding]:

@@ -77,13 +77,14 @@ def checks(case: Case) -> Iterator[Check]:
 def _consistent(record: RunRecord, threat: Threat) -> Check:
     """Do run id, protocol, radius and verdict follow from the rest of the record?"""
     identity = record.identity
+    follows = verdict(record.findings, checked=record.verdict != "unchecked")
     pairs = {
         "run id": (record.run_id, identity.run_id()),
         "protocol": (record.protocol_hash, identity.protocol_hash()),
         "radius": (identity.eps, threat.eps),
-        "verdict": (record.verdict, verdict(record.findings)),
+        "verdict": (record.verdict, follows),
     }
-    wrong = [name for name, (recorded, follows) in pairs.items() if recorded != follows]
+    wrong = [name for name, (recorded, expected) in pairs.items() if recorded != expected]
     if wrong:
         return Check(
             "record", holds=False, found=f"{', '.join(wrong)}: not what the rest of it says"
