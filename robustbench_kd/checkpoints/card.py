@@ -94,7 +94,8 @@ class Card(Frozen):
     """What a checkpoint is, what it was trained on, and how it was made.
 
     A plain classifier has an architecture and weights. Any other family is composed of `parts`,
-    cards beside its own, with `arguments` and perhaps weights of its own.
+    cards beside its own, with `arguments` and perhaps weights of its own. `class_names` are in the
+    order of the outputs.
     """
 
     name: str = Field(min_length=1)
@@ -110,6 +111,7 @@ class Card(Frozen):
     arguments: Arguments = Field(default_factory=dict)
     weights: Weights | None = None
     teachers: tuple[Teacher, ...] = ()
+    class_names: tuple[str, ...] = ()
     made: dict[str, Any] = Field(default_factory=dict)
     claims: tuple[ClaimedNumber, ...] = ()
 
@@ -122,6 +124,15 @@ class Card(Frozen):
                     f"expected the names of cards beside the card, such as net.toml, got {part!r}"
                 )
         return parts
+
+    @model_validator(mode="after")
+    def _each_class_has_a_name(self) -> "Card":
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(
+                f"expected {self.classes} class_names, one for each class, "
+                f"got {len(self.class_names)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> "Card":

@@ -21,7 +21,7 @@ from robustbench_kd.checkpoints.state import State, find_state, fit, load_state
 from robustbench_kd.checkpoints.subject import Choices, Subject, Target
 from robustbench_kd.checkpoints.weights import read_weights, sha256
 from robustbench_kd.checkpoints.zoo import ZOOS, load_from_zoo
-from robustbench_kd.core.errors import CheckpointError, UsageError
+from robustbench_kd.core.errors import CheckpointError, MissingError, UsageError
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".model", ".tar")
 
@@ -287,7 +287,7 @@ def _from_weights(path: Path, choices: Choices) -> Target:
     if described == path.name:
         return _from_card(card, choices)
     neighbour = f"; its neighbour '{card.name}' describes '{described}'" if described else ""
-    raise UsageError(
+    raise MissingError(
         f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or "
         f"--arch file.py:factory{neighbour}"
     )

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,7 +13,7 @@ import click
 
 from robustbench_kd.cli import _options
 from robustbench_kd.core.engines import engine_traits
-from robustbench_kd.core.errors import UsageError
+from robustbench_kd.core.errors import MissingError, UsageError
 from robustbench_kd.core.suites import Suite, parse_suite
 from robustbench_kd.core.threat import Threat, parse_curve
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from robustbench_kd.tensors.contracts import Dataset
 
 Curve: TypeAlias = list[Threat]
-OpenData: TypeAlias = Callable[[str], "Dataset"]
+OpenData: TypeAlias = Callable[[str, tuple[str, ...]], "Dataset"]
 
 options: _options.Decorator = _options.together(
     click.option(
@@ -181,13 +181,19 @@ class EvalOptions(
 
     def open_data(self) -> OpenData:
         """Returns a function that opens a data set by name, once however often it is called."""
-        return cache(partial(self.open_test, limit=_options.parse_examples(self.examples)))
+        limit = _options.parse_examples(self.examples)
+        return cache(lambda name, names: self.open_test(name, limit, names))
+
+
+def no_threat(name: str) -> MissingError:
+    """Returns the error for a checkpoint whose threat nobody has named."""
+    return MissingError(
+        f"which threat for '{name}'? Give --threat NORM:EPS, such as --threat linf:8/255"
+    )
 
 
 def card_curves(target: "Target") -> list[Curve]:
-    """Returns the threats of a card, each by itself; raises `UsageError` where it names none."""
+    """Returns the threats of a card, each by itself; raises `MissingError` where it names none."""
     if target.card is None or not target.card.threats:
-        raise UsageError(
-            f"which threat for '{target.name}'? Give --threat NORM:EPS, such as --threat linf:8/255"
-        )
+        raise no_threat(target.name)
     return [[Threat.parse(text)] for text in target.card.threats]

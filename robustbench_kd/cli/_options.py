@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import click
 
-from robustbench_kd.core.errors import UsageError
+from robustbench_kd.core.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Choices, Target
@@ -58,21 +58,35 @@ class DataOptions:
     data_dir: Path
     download: bool
 
-    def open_test(self, name: str, limit: int | None) -> "Dataset":
-        """Opens the test split of a data set; raises like `datasets.open_dataset`."""
+    def open_test(
+        self, name: str, limit: int | None, class_names: tuple[str, ...] = ()
+    ) -> "Dataset":
+        """Opens the test split of a data set and says what was decided on the way.
+
+        Raises like `datasets.open_dataset`.
+        """
+        from robustbench_kd.cli import _console
         from robustbench_kd.datasets import open_dataset
 
-        return open_dataset(
-            name, split="test", limit=limit, data_dir=self.data_dir, download=self.download
+        data = open_dataset(
+            name,
+            split="test",
+            limit=limit,
+            data_dir=self.data_dir,
+            download=self.download,
+            class_names=class_names,
         )
+        for note in data.notes:
+            _console.say(f"{data.name}: {note}", "dim")
+        return data
 
-    def dataset_of(self, target: "Target | None") -> str:
-        """Returns the data set that was named, else the card's, else the digits."""
+    def dataset_of(self, target: "Target") -> str:
+        """Returns the data set that was named, else the card's; raises `MissingError`."""
         if self.dataset:
             return self.dataset
-        if target and target.card:
+        if target.card:
             return target.card.dataset
-        return "digits"
+        raise no_dataset(target.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +158,7 @@ examples = click.option(
     "--examples",
     default="all",
     show_default=True,
-    help="First N of the test split in official order, or all.",
+    help="First N of the test split in official order (of a folder: spread over classes), or all.",
 )
 data: Decorator = together(
     click.option(
@@ -273,6 +287,19 @@ def parse_texts(texts: tuple[str, ...], option: str) -> dict[str, str]:
             raise UsageError(f"expected {option} KEY=VALUE, got '{text}'")
         values[key.strip()] = value
     return values
+
+
+def no_dataset(name: str) -> MissingError:
+    """Returns the error for a checkpoint whose data set nobody has named."""
+    return MissingError(
+        f"which images for '{name}'? Give --dataset NAME, such as --dataset cifar10, folder:PATH "
+        "or npz:FILE"
+    )
+
+
+def class_names(target: "Target") -> tuple[str, ...]:
+    """Returns the names of classes in the order of a checkpoint, where its card has them."""
+    return target.card.class_names if target.card else ()
 
 
 def parse_examples(text: str) -> int | None:

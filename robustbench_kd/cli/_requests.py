@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustbench_kd.cli import _workers
+from robustbench_kd.cli import _options, _workers
 from robustbench_kd.cli._eval_options import Curve, EvalOptions, OpenData
 from robustbench_kd.core.claim import parse_claim
 from robustbench_kd.core.suites import Suite
@@ -27,7 +27,7 @@ def make_request(
     from robustbench_kd.engine.run.request import Request
 
     device = _devices.choose(options.device)
-    data = open_data(options.dataset_of(target))
+    data = open_data(options.dataset_of(target), _options.class_names(target))
     channels, height, width = data.images.shape[1:]
     shape = (channels, height, width)
     subject = load(target, classes=data.classes, shape=shape)

@@ -32,14 +32,16 @@ class CheckOptions(_options.DataOptions, _options.LoadingOptions):
     device: str
     as_json: bool
 
-    def open_data(self, name: str) -> "Dataset":
+    def open_data(self, target: "Target") -> "Dataset":
         """Opens the test split of a data set, by default 500 examples or all of fewer."""
+        name = self.dataset_of(target)
+        names = _options.class_names(target)
         if self.examples:
-            return self.open_test(name, _options.parse_examples(self.examples))
+            return self.open_test(name, _options.parse_examples(self.examples), names)
         try:
-            return self.open_test(name, _EXAMPLES)
+            return self.open_test(name, _EXAMPLES, names)
         except DatasetError:  # it may hold fewer; any other error shows again
-            return self.open_test(name, None)
+            return self.open_test(name, None, names)
 
 
 class _Checked(NamedTuple):
@@ -110,7 +112,7 @@ def _checked(target: "Target", options: CheckOptions) -> _Checked:
     from robustbench_kd.cli import _devices
     from robustbench_kd.engine.inspect import inspect
 
-    data = options.open_data(options.dataset_of(target))
+    data = options.open_data(target)
     channels, height, width = data.images.shape[1:]
     subject = load(target, classes=data.classes, shape=(channels, height, width))
     threat = _threat(options.threat, target)

@@ -1,12 +1,13 @@
 """Evaluate the robust accuracy of checkpoints."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from robustbench_kd.cli import _eval_options, _options, _requests, _workers
 from robustbench_kd.cli._eval_options import EvalOptions
-from robustbench_kd.core.errors import UnreliableError, UsageError
+from robustbench_kd.core.errors import MissingError, UnreliableError, UsageError
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Target
@@ -58,11 +59,32 @@ def _described(options: EvalOptions) -> list["Target"]:
         parse_curve(text)
     choices = options.choices(options.name)
     targets: list[Target] = []
+    missing: list[str] = []
     for text in options.targets:
-        targets += describe(text, choices)
+        try:
+            described = describe(text, choices)
+        except MissingError as error:
+            missing += [str(error), *_left_open(options, text)]
+            continue
+        for target in described:
+            has_threat = target.card and target.card.threats
+            missing += _left_open(options, target.name, bool(target.card), bool(has_threat))
+        targets += described
+    if missing:
+        raise MissingError("; ".join(dict.fromkeys(missing)))
     if options.name and len(targets) > 1:
         raise UsageError(f"--name names one model, but there are {len(targets)}: leave it out")
     return targets
+
+
+def _left_open(
+    options: EvalOptions, name: str, has_dataset: bool = False, has_threat: bool = False
+) -> Iterator[str]:
+    """Yields what must still be said of a checkpoint, given what its card says."""
+    if not (options.dataset or has_dataset):
+        yield str(_options.no_dataset(name))
+    if not (options.threats or has_threat):
+        yield str(_eval_options.no_threat(name))
 
 
 def _evaluate(

@@ -120,7 +120,7 @@ def _comparison(options: SimilarityOptions) -> "Comparison":
     teacher = targets[0]
     threat = _threat(teacher, options)
     limit = _options.parse_examples(options.examples)
-    data = options.open_test(options.dataset_of(teacher), limit)
+    data = options.open_test(options.dataset_of(teacher), limit, _options.class_names(teacher))
     return Comparison(
         networks=tuple(_loaded(target, data) for target in targets),
         data=data,

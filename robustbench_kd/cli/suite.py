@@ -153,10 +153,10 @@ def _planned_runs(sheet: "Sheet", shared: EvalOptions, failures: Failures) -> It
     for target in _targets(sheet, shared, failures):
         try:
             own = curves or card_curves(target)
+            usual = shared.dataset_of(target) if "" in sheet.datasets else ""
         except UsageError as error:
             failures[target.name] = error
             continue
-        usual = shared.dataset_of(target)
         for dataset, curve, suite, seed in product(sheet.datasets, own, sheet.suites, sheet.seeds):
             options = replace(shared, dataset=dataset or usual, suite=suite, seed=seed)
             yield PlannedRun(target, curve, options.chosen_suite(), options)

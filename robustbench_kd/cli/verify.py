@@ -94,7 +94,9 @@ def command(options: VerifyOptions) -> None:
     folder, record = _stored(options.run)
     identity = record.identity
     target = _target(identity, options)
-    data = options.open_test(options.dataset or identity.dataset, identity.examples)
+    data = options.open_test(
+        options.dataset or identity.dataset, identity.examples, _options.class_names(target)
+    )
     channels, height, width = data.images.shape[1:]
     subject = load(target, classes=data.classes, shape=(channels, height, width))
 

@@ -2,6 +2,7 @@
 
     RkdError
     ├── UsageError           2   an option, a name or a card says something impossible
+    │   └── MissingError     2   something that only the user knows was not said
     ├── CheckpointError      2   a weights file or card that cannot be loaded safely and completely
     ├── DatasetError         2   images or labels that are missing, empty or out of range
     ├── ModelError           2   a model whose output is not finite logits of the right shape
@@ -27,6 +28,10 @@ class RkdError(Exception):
 
 class UsageError(RkdError):
     """An option, a name or a card says something impossible."""
+
+
+class MissingError(UsageError):
+    """Something that only the user knows was not said; it has no default."""
 
 
 class CheckpointError(RkdError):

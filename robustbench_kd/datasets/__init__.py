@@ -22,12 +22,14 @@ def open_dataset(
     limit: int | None = None,
     data_dir: Path = Path("data"),
     download: bool = False,
+    class_names: tuple[str, ...] = (),
 ) -> Dataset:
     """Loads a data set by its name: `digits`, `cifar10`, `npz:FILE`, `folder:PATH`.
 
     The name of the result is the text without folders, so that a record holds no personal path.
-    `limit` takes the first examples of the split, None all of them; `~` at the start of a path is
-    the home folder.
+    `limit` takes the first examples of the split, of a folder examples of all its classes, None all
+    of them; `~` at the start of a path is the home folder. `class_names` are those of the model in
+    its order, for a folder that holds a part of them.
 
     Raises:
         UsageError: an unknown name, a missing or needless argument, a limit below 1.
@@ -46,10 +48,15 @@ def open_dataset(
     # Path.expanduser fails where there is no home folder.
     path = os.path.expanduser(argument)  # noqa: PTH111
     request = DataRequest(
-        split=split, argument=path, limit=limit, data_dir=data_dir, download=download
+        split=split,
+        argument=path,
+        limit=limit,
+        data_dir=data_dir,
+        download=download,
+        class_names=class_names,
     )
     dataset: Dataset = module.load(request, **component.arguments)
-    return replace(dataset, name=f"{name}:{Path(path).absolute().name}" if argument else name)
+    return dataset if argument else replace(dataset, name=name)
 
 
 def _check_argument(name: str, argument: str, *, expected: str) -> None:

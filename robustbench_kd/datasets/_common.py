@@ -51,7 +51,8 @@ def count(request: DataRequest, available: int, name: str) -> int:
 def to_images(pixels: NDArray[Any]) -> Images:
     """Returns images from uint8 `(n, h, w, c)` or `(n, h, w)`, or from float `(n, c, h, w)`."""
     if pixels.dtype != np.uint8:
-        return torch.from_numpy(pixels.astype(np.float32))
+        # Some models view their images in another shape, which needs the usual order in memory.
+        return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
     channels_last = pixels[..., None] if pixels.ndim == 3 else pixels
     channels_first = np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2))
     return torch.from_numpy(channels_first).float().div_(255)

@@ -1,91 +1,149 @@
-"""Image files in one folder per class: `folder:PATH` or `folder:PATH@SIZE` (torchvision).
+"""Image files in one folder per class: `folder:PATH`, `folder:PATH@SIZE@grey@classes=FILE`.
 
-Classes are the sub-folders in sorted order, examples the files in sorted path order. The first
-examples are thus those of the first classes: **a limit does not sample the classes evenly**, and
-the accuracy on a limited folder is not that of the whole. For fewer examples make a folder of the
-ones you want.
+Classes are the sub-folders in sorted order, as numbers if all names are numbers; hidden ones are
+skipped. `@classes=FILE` names the classes of the model in its order, so that a folder may hold a
+part of them; so do the `class_names` of a card. A folder with TinyImageNet's `val_annotations.txt`
+is read by it. Ids are the rows in that order. A limit spreads the examples over the classes by a
+keyed draw.
 
-Images become RGB, also grey ones. They must be of one size, or `@SIZE` resizes the shorter side to
-SIZE * 256 / 224 and crops the centre to SIZE, the usual evaluation on ImageNet (torchvision's
-reference presets: resize 256, crop 224). The folder is the split: give the path of its `train` or
-`val` folder.
+Images become RGB, or of one channel with `@grey`. They must be of one size, or `@SIZE` resizes the
+shorter side to SIZE * 256 / 224 and crops the centre to SIZE, the usual evaluation on ImageNet
+(torchvision's reference presets: resize 256, crop 224). The folder is the split: give the path of
+its `train` or `val` folder.
 """
 
+import os
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from robustbench_kd.core.errors import DatasetError
+from robustbench_kd.datasets._class_names import numbers_of, read_class_names
 from robustbench_kd.datasets._common import build, count
 from robustbench_kd.datasets._torchvision import import_torchvision
+from robustbench_kd.datasets._tree import Tree, list_tree
+from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.contracts import DataRequest, Dataset
 
-ARGUMENT = "PATH[@SIZE]"
+ARGUMENT = "PATH[@SIZE][@grey][@classes=FILE]"
 
 Pixels = NDArray[np.uint8]
+_SEED = 0
+_OPTION = re.compile(r"(.+)[@,](?:([1-9]\d*)|(grey)|classes=([^@]+))", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What an argument asks for."""
+
+    path: Path
+    size: int | None = None
+    grey: bool = False
+    classes: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The argument without folders."""
+        size = f"@{self.size}" if self.size else ""
+        classes = f"@classes={self.classes.name}" if self.classes else ""
+        return f"folder:{self.path.absolute().name}{size}{'@grey' if self.grey else ''}{classes}"
 
 
 def load(request: DataRequest) -> Dataset:
-    """Loads the images of a folder; ids are the rows in sorted path order.
+    """Loads the images of a folder; ids are the rows in sorted order.
 
     Raises:
         DatasetError: a folder with fewer than two classes or an empty one, a file that is no image,
-            images of several sizes where no SIZE is given.
+            images of several sizes where no SIZE is given, a class that the class list lacks.
     """
-    path, size = _parse(request.argument)
-    listing = _list(path)
-    n = count(request, len(listing.samples), f"folder:{path.name}")
-    files = [Path(file) for file, _ in listing.samples[:n]]
-    pixels = _stack(path, files, [_read(file, size, listing.loader) for file in files])
-    return build(
-        request,
-        name=f"folder:{path.name}",
+    loader = import_torchvision("datasets").folder.default_loader
+    wish = _parse(request.argument)
+    tree = list_tree(wish.path)
+    numbers, classes = _numbers(tree, wish, request)
+    labels = torch.tensor([numbers[name] for name in tree.classes])
+    n = count(request, len(labels), wish.name)
+    rows = _spread(labels, n)
+
+    files = [tree.files[row] for row in rows.tolist()]
+    pixels = _stack(wish.path, files, [_read(file, wish, loader) for file in files])
+    data = build(
+        replace(request, limit=None),
+        name=wish.name,
         pixels=pixels,
-        labels=listing.targets,
-        classes=len(listing.classes),
+        labels=labels[rows].numpy(),
+        classes=classes,
+        ids=rows.tolist(),
     )
+    notes = [*tree.notes]
+    if n < len(labels):
+        seen = len(torch.unique(labels[rows]))
+        notes.append(f"{n} of {len(labels)} images, spread over {seen} classes by a keyed draw")
+    return replace(data, notes=tuple(notes))
 
 
-def _parse(argument: str) -> tuple[Path, int | None]:
-    sized = re.fullmatch(r"(.+)@([1-9]\d*)", argument)
-    if sized:
-        return (Path(sized[1]), int(sized[2]))
-    return (Path(argument), None)
+def _parse(argument: str) -> _Wish:
+    """Reads options from the right, unless the whole is the path of a folder."""
+    sized = _OPTION.fullmatch(argument)
+    if Path(argument).is_dir() or not sized:
+        return _Wish(Path(argument))
+    rest, size, grey, classes = sized.groups()
+    wish = _parse(rest)
+    if size:
+        return replace(wish, size=int(size))
+    if grey:
+        return replace(wish, grey=True)
+    return replace(wish, classes=Path(os.path.expanduser(classes)))  # noqa: PTH111  # as open_dataset
 
 
-def _list(path: Path) -> Any:
-    image_folder = import_torchvision("datasets").ImageFolder
-    try:
-        listing = image_folder(path)
-    except OSError as error:
-        raise DatasetError(
-            f"'{path}': expected a folder with one sub-folder of images per class ({error}); give "
-            "its path"
-        ) from error
-    if len(listing.classes) < 2:
-        only = listing.classes[0]
-        raise DatasetError(
-            f"'{path}': expected at least 2 class folders, got only '{only}'; did you mean "
-            f"'{path / only}'?"
-        )
-    return listing
+def _numbers(tree: Tree, wish: _Wish, request: DataRequest) -> tuple[dict[str, int], int]:
+    """Returns the class of each name, and how many classes there are."""
+    if wish.classes:
+        names = read_class_names(wish.classes)
+        return numbers_of(tree.names, names, source=f"'{wish.classes}'"), len(names)
+    listed = [(name,) for name in request.class_names]
+    if listed:
+        return numbers_of(tree.names, listed, source="the card's class_names"), len(listed)
+    return {name: number for number, name in enumerate(tree.names)}, len(tree.names)
 
 
-def _read(file: Path, size: int | None, loader: Any) -> Pixels:
-    """Returns RGB pixels, uint8 `(h, w, 3)`."""
+def _spread(labels: Tensor, n: int) -> Tensor:
+    """Returns n rows in ascending order, as many of each class as there are or as fit.
+
+    Which ones follows from the rows alone, and more include fewer.
+    """
+    rows = torch.arange(len(labels))
+    keys = keyed_random.uniform(_SEED, "datasets/folder", rows, rows * 0, 0, 1)[:, 0]
+    order = keys.argsort(stable=True)
+    turns = torch.empty_like(rows)
+    taken: dict[int, int] = {}
+    for row in order.tolist():
+        label = int(labels[row])
+        turns[row] = taken.get(label, 0)
+        taken[label] = taken.get(label, 0) + 1
+    chosen = order[turns[order].argsort(stable=True)][:n]
+    return chosen.sort().values
+
+
+def _read(file: Path, wish: _Wish, loader: Any) -> Pixels:
+    """Returns pixels, uint8 `(h, w, 3)`, or `(h, w)` where grey ones are asked for."""
     try:
         image = loader(file)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
         raise DatasetError(
             f"'{file}': expected an image, got a file that cannot be read ({error})"
         ) from error
-    if size is not None:
+    if wish.grey:
+        image = image.convert("L")
+    if wish.size is not None:
         functional = import_torchvision("transforms.functional")
         image = functional.center_crop(
-            functional.resize(image, round(size * 256 / 224)), [size, size]
+            functional.resize(image, round(wish.size * 256 / 224)), [wish.size, wish.size]
         )
     return np.asarray(image, dtype=np.uint8)
 

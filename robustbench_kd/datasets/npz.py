@@ -1,9 +1,9 @@
 """Images of your own in a NumPy archive: `npz:FILE` with the arrays `images` and `labels`.
 
 `images` are uint8 `(n, h, w, c)`, grey uint8 `(n, h, w)`, or float `(n, c, h, w)` in [0, 1];
-`labels` are whole numbers `(n,)`. The number of classes is the largest label of the whole file plus
-one, at least 2, unless a single number `classes` says otherwise. The file is the split: `train` and
-`test` read the same rows.
+`labels` are whole numbers `(n,)` or `(n, 1)`. The number of classes is the largest label of the
+whole file plus one, at least 2, unless a single number `classes` says otherwise. The file is the
+split: `train` and `test` read the same rows.
 
     numpy.savez_compressed("mine.npz", images=images, labels=labels, classes=10)
 """
@@ -46,10 +46,13 @@ def load(request: DataRequest) -> Dataset:
     path = Path(request.argument)
     arrays = _read(path)
     images, labels = arrays["images"], arrays["labels"]
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]  # a column, as some tools write them
     _check_images(path, images)
     _check_labels(path, labels, len(images))
     classes = _classes(path, labels, arrays.get("classes"))
-    return build(request, name=f"npz:{path.name}", pixels=images, labels=labels, classes=classes)
+    name = f"npz:{path.absolute().name}"
+    return build(request, name=name, pixels=images, labels=labels, classes=classes)
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -101,11 +104,7 @@ def _check_images(path: Path, images: Array) -> None:
     grey, floating = images.dtype == np.uint8, np.issubdtype(images.dtype, np.floating)
     dimensions = {3, 4} if grey else {4} if floating else set()
     if images.ndim not in dimensions:
-        remedy = (
-            "give them these axes"
-            if dimensions
-            else "save bytes, for example images.astype('uint8')"
-        )
+        remedy = _remedy(images)
         raise DatasetError(
             f"'{path}': expected images as uint8 (n, h, w, c) or (n, h, w), or float (n, c, h, w) "
             "in [0, 1], "
@@ -119,6 +118,22 @@ def _check_images(path: Path, images: Array) -> None:
             f"'{path}': expected pixels in [0, 1], got NaN first in row {row}; leave such images "
             "out"
         )
+
+
+def _remedy(images: Array) -> str:
+    """Returns how to save images of another type or shape, so that no pixel changes its value."""
+    if images.dtype == np.bool_:
+        return "save images.astype('float32') with the channels as the second axis"
+    if images.dtype.kind in "iu" and images.dtype != np.uint8:
+        low, high = (int(images.min()), int(images.max())) if images.size else (0, 0)
+        if low < 0 or high > 255:
+            return f"their values reach from {low} to {high}: scale them to floats in [0, 1]"
+        return "save bytes, for example images.astype('uint8')"
+    if images.ndim == 2:
+        return "reshape each row to height, width and channels"
+    if images.ndim == 3:
+        return "add an axis for the channel, images[:, None]"
+    return "give them these axes"
 
 
 def _check_layout(path: Path, images: Array) -> None:
@@ -138,7 +153,7 @@ def _check_labels(path: Path, labels: Array, n: int) -> None:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DatasetError(
             f"'{path}': expected labels as whole numbers (n,), got {labels.dtype} {labels.shape}; "
-            "save class indices, for example labels.astype('int64')"
+            f"save class indices, for example {_indices(labels)}"
         )
     if len(labels) != n:
         raise DatasetError(
@@ -146,6 +161,15 @@ def _check_labels(path: Path, labels: Array, n: int) -> None:
         )
     if n == 0:
         raise DatasetError(f"'{path}': expected at least one image, got none; {_HOW}")
+
+
+def _indices(labels: Array) -> str:
+    """Returns the NumPy call that makes class indices of labels in another form."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return "labels.argmax(axis=1)"
+    if labels.dtype.kind in "US":
+        return "numpy.unique(labels, return_inverse=True)[1], if the model's classes are sorted"
+    return "labels.astype('int64')"
 
 
 def _classes(path: Path, labels: Array, stated: Array | None) -> int:

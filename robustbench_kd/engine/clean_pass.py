@@ -31,6 +31,11 @@ def count_classes(oracle: Oracle, logits: Logits, data: Dataset) -> int:
     """
     classes = logits.shape[1] - oracle.abstains
     highest = int(data.labels.max())
+    if highest == classes and int(data.labels.min()) > 0:
+        raise ModelError(
+            f"the model has {classes} classes, 0 to {classes - 1}, but '{data.name}' has labels up "
+            f"to {highest} and no 0: they are counted from 1; subtract 1 from all labels"
+        )
     if highest >= classes:
         raise ModelError(
             f"the model has {classes} classes, but label {highest} occurs in "

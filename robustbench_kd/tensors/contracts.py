@@ -28,7 +28,8 @@ class DataRequest:
     """Which examples of a data set to open, and where its files are.
 
     `argument` is the text after the colon of `npz:FILE`. `limit` takes the first examples in
-    official order; None takes all.
+    official order, of a folder examples of all classes; None takes all. `class_names` are those of
+    the model in its order, where a card knows them.
     """
 
     split: Split = "test"
@@ -36,17 +37,22 @@ class DataRequest:
     limit: int | None = None
     data_dir: Path = Path("data")
     download: bool = False
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with labels and stable example ids (the row in the official order of the split)."""
+    """Images with labels and stable example ids (the row in the official order of the split).
+
+    `notes` say what loading had to decide.
+    """
 
     name: str
     images: Images
     labels: Labels
     ids: tuple[int, ...]
     classes: int
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -36,7 +36,7 @@ def check(rkd):
     """What `rkd check --json` says of one target on a hundred digits."""
 
     def run(target, *more):
-        told = rkd("check", target, "--examples", 100, "--json", *more)
+        told = rkd("check", target, "--dataset", "digits", "--examples", 100, "--json", *more)
         assert told.code == 0, told.stderr
         (facts,) = json.loads(told.stdout)
         return facts
@@ -111,7 +111,7 @@ def test_outputs_are_named(check, factories):
 
 
 def test_a_person_reads_tables(rkd, factories):
-    told = rkd("check", f"{factories}:masked", "--examples", 50, "--threat", "l2:0.5")
+    told = rkd("check", f"{factories}:masked", "--dataset", "digits", "--threat", "l2:0.5")
     assert told.code == 0
     assert "logits of 10 classes" in told.stdout
     assert "l2:0.5" in told.stdout
@@ -130,7 +130,7 @@ def test_a_folder_is_checked_file_by_file(rkd, tmp_path):
     for name in ("digits-small", "digits-plain"):
         for suffix in (".toml", ".safetensors"):
             (tmp_path / f"{name}{suffix}").symlink_to(CHECKPOINTS / f"{name}{suffix}")
-    found = json.loads(rkd("check", tmp_path, "--examples", 20, "--json").stdout)
+    found = json.loads(rkd("check", tmp_path, "--dataset", "digits", "--json").stdout)
     assert [facts["model"] for facts in found] == ["digits-plain", "digits-small"]
 
 
@@ -145,11 +145,13 @@ def test_a_folder_is_checked_file_by_file(rkd, tmp_path):
     ],
 )
 def test_what_cannot_be_loaded_or_asked_is_an_error(rkd, factories, target, said):
-    assert said in rkd("check", target.format(factories=factories), "--examples", 20).error(2)
+    assert said in rkd("check", target.format(factories=factories), "--dataset", "digits").error(2)
 
 
 def test_an_impossible_threat_is_an_error(rkd, factories):
-    assert "eps" in rkd("check", f"{factories}:linear", "--threat", "linf:8").error(2)
+    assert "eps" in rkd(
+        "check", f"{factories}:linear", "--dataset", "digits", "--threat", "linf:8"
+    ).error(2)
 
 
 @pytest.mark.data

@@ -325,7 +325,21 @@ def test_one_pixel_changes_the_fingerprint(save):
     assert open_dataset(save(images=other, labels=LABELS)).fingerprint() != first
 
 
+def test_a_column_of_labels_is_read(save):
+    data = open_dataset(save(images=IMAGES, labels=LABELS[:, None]))
+    assert data.labels.tolist() == LABELS.tolist()
+
+
+def test_images_are_in_the_usual_order_in_memory(save):
+    images = np.asfortranarray(IMAGES.transpose(0, 3, 1, 2) / 255)
+    assert open_dataset(save(images=images, labels=LABELS)).images.is_contiguous()
+
+
 WRONG = {
+    "truth values": ({"images": IMAGES > 127}, r"astype\('float32'\)"),
+    "large integers": ({"images": IMAGES.astype("uint16") * 257}, r"scale them to floats"),
+    "labels as names": ({"labels": np.array(["a", "b", "c", "d"])}, r"numpy\.unique"),
+    "labels as soft rows": ({"labels": np.full((4, 3), 0.3)}, r"argmax\(axis=1\)"),
     "images as integers": ({"images": IMAGES.astype(int)}, r"got int64 \(4, 6, 5, 3\); save bytes"),
     "flat images": (
         {"images": IMAGES.reshape(4, -1)},
@@ -466,10 +480,142 @@ def test_a_folder_is_read_in_sorted_order_with_its_folders_as_classes(tree):
     assert (data.name, data.classes) == ("folder:val", 2)
 
 
-def test_a_limit_takes_the_first_paths_and_keeps_the_classes(tree):
+def test_a_limit_spreads_over_the_classes_and_says_so(tree):
     data = open_dataset(f"folder:{tree[0]}", limit=2)
-    assert data.labels.tolist() == [0, 0]
+    assert data.labels.tolist() == [0, 1]
     assert data.classes == 2
+    assert data.notes == ("2 of 3 images, spread over 2 classes by a keyed draw",)
+    assert open_dataset(f"folder:{tree[0]}").notes == ()
+
+
+def many_classes(folder, names, n=4):
+    """Writes n images of each class; the first pixel is the number of the class in `names`."""
+    for number, name in enumerate(names):
+        for row in range(n):
+            pixels = random_bytes(8, 8, 3, seed=row)
+            pixels[0, 0] = number
+            write_image(folder / name / f"{row}.png", pixels)
+    return folder
+
+
+def written_classes(data):
+    """The numbers that `many_classes` wrote."""
+    return (data.images[:, 0, 0, 0] * 255).round().int().tolist()
+
+
+def test_a_larger_limit_includes_a_smaller_one_and_every_class_its_share(tmp_path, vision):
+    folder = many_classes(tmp_path, ["a", "b", "c"])
+    smaller = set()
+    for limit in range(1, 13):
+        data = open_dataset(f"folder:{folder}", limit=limit)
+        assert smaller <= set(data.ids)
+        assert list(data.ids) == sorted(data.ids)
+        shares = np.bincount(data.labels, minlength=3)
+        assert shares.max() - shares.min() <= 1
+        smaller = set(data.ids)
+
+
+def test_numeric_folders_sort_as_numbers_and_others_as_text(tmp_path, vision):
+    numeric = many_classes(tmp_path / "numeric", [str(number) for number in range(12)])
+    data = open_dataset(f"folder:{numeric}")
+    assert data.labels.tolist() == written_classes(data)
+    padded = many_classes(tmp_path / "padded", ["c1", "c10", "c2"])
+    data = open_dataset(f"folder:{padded}")
+    assert data.labels.tolist() == written_classes(data)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        ".ipynb_checkpoints/a.png",
+        ".git/config",
+        "__MACOSX/cat/._a.png",
+        "cat/.ipynb_checkpoints/a-checkpoint.png",
+        "cat/._a.png",
+        "@eaDir/a.png",
+        ".DS_Store",
+    ],
+)
+def test_what_is_hidden_is_skipped_and_named(tree, hidden):
+    folder, pixels = tree
+    (folder / hidden).parent.mkdir(exist_ok=True, parents=True)
+    (folder / hidden).write_bytes(b"\0\5\26\7")
+    data = open_dataset(f"folder:{folder}")
+    assert torch.equal(data.images, as_floats(pixels))
+    assert data.classes == 2
+    assert len(data.notes) == 1
+    part = Path(hidden).parts[0] if hidden[0] in ".@_" else str(Path(*Path(hidden).parts[:2]))
+    assert part in data.notes[0]
+
+
+CLASS_LISTS = {
+    "lines.txt": "emu\ndog\ncat\n",
+    "more words.txt": "emu a bird\ndog a dog\ncat a cat\n",
+    "list.json": '["emu", "dog", "cat"]',
+    "index.json": '{"0": ["n1", "emu"], "1": ["n2", "dog"], "2": ["n3", "cat"]}',
+    "numbers.json": '{"cat": 2, "emu": 0, "dog": 1}',
+}
+
+
+@pytest.mark.parametrize("name", CLASS_LISTS)
+def test_a_class_list_maps_a_part_of_the_classes(tree, tmp_path, name):
+    (tmp_path / name).write_text(CLASS_LISTS[name])
+    data = open_dataset(f"folder:{tree[0]}@7@classes={tmp_path / name}")
+    assert data.labels.tolist() == [2, 2, 1]
+    assert data.classes == 3
+    assert data.name == f"folder:val@7@classes={name}"
+
+
+def test_the_names_of_a_card_map_a_part_of_the_classes(tree):
+    data = open_dataset(f"folder:{tree[0]}", class_names=("emu", "dog", "cat"))
+    assert (data.labels.tolist(), data.classes) == ([2, 2, 1], 3)
+
+
+def test_a_class_that_the_list_lacks_is_named(tree):
+    with pytest.raises(DatasetError, match=r"among its 2 classes, got 'dog'"):
+        open_dataset(f"folder:{tree[0]}", class_names=("emu", "cat"))
+
+
+@pytest.mark.parametrize("text", ["", "one", "{", '{"1": "a"}', "3"])
+def test_a_damaged_class_list_is_refused(tree, tmp_path, text):
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"list\.json': expected"):
+        open_dataset(f"folder:{tree[0]}@classes={tmp_path / 'list.json'}")
+
+
+@pytest.mark.parametrize("argument", ["@grey", "@7@grey", "@grey@7", "@grey,7"])
+def test_grey_gives_one_channel(tree, argument):
+    data = open_dataset(f"folder:{tree[0]}{argument}")
+    assert data.images.shape[:2] == (3, 1)
+    assert ("@7" in data.name) == ("7" in argument)
+
+
+def test_grey_keeps_the_values_of_a_grey_image(tree):
+    folder, pixels = tree
+    for file in ("cat/a.png", "cat/b.png", "dog/a.png"):
+        write_image(folder / file, pixels[0, ..., 0])
+    images = open_dataset(f"folder:{folder}@grey").images
+    assert torch.equal(images[0], as_floats(pixels[:1, ..., :1])[0])
+
+
+def test_the_validation_set_of_tiny_imagenet_is_read_by_its_annotations(tmp_path, vision):
+    pixels = random_bytes(4, 8, 8, 3)
+    for row, image in enumerate(pixels):
+        write_image(tmp_path / "images" / f"val_{row}.png", image)
+    lines = [f"val_{row}.png\tn0{row % 2}\t0\t0\t1\t1" for row in range(4)]
+    (tmp_path / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    data = open_dataset(f"folder:{tmp_path}")
+    assert (data.labels.tolist(), data.classes) == ([0, 1, 0, 1], 2)
+    assert torch.equal(data.images, as_floats(pixels))
+    with pytest.raises(DatasetError, match=r"val_annotations\.txt"):
+        open_dataset(f"folder:{tmp_path / 'images'}")
+
+
+@pytest.mark.parametrize("line", ["a.png", "../a.png\tn00", "/etc/passwd\tn00"])
+def test_a_wrong_line_of_annotations_is_named(tmp_path, line, vision):
+    (tmp_path / "val_annotations.txt").write_text(f"a.png\tn00\n{line}\n")
+    with pytest.raises(DatasetError, match=r"line 2: expected a file name and a class"):
+        open_dataset(f"folder:{tmp_path}")
 
 
 def test_a_limit_above_the_size_of_a_folder_says_how_many_there_are(tree):

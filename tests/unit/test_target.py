@@ -12,7 +12,7 @@ from robustbench_kd.checkpoints.card import Architecture, Card, Normalisation, w
 from robustbench_kd.checkpoints.convert import write_weights
 from robustbench_kd.checkpoints.subject import Choices
 from robustbench_kd.checkpoints.target import describe
-from robustbench_kd.core.errors import CheckpointError, UsageError
+from robustbench_kd.core.errors import CheckpointError, MissingError, UsageError
 
 HALF = Normalisation(mean=(0.5,), std=(0.25,))
 
@@ -68,7 +68,7 @@ def test_a_weights_file_beside_its_card_is_described_by_it(tmp_path):
 
 def test_a_weights_file_that_its_neighbour_does_not_describe_is_not_taken_for_the_other(tmp_path):
     save_card(tmp_path)
-    message = refusal(UsageError, describe, str(save_weights(tmp_path / "net.pt")), Choices())
+    message = refusal(MissingError, describe, str(save_weights(tmp_path / "net.pt")), Choices())
     assert message.startswith(f"which network is '{tmp_path / 'net.pt'}'? Give --arch NAME")
     assert message.endswith("its neighbour 'net.toml' describes 'net.safetensors'")
 
