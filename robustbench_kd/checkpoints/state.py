@@ -335,7 +335,8 @@ def _cause(state: State, expected: State, names: list[str], differing: list[str]
     if set(differing) <= set(list(expected)[-2:]):
         classes = state[differing[-1]].shape[0]
         return (
-            f"; likely another number of classes: the file has {classes}, so choose its --dataset"
+            f"; likely another number of classes: the file has {classes}, so choose its --dataset, "
+            f"or give --arch-arg classes={classes} where the data has a part of them"
         )
     if differing == [first] and state[first].ndim == 4:
         channels = state[first].shape[1]

@@ -244,7 +244,10 @@ def test_an_option_that_is_wrong(rkd, weights, tmp_path, changed, said):
         (["eval", "nowhere"], "'nowhere' is not a file; a target is a card"),
         (["eval", "no\nwhere"], "where' is not a file"),
         (["eval", "nowhere.toml"], "cannot read card 'nowhere.toml'"),
-        (["eval", "nowhere:make", "--threat", "linf:0.1"], "cannot import 'nowhere'"),
+        (
+            ["eval", "nowhere:make", "--dataset", "digits", "--threat", "linf:0.1"],
+            "cannot import 'nowhere'",
+        ),
         (["leaderboard", "nowhere"], "there is no results folder 'nowhere'"),
         (
             ["train", "digits-pgdat", "--name", "x", "--arch", "small_cnn"],
