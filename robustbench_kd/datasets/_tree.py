@@ -11,6 +11,7 @@ from robustbench_kd.datasets._torchvision import import_torchvision
 ANNOTATIONS = "val_annotations.txt"
 # What file managers and archives leave beside the images.
 _NO_CLASSES = {"__MACOSX", "@eaDir", "lost+found", "__pycache__"}
+_SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 _MOST_NAMED = 5
 
 
@@ -125,6 +126,11 @@ def _is_hidden(name: str) -> bool:
 
 
 def _require_two(path: Path, names: Sequence[str]) -> None:
+    if len(names) > 1 and {name.lower() for name in names} <= _SPLITS:
+        raise DatasetError(
+            f"'{path}': expected at least 2 class folders, got only '{names[0]}' and other splits; "
+            f"did you mean '{path / names[-1]}'?"
+        )
     if len(names) >= 2:
         return
     if (path.parent / ANNOTATIONS).is_file():

@@ -548,6 +548,12 @@ def test_what_is_hidden_is_skipped_and_named(tree, hidden):
     assert part in data.notes[0]
 
 
+def test_splits_are_no_classes(tree):
+    write_image(tree[0].parent / "train" / "cat" / "a.png", tree[1][0])
+    with pytest.raises(DatasetError, match=r"only 'train' and other splits; did you mean '.*val'"):
+        open_dataset(f"folder:{tree[0].parent}")
+
+
 CLASS_LISTS = {
     "lines.txt": "emu\ndog\ncat\n",
     "more words.txt": "emu a bird\ndog a dog\ncat a cat\n",
