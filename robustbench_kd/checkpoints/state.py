@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustbench_kd.checkpoints._text import listed, one_line
 from robustbench_kd.checkpoints.card import Normalisation
+from robustbench_kd.checkpoints.precision import check_types
 from robustbench_kd.checkpoints.weights import WHOLE_MODULE, Inert
 from robustbench_kd.core.errors import CheckpointError, unknown_name
 
@@ -71,6 +72,7 @@ def load_state(
     problem = _mismatch(state, expected)
     if problem:
         raise CheckpointError(f"'{found.source}' does not fit the architecture: {problem}{hint}")
+    notes += check_types(state, expected, source=found.source)
     network.load_state_dict(dict(state), strict=True)
     return normalisation, [*found.notes, *notes]
 
