@@ -2,13 +2,22 @@
 
 import os
 import sys
+import traceback
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from robustbench_kd.core.errors import IncompleteError, RecordError, RkdError, unknown_name
+from robustbench_kd.core.errors import (
+    IncompleteError,
+    RecordError,
+    RkdError,
+    UsageError,
+    reason,
+    unknown_name,
+)
 from robustbench_kd.core.plugins import components
 from robustbench_kd.core.text import printable
 
@@ -19,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _KIND = "cli"
 _INTERRUPTED = 130
+_INTERNAL = 70  # an error of the program itself
 
 
 class Commands(click.Group):
@@ -52,7 +62,7 @@ class Commands(click.Group):
             formatter.write_dl([(name, component.summary) for name, component in commands])
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Runs a command; exit codes are those of the error tree, 130 for an interruption."""
+        """Runs a command; exit codes are those of the error tree, 70, and 130."""
         try:
             return super().main(*args, **{**extra, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
@@ -63,15 +73,8 @@ class Commands(click.Group):
             _fail(error.format_message() + where, error.exit_code)
         except RkdError as error:
             _fail(str(error), error.exit_code)
-        except MemoryError:
-            _fail(
-                "out of memory; free some, or use a smaller --batch-size or fewer --examples",
-                IncompleteError.exit_code,
-            )
-        except OSError as error:
-            _leave_output_alone()
-            where = f" '{error.filename}'" if error.filename else ""
-            _fail(f"cannot read or write{where}: {error.strerror or error}", RecordError.exit_code)
+        except Exception as error:  # noqa: BLE001  # exit code 1 is the gate's alone
+            _fail(*_foreign(error))
         except (KeyboardInterrupt, click.Abort):
             # Python started by -m remembers an interrupt inside exec, which imports use, and would
             # end by the signal: this makes it forget.
@@ -91,6 +94,31 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _foreign(error: Exception) -> tuple[str, int]:
+    """Returns the line and the exit code for an error that is not of our own tree."""
+    if isinstance(error, click.ClickException):
+        return error.format_message(), UsageError.exit_code
+    if isinstance(error, MemoryError):
+        advice = "free some, or use a smaller --batch-size or fewer --examples"
+        return f"out of memory; {advice}", IncompleteError.exit_code
+    if isinstance(error, OSError):
+        _leave_output_alone()
+        where = f" '{error.filename}'" if error.filename else ""
+        message = f"cannot read or write{where}: {error.strerror or error}"
+        return message, RecordError.exit_code
+    return internal_error(error), _INTERNAL
+
+
+def internal_error(error: Exception) -> str:
+    """Returns one line that says what to report of an error that nobody foresaw."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}:{frame.lineno}"
+    return (
+        f"rkd itself failed: {type(error).__name__} at {place}: {reason(error)}; please report "
+        "this line and the command; finished work is kept"
+    )
+
+
 def _leave_output_alone() -> None:
     """Points standard output nowhere: at exit Python would write the rest of it, and fail again."""
     with suppress(OSError):
@@ -106,4 +134,10 @@ def main() -> None:
     Example:
       rkd eval checkpoints/digits-teacher.toml
       rkd leaderboard results
+
+    \b
+    Exit codes:
+      0 done, 1 the gate failed, 2 usage or a bad model or data set,
+      3 unreliable under --strict, 4 incomplete or not comparable,
+      70 an error of the program itself, 130 interrupted
     """

@@ -6,7 +6,7 @@ from math import inf
 from torch import nn
 
 from robustbench_kd.core.errors import UsageError, unknown_name
-from robustbench_kd.tensors.defence import Randomized
+from robustbench_kd.tensors.defence import is_randomized
 
 
 def only_part(parts: Sequence[nn.Module], family: str) -> nn.Module:
@@ -20,7 +20,7 @@ def only_part(parts: Sequence[nn.Module], family: str) -> nn.Module:
 def require_deterministic(parts: Sequence[nn.Module], family: str) -> None:
     """Refuses randomized parts: they would need keys of their own."""
     for index, part in enumerate(parts):
-        if isinstance(part, Randomized):
+        if is_randomized(part):
             raise UsageError(
                 f"expected deterministic parts for the family '{family}', got "
                 f"{type(part).__name__} as part {index}, which is randomized: name its own parts "

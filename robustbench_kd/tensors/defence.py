@@ -17,7 +17,8 @@ one method, and none needs a base class:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from inspect import signature
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,17 @@ class Randomized(Protocol):
     def draw(self, images: Images, key: Key) -> Logits:
         """Returns the logits `(n, classes)` of one draw of each row."""
         ...
+
+
+def is_randomized(model: object) -> TypeGuard[Randomized]:
+    """Returns whether a model draws by a key: a method `draw` of another signature says nothing."""
+    if not isinstance(model, Randomized):
+        return False
+    try:
+        names = list(signature(model.draw).parameters)
+    except (TypeError, ValueError):
+        return False
+    return len(names) == 2 and names[1].strip("_") == "key"
 
 
 @runtime_checkable

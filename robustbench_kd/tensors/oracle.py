@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_kd.core.errors import ModelError, reason
+from robustbench_kd.core.errors import ModelError, RkdError, reason
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
-from robustbench_kd.tensors.defence import Batched, Key, Mixture, Randomized
+from robustbench_kd.tensors.defence import Batched, Key, Mixture, Randomized, is_randomized
 from robustbench_kd.tensors.malloc import keep_freed_memory
 from robustbench_kd.tensors.meter import Meter
 
@@ -27,21 +28,44 @@ def freeze(model: nn.Module) -> bool:
     """
     was_training = any(part.training for part in model.modules())
     model.eval()
-    model.requires_grad_(False)
+    for parameter in model.parameters():  # scripted modules lack `requires_grad_`
+        parameter.requires_grad_(False)
     return was_training
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Switches TF32 off: convolutions on recent GPUs use it by default, and verdicts must not."""
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    convolution = torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    with tf32(allowed=False):
+        yield
+
+
+@contextmanager
+def tf32(*, allowed: bool) -> Iterator[None]:
+    """Allows or forbids TF32 on GPUs, and puts the switches of torch back afterwards.
+
+    The older switches cannot be read where the process has set the newer ones for some kinds of
+    operations: then the newer ones are used.
+    """
+    backends = torch.backends
+    name = "allow_tf32"
+    value: object = allowed
+    parts: list[object] = [backends.cuda.matmul, backends.cudnn]
+    try:
+        before = [getattr(part, name) for part in parts]
+    except RuntimeError:
+        name, value = "fp32_precision", "tf32" if allowed else "ieee"
+        cudnn: Any = backends.cudnn  # torch does not declare its parts
+        parts = [backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+        before = [getattr(part, name) for part in parts]
+
+    for part in parts:
+        setattr(part, name, value)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        torch.backends.cudnn.allow_tf32 = convolution
+        for part, old in zip(parts, before, strict=True):
+            setattr(part, name, old)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -49,6 +73,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def guarded(what: str, advice: str = "") -> Iterator[None]:
+    """Turns what a person's own code raises into a `ModelError` of one line.
+
+    Errors of our own and a lack of memory pass.
+    """
+    try:
+        yield
+    except RkdError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError("; ".join(filter(None, (f"{what}: {reason(error)}", advice)))) from error
 
 
 @contextmanager
@@ -77,10 +117,11 @@ class Oracle:
 
         self.device = device
         self.meter = meter or Meter()
-        self.was_training = freeze(model)
-        self.model = model.to(device)
+        with guarded("the model cannot be frozen and moved to the device"):
+            self.was_training = freeze(model)
+            self.model = model.to(device)
         self.abstains = bool(getattr(model, "abstains", False))
-        self._randomized = model if isinstance(model, Randomized) else None
+        self._randomized = model if is_randomized(model) else None
         self._mixture = model if isinstance(model, Mixture) else None
         self._seed = seed
         self._calls = 0
@@ -112,12 +153,12 @@ class Oracle:
         its keys.
         """
         if self._randomized is None:
-            return self._counted(self.model(images), len(images))
+            return self._counted(self.model(images.clone()), len(images))
 
         self._calls += 1
         rows = torch.arange(len(images), device=images.device)
         key = Key(self._seed, "call", ids=rows, draw=torch.full_like(rows, self._calls))
-        return self._counted(self._randomized.draw(images, key), len(images))
+        return self._counted(self._randomized.draw(images.clone(), key), len(images))
 
     def logits(self, images: Images) -> Logits:
         """Returns checked logits on the CPU; a randomized defence answers with a fresh draw.
@@ -208,7 +249,7 @@ class Oracle:
     @torch.no_grad()
     def _checked(self, ask: Classifier, images: Images, answers: int = 1) -> Logits:
         try:
-            output = ask(images.to(self.device))
+            output = ask(images.to(self.device).clone())  # it may change its argument
         except Exception as error:  # a model is a person's own code and can raise anything
             if is_out_of_memory(error):
                 raise

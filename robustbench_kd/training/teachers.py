@@ -15,7 +15,7 @@ from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.core.errors import UsageError
 from robustbench_kd.tensors import stored_logits
 from robustbench_kd.tensors.contracts import Dataset
-from robustbench_kd.tensors.defence import Randomized
+from robustbench_kd.tensors.defence import is_randomized
 from robustbench_kd.tensors.oracle import freeze
 from robustbench_kd.tensors.stored_logits import Archive, Source, StoredLogits, Views
 from robustbench_kd.training.recipe import Recipe
@@ -110,7 +110,7 @@ def _load(target: Target, data: Dataset, card: Path) -> Subject:
             f"{data.classes}: "
             "choose another --teacher or --dataset"
         )
-    if isinstance(subject.model, Randomized):
+    if is_randomized(subject.model):
         raise UsageError(
             f"teacher '{subject.name}' is randomized: choose one that always gives the same answer"
         )

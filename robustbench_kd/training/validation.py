@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
-from robustbench_kd.tensors.defence import Key, Randomized
+from robustbench_kd.tensors.defence import Key, is_randomized
 from robustbench_kd.tensors.distillation import labelled
 from robustbench_kd.tensors.oracle import mode
 from robustbench_kd.training import distributed
@@ -22,7 +22,7 @@ _REACH = 2.5  # length of all steps together, in radii: enough to cross the ball
 def evaluate(network: nn.Module, dataset: Dataset, threat: Threat, recipe: Recipe) -> Accuracies:
     """Returns clean accuracy and accuracy under PGD from fixed start points."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    steps, chance = recipe.validation_steps, isinstance(network, Randomized)
+    steps, chance = recipe.validation_steps, is_randomized(network)
     ascend = partial(
         pgd, steps=steps, step_size=_REACH / steps, start="uniform", generator=generator
     )
@@ -48,7 +48,5 @@ def _key(dataset: Dataset, rows: Tensor, seed: int, device: torch.device) -> Key
 
 @torch.no_grad()
 def _predict(network: nn.Module, images: Images, key: Key) -> Labels:
-    logits: Logits = (
-        network.draw(images, key) if isinstance(network, Randomized) else network(images)
-    )
+    logits: Logits = network.draw(images, key) if is_randomized(network) else network(images)
     return logits.argmax(dim=1)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustbench_kd.core.errors import IncompleteError
+from robustbench_kd.core.errors import IncompleteError, ModelError
 from robustbench_kd.engine.passes import batch_size as tuning
 from robustbench_kd.engine.passes.batch_size import batch_size
 
@@ -123,7 +123,7 @@ def test_memory_for_not_even_one_image_ends_the_run():
 
 
 def test_other_errors_of_a_model_are_not_taken_for_missing_memory():
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ModelError, match="division by zero"):
         chosen(lambda n: n / 0)
 
 

@@ -148,7 +148,7 @@ def perturb(
     with _contained_randomness(oracle.device), torch.no_grad():
         try:
             return package_attack.perturb(images.to(oracle.device), labels.to(oracle.device))
-        except RuntimeError as error:
+        except Exception as error:  # a model is a person's own code and can raise anything
             if is_out_of_memory(error):
                 raise
             raise ModelError(

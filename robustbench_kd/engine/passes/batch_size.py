@@ -10,7 +10,7 @@ import torch
 
 from robustbench_kd.engine.passes.batching import halved
 from robustbench_kd.tensors.contracts import Classifier, Images
-from robustbench_kd.tensors.oracle import is_out_of_memory
+from robustbench_kd.tensors.oracle import guarded, is_out_of_memory
 
 _FIRST = 16
 _GAIN = 0.95  # a larger batch is better if its seconds per image are less than this part
@@ -78,15 +78,26 @@ def _seconds(ask: Classifier, images: Images, device: torch.device) -> float | N
 def _timed(ask: Classifier, images: Images, device: torch.device) -> float:
     _wait(device)
     start = time.perf_counter()
-    points = images.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = ask(points)
-    if logits.requires_grad:  # a defence without gradients has forward passes only
-        torch.autograd.grad(logits.sum(), points)
+    _step(ask, images)
     for _ in range(_OWN):
         images = images + 1
     _wait(device)
     return time.perf_counter() - start
+
+
+def _step(ask: Classifier, images: Images) -> None:
+    """Asks as an attack does, with a gradient; without one where the model has none."""
+    points = images.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = ask(points.clone())
+        if logits.requires_grad:
+            torch.autograd.grad(logits.sum(), points, allow_unused=True)
+    except Exception as error:  # a model is a person's own code and can raise anything
+        if is_out_of_memory(error):
+            raise
+        with guarded("the model failed on images of the data set"), torch.no_grad():
+            ask(images.clone())
 
 
 def _wait(device: torch.device) -> None:

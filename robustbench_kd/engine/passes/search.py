@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_kd.core.errors import ModelError, reason
 from robustbench_kd.tensors.attack import AttackState, per_row, take
 from robustbench_kd.tensors.contracts import Images, Logits
 from robustbench_kd.tensors.defence import Answer, Key, without_rejection
 from robustbench_kd.tensors.meter import Meter
-from robustbench_kd.tensors.oracle import is_out_of_memory
+from robustbench_kd.tensors.oracle import guarded
 
 Objective: TypeAlias = Callable[[AttackState, Logits], Tensor]
 
 # Where at least this fraction of rows wants a gradient, all rows are differentiated: it costs less
 # than to split the batch.
 _DIFFERENTIATE_ALL = 0.5
+_NO_GRADIENT = "where it has no gradient, use --suite square"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ class Search:
 
     def _answers(self, points: Images, key: Key, state: AttackState) -> Tensor:
         """Returns the answers `(m, n, classes)` in float32 or better."""
-        answers = self._answer(points, key)
+        with guarded("the model failed under attack", _NO_GRADIENT):
+            answers = self._answer(points, key)
         if answers.ndim == 2:
             answers = answers[None]
         if answers.dtype in {torch.bfloat16, torch.float16}:
@@ -193,19 +194,13 @@ def _gradient(values: Tensor, points: Images) -> Tensor:
         return points.new_zeros(len(totals), *points.shape)
 
     gradients = []
-    try:
+    with guarded("the model cannot be differentiated", _NO_GRADIENT):
         for index, total in enumerate(totals):
             is_last = index + 1 == len(totals)
             (gradient,) = torch.autograd.grad(
                 total, points, retain_graph=not is_last, materialize_grads=True
             )
             gradients.append(gradient)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"the model cannot be differentiated: {reason(error)}; use --suite square"
-        ) from error
     return torch.stack(gradients)
 
 

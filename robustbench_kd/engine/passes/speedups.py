@@ -24,7 +24,7 @@ from robustbench_kd.core.errors import unknown_name
 from robustbench_kd.engine.passes.batchnorm_folding import fold, replace_part
 from robustbench_kd.engine.passes.input_convolution import rearrange
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
-from robustbench_kd.tensors.oracle import freeze, is_out_of_memory
+from robustbench_kd.tensors.oracle import freeze, is_out_of_memory, tf32
 
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 Wrapper: TypeAlias = Callable[[Classifier], Classifier]
@@ -124,12 +124,8 @@ def reduced_precision(speedups: Speedups, device: torch.device) -> Iterator[None
     if speedups.precision != "tf32" or device.type != "cuda":
         yield
         return
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    try:
+    with tf32(allowed=True):
         yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from robustbench_kd.tensors.defence import (
     Randomized,
     Surface,
     Surfaced,
+    is_randomized,
 )
 from robustbench_kd.tensors.oracle import Oracle
 
@@ -35,10 +36,10 @@ def own(oracle: Oracle, draws: int, ask: Classifier | None = None) -> Surface:
     A search may `ask` a faster form of a deterministic defence; the defence still judges success.
     """
     model = oracle.model
-    if not isinstance(model, Randomized):
+    if not is_randomized(model):
         if ask is None:
             ask = model
-        return Surface(name=OWN, answer=lambda images, _key: ask(images), same_outputs=True)
+        return Surface(name=OWN, answer=lambda images, _key: ask(images.clone()), same_outputs=True)
     return Surface(name=OWN, answer=drawn(model, draws), passes=draws, same_outputs=True)
 
 
@@ -47,7 +48,7 @@ def drawn(model: Randomized, draws: int) -> Answer:
 
     def answer(images: Images, key: Key) -> Logits:
         if draws == 1:
-            return model.draw(images, key)
+            return model.draw(images.clone(), key)
         if isinstance(model, Batched):
             return model.batch_draws(images, key, draws)
         repeated = images.repeat(draws, 1, 1, 1)
@@ -84,7 +85,7 @@ def _members(model: Mixture) -> Surface:
     members = model.members()
 
     def answer(images: Images, _key: Key) -> Logits:
-        return torch.stack([member(images) for member in members])
+        return torch.stack([member(images.clone()) for member in members])
 
     return Surface(
         name=EXPECTED, answer=answer, weights=model.weights, passes=len(members), same_outputs=True

@@ -10,9 +10,9 @@ from robustbench_kd.tensors.contracts import Images, Labels, Logits
 from robustbench_kd.tensors.defence import (
     Key,
     Mixture,
-    Randomized,
     Surface,
     Surfaced,
+    is_randomized,
     without_rejection,
 )
 from robustbench_kd.tensors.meter import Meter
@@ -76,11 +76,11 @@ def _checked(ask: Ask, points: Images, rows: Tensor) -> Logits:
 
 def _one_draw(oracle: Oracle, ids: Tensor, seed: int) -> Ask:
     model = oracle.model
-    if not isinstance(model, Randomized):
-        return lambda points, _rows: model(points)
+    if not is_randomized(model):
+        return lambda points, _rows: model(points.clone())
     if isinstance(model, Mixture):
         return _drawn_member(model, ids, seed)
-    return lambda points, rows: model.draw(points, _key(ids[rows], seed))
+    return lambda points, rows: model.draw(points.clone(), _key(ids[rows], seed))
 
 
 def _drawn_member(model: Mixture, ids: Tensor, seed: int) -> Ask:

@@ -25,7 +25,7 @@ from robustbench_kd.engine.anatomy.rewired_answer import RewiredAnswer
 from robustbench_kd.engine.passes.batching import with_fewer
 from robustbench_kd.engine.probing.checkup import Scope, probe_of
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
-from robustbench_kd.tensors.defence import OWN, Key, Randomized, Surface, Surfaced
+from robustbench_kd.tensors.defence import OWN, Key, Surface, Surfaced, is_randomized
 from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 from robustbench_kd.tensors.probe import (
     Ask,
@@ -93,7 +93,7 @@ class Anatomy:
 
 def is_undeclared(model: nn.Module) -> bool:
     """Returns whether a defence offers no surface of its own, so that its anatomy is of use."""
-    return isinstance(model, Unkeyed) or not isinstance(model, Surfaced | Randomized)
+    return isinstance(model, Unkeyed) or not (isinstance(model, Surfaced) or is_randomized(model))
 
 
 def examine(oracle: Oracle, data: Dataset, threat: Threat, seed: int) -> Anatomy:

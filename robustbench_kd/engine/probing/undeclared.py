@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_kd.core.errors import ModelError
-from robustbench_kd.core.records import Finding
+from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.engine.anatomy.chance import Chance, Unkeyed, find_chance, finding
 from robustbench_kd.engine.passes.batching import with_fewer
 from robustbench_kd.tensors.contracts import Images, Logits
@@ -15,6 +15,13 @@ from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 
 _IMAGES = 16
 _NAMES = ("logits", "output", "outputs", "preds", "predictions")
+
+_WRITES = Finding(
+    check="changes-argument",
+    severity=Severity.INFO,
+    message="the model writes into the images that it is given; it is given a copy every time",
+    advice="compute out of place: tools that keep their images measure a wrong number",
+)
 
 Place: TypeAlias = str | int
 
@@ -30,6 +37,19 @@ class Picked(nn.Module):
     def forward(self, images: Images) -> Logits:
         """Maps images `(n, c, h, w)` to logits `(n, classes)`."""
         logits: Logits = _at(self.model(images), self.place)
+        return logits
+
+
+class Fresh(nn.Module):
+    """A model that writes into its argument, and is given a copy of the images every time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Images) -> Logits:
+        """Maps images `(n, c, h, w)` to logits `(n, classes)`."""
+        logits: Logits = self.model(images.clone())
         return logits
 
 
@@ -59,15 +79,26 @@ def with_chance(oracle: Oracle, images: Images) -> tuple[Oracle, tuple[Finding, 
     if oracle.randomized:
         return oracle, ()
 
-    def look(size: int) -> Chance | None:
+    def look(size: int) -> tuple[bool, Chance | None]:
         few = images[:size].to(oracle.device)
         oracle.logits(few)
-        return find_chance(oracle.model, few)
+        return _writes(oracle.model, few), find_chance(Fresh(oracle.model), few)
 
-    chance = with_fewer(min(_IMAGES, len(images)), look)
+    writes, chance = with_fewer(min(_IMAGES, len(images)), look)
+    found: tuple[Finding, ...] = ()
+    if writes:
+        oracle, found = oracle.around(Fresh(oracle.model)), (_WRITES,)
     if chance is None:
-        return oracle, ()
-    return oracle.around(Unkeyed(oracle.model, chance)), (finding(chance),)
+        return oracle, found
+    return oracle.around(Unkeyed(oracle.model, chance)), (*found, finding(chance))
+
+
+@torch.no_grad()
+def _writes(model: nn.Module, images: Images) -> bool:
+    """Returns whether a model changes the images it is given, or writes the same ones again."""
+    given = images.clone()
+    model(given)
+    return given._version > 0 or not torch.equal(given, images)  # noqa: SLF001
 
 
 @torch.no_grad()
