@@ -204,13 +204,14 @@ class Work(Frozen):
 
     `live` of `computed` rows belonged to undecided examples; `disagreements` counts candidates of
     the search that the true model refused; `marginal` counts broken examples whose margin is below
-    1e-3 in size, where rounding could decide.
+    1e-3 in size, where rounding could decide; `undefined` counts answers that were NaN or infinite.
     """
 
     computed: int = 0
     live: int = 0
     disagreements: int = 0
     marginal: int = 0
+    undefined: int = 0
     model_seconds: float = 0.0
 
     def plus(self, other: "Work") -> "Work":
@@ -220,6 +221,7 @@ class Work(Frozen):
             live=self.live + other.live,
             disagreements=self.disagreements + other.disagreements,
             marginal=self.marginal + other.marginal,
+            undefined=self.undefined + other.undefined,
             model_seconds=self.model_seconds + other.model_seconds,
         )
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_kd.core.errors import ModelError, RkdError, reason
-from robustbench_kd.tensors.contracts import Classifier, Images, Logits
+from robustbench_kd.tensors.contracts import Classifier, Images, Labels, Logits
 from robustbench_kd.tensors.defence import Batched, Key, Mixture, Randomized, is_randomized
 from robustbench_kd.tensors.malloc import keep_freed_memory
 from robustbench_kd.tensors.meter import Meter
+from robustbench_kd.tensors.undefined import is_undefined, settled, unmasked
 
 # On a CPU a smaller batch uses other kernels, which round in another way: networks of `models/`
 # need at least 16 rows.
@@ -160,15 +161,25 @@ class Oracle:
         key = Key(self._seed, "call", ids=rows, draw=torch.full_like(rows, self._calls))
         return self._counted(self._randomized.draw(images.clone(), key), len(images))
 
-    def logits(self, images: Images) -> Logits:
+    def logits(self, images: Images, *, attacked: Labels | None = None) -> Logits:
         """Returns checked logits on the CPU; a randomized defence answers with a fresh draw.
 
-        Raises `ModelError` where the model refuses the images or does not give one finite row per
-        image.
+        They are finite: a class that is masked by minus infinity gets a very low logit. Raises
+        `ModelError` where the model refuses the images or does not give one row of numbers per
+        image. Where an attack has made the images, with the labels `attacked` `(n,)`, a row that is
+        no numbers is an answer for the label instead.
         """
-        return self._checked(self, images)
+        return _numbers(self._checked(self, images), attacked)
 
-    def answers(self, images: Images, ids: Tensor, *, stream: str, draws: int) -> Tensor:
+    def answers(
+        self,
+        images: Images,
+        ids: Tensor,
+        *,
+        stream: str,
+        draws: int,
+        attacked: Labels | None = None,
+    ) -> Tensor:
         """Returns all that the defence may answer, `(k, n, classes)` on the CPU.
 
         A deterministic defence gives one answer, a finite ensemble one per member, any other
@@ -184,11 +195,12 @@ class Oracle:
         try:
             padded = images[rows.to(images.device)]
             padded_key = key.take(rows.to(ids.device))
-            return self._answers(padded, padded_key, n, draws, _ROWS_PER_CALL)
+            answers = self._answers(padded, padded_key, n, draws, _ROWS_PER_CALL)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        return self._answers(images, key, n, draws, rows_per_call=1)
+            answers = self._answers(images, key, n, draws, rows_per_call=1)
+        return _numbers(answers, attacked)
 
     def weights(self, answers: int) -> Tensor:
         """Returns the weight of each of k answers, `(k,)`; they sum to 1."""
@@ -258,22 +270,39 @@ class Oracle:
                 f"the model cannot take images of shape {shape} (channels, height, width): "
                 f"{reason(error)}; choose the data set it was trained on"
             ) from error
-        return check_logits(output, answers * len(images)).float().cpu()
+        return _shaped(output, answers * len(images)).float().cpu()
 
 
 def check_logits(output: object, n: int) -> Logits:
-    """Returns the output if it is finite logits `(n, classes)`; raises `ModelError` otherwise."""
+    """Returns finite logits `(n, classes)`; raises `ModelError` where the output is none.
+
+    A class that is masked by minus infinity gets a very low logit.
+    """
+    return _numbers(_shaped(output, n), None)
+
+
+def _shaped(output: object, n: int) -> Logits:
     if not isinstance(output, Tensor):
         raise ModelError(
             f"expected the model to return a tensor of logits, got {type(output).__name__}"
         )
     if output.ndim != 2 or len(output) != n or output.shape[1] < 2:
         raise ModelError(f"expected logits of shape ({n}, classes), got {tuple(output.shape)}")
-
-    broken = int((~torch.isfinite(output)).any(dim=1).sum())
-    if broken:
-        raise ModelError(
-            f"the model gives NaN or infinite logits on {broken} of {n} images: check the weights "
-            "and the normalisation"
-        )
     return output
+
+
+def _numbers(answers: Tensor, attacked: Labels | None) -> Tensor:
+    """Returns answers `(..., n, classes)` that are finite."""
+    if attacked is not None:
+        return settled(answers, attacked)[0]
+    if bool(answers.isfinite().all()):
+        return answers
+
+    n = answers.shape[-2]
+    undefined = is_undefined(answers).view(-1, n).any(dim=0)
+    if bool(undefined.any()):
+        raise ModelError(
+            f"the model gives NaN or infinite logits on {int(undefined.sum())} of {n} images: "
+            "check the weights and the normalisation"
+        )
+    return unmasked(answers)

@@ -211,7 +211,8 @@ class FinishedStage:
 
     `guided` says whether it follows gradients, `surface` what it searched on, `adaptive` whether it
     came after the standard attacks. `refused` counts points that the search took for adversarial
-    and that the defence classified correctly.
+    and that the defence classified correctly, `undefined` answers that were NaN or infinite among
+    so many `computed`.
     """
 
     name: str
@@ -220,6 +221,8 @@ class FinishedStage:
     surface: str = DEFENCE_ITSELF[0]
     adaptive: bool = False
     refused: int = 0
+    undefined: int = 0
+    computed: int = 0
 
 
 @dataclass(frozen=True)

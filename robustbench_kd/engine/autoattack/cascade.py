@@ -94,7 +94,8 @@ def _decisions(
     run: Run, judgement: Judgement, candidates: Images, batch: Dataset
 ) -> list[Decision]:
     if run.oracle.randomized:
-        one_draw = run.oracle.logits(candidates).argmax(dim=1) != batch.labels
+        logits = run.oracle.logits(candidates, attacked=batch.labels)
+        one_draw = logits.argmax(dim=1) != batch.labels
         judgement = replace(judgement, broken=one_draw & ~judgement.outside)
 
     found = decisions(batch.ids, judgement)

@@ -56,11 +56,13 @@ def judge(
 
     A randomized defence without members is judged by so many draws of the stream. An answer that
     rejects the image counts as correct. The defence sees nothing outside the box: such a candidate
-    does not count, whatever the defence would say, NaN included.
+    does not count, whatever the defence would say. NaN for an answer counts as correct.
     """
     candidates = candidates.detach().float().cpu()
     in_box = candidates.nan_to_num().clamp(0, 1)
-    answers = oracle.answers(in_box, torch.tensor(clean.ids), stream=stream, draws=draws)
+    ids = torch.tensor(clean.ids)
+    labels = clean.labels
+    answers = oracle.answers(in_box, ids, stream=stream, draws=draws, attacked=labels)
 
     accepted = without_rejection(answers, clean.labels) if oracle.abstains else answers
     weights = oracle.weights(len(accepted))

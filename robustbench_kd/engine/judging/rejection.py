@@ -156,7 +156,9 @@ def _measured(run: Run, stage: str, rows: list[int]) -> Entry:
 def _scored(run: Run, clean: Dataset, points: Images) -> list[RejectionScore]:
     oracle = run.oracle
     ids = torch.tensor(clean.ids)
-    answers = oracle.answers(points, ids, stream=SCORE_STREAM, draws=DRAWS).double()
+    answers = oracle.answers(
+        points, ids, stream=SCORE_STREAM, draws=DRAWS, attacked=clean.labels
+    ).double()
     weights = oracle.weights(len(answers))
 
     predictions = answers.argmax(dim=2)

@@ -105,9 +105,9 @@ def _attacked(
     for decisions in slots.run():
         decided += decisions
         if decided and clock.seconds > _ENTRY_EVERY:
-            work = slots.tally.work(clock.model_seconds)
+            work = slots.work(clock.model_seconds)
             yield clock.entry(stage.name, decided, work=work)
             decided = []
             run.tracker.at(run.progress(stage, costs))
 
-    yield clock.entry(stage.name, decided, work=slots.tally.work(clock.model_seconds))
+    yield clock.entry(stage.name, decided, work=slots.work(clock.model_seconds))

@@ -46,13 +46,14 @@ class Tally:
     disagreements: int = 0
     marginal: int = 0
 
-    def work(self, model_seconds: float) -> Work:
+    def work(self, model_seconds: float, undefined: int) -> Work:
         """Returns the tally for the ledger, and starts a new one."""
         work = Work(
             computed=self.computed,
             live=self.live,
             disagreements=self.disagreements,
             marginal=self.marginal,
+            undefined=undefined,
             model_seconds=model_seconds,
         )
         self.computed = self.live = self.disagreements = self.marginal = 0
@@ -91,6 +92,10 @@ class SlotBatch:
             if step % self._steps_per_question == 0 or self._spent(slots).any():
                 yield self._retire(slots)
                 slots = self._refilled(slots)
+
+    def work(self, model_seconds: float) -> Work:
+        """Returns what was computed since the last time, for the ledger."""
+        return self.tally.work(model_seconds, self._search.undefined())
 
     def _advance(self, slots: SlotRows) -> None:
         """Asks for points, evaluates them, notes candidates and tells the attack."""

@@ -20,6 +20,7 @@ from robustbench_kd.tensors.contracts import Images, Logits
 from robustbench_kd.tensors.defence import Answer, Key, without_rejection
 from robustbench_kd.tensors.meter import Meter
 from robustbench_kd.tensors.oracle import guarded
+from robustbench_kd.tensors.undefined import settled
 
 Objective: TypeAlias = Callable[[AttackState, Logits], Tensor]
 
@@ -75,6 +76,7 @@ class Search:
     ) -> None:
         self.meter = meter or Meter()
         self.weights = weights
+        self._undefined: int | Tensor = 0
         self._answer = answer
         self._passes = passes
         self._abstains = abstains
@@ -148,7 +150,7 @@ class Search:
         return self._reply(answers, self._values(answers, state, objective), gradient)
 
     def _answers(self, points: Images, key: Key, state: AttackState) -> Tensor:
-        """Returns the answers `(m, n, classes)` in float32 or better."""
+        """Returns the answers `(m, n, classes)`, finite and in float32 or better."""
         with guarded("the model failed under attack", _NO_GRADIENT):
             answers = self._answer(points, key)
         if answers.ndim == 2:
@@ -157,7 +159,15 @@ class Search:
             answers = answers.float()
         if self._abstains:
             answers = without_rejection(answers, state.labels)
+        answers, undefined = settled(answers, state.labels)
+        self._undefined = self._undefined + undefined.sum()
         return answers
+
+    def undefined(self) -> int:
+        """Returns how many answers were no numbers since the last question; asks the device."""
+        count = int(self._undefined)
+        self._undefined = 0
+        return count
 
     def _values(self, answers: Tensor, state: AttackState, objective: Objective) -> Tensor:
         """Returns the mean objective `(k, n)` of the answers."""

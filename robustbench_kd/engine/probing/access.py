@@ -18,6 +18,7 @@ from robustbench_kd.tensors.defence import (
 from robustbench_kd.tensors.meter import Meter
 from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
 from robustbench_kd.tensors.probe import Ask
+from robustbench_kd.tensors.undefined import settled
 
 _STREAM = "trust"
 _MOST_SURFACES = 4
@@ -43,7 +44,9 @@ def one_draw(oracle: Oracle, ids: Tensor, labels: Labels, seed: int) -> Ask:
     Each image keeps its draw of a randomized defence, or its member of a finite ensemble.
     """
     ask = _one_draw(oracle, ids, seed)
-    return _accepting(ask, labels) if oracle.abstains else ask
+    if oracle.abstains:
+        ask = _accepting(ask, labels)
+    return _settled(ask, labels)
 
 
 def declared_surfaces(
@@ -56,7 +59,7 @@ def declared_surfaces(
         ask = _mean_answer(surface, ids, seed)
         if oracle.abstains:
             ask = _accepting(ask, labels)
-        asks[surface.name] = (ask, surface.passes)
+        asks[surface.name] = (_settled(ask, labels), surface.passes)
     return asks
 
 
@@ -116,6 +119,11 @@ def _mean_answer(surface: Surface, ids: Tensor, seed: int) -> Ask:
 def _accepting(ask: Ask, labels: Labels) -> Ask:
     """Returns the same function without the column for "rejected"."""
     return lambda points, rows: without_rejection(ask(points, rows), labels[rows])
+
+
+def _settled(ask: Ask, labels: Labels) -> Ask:
+    """Returns the same function where an answer that is no number is one for the label."""
+    return lambda points, rows: settled(ask(points, rows), labels[rows])[0]
 
 
 def _key(ids: Tensor, seed: int) -> Key:

@@ -36,6 +36,7 @@ from robustbench_kd.tensors.probe import (
 )
 from robustbench_kd.tensors.seeds import seed_of, seeded
 from robustbench_kd.tensors.short_attacks import ShortAttacks
+from robustbench_kd.tensors.undefined import settled
 from robustbench_kd.trust.loss_gain import gains
 
 FOUND = "found-"
@@ -235,7 +236,8 @@ def _mean(surface: Surface, sample: Probe) -> Ask:
         key = Key(sample.seed, _STREAM, ids=ids, draw=torch.zeros_like(ids))
         answers = surface.answer(points, key)
         answers = answers.to(points.dtype)
-        return answers.mean(dim=0) if answers.ndim == 3 else answers
+        mean = answers.mean(dim=0) if answers.ndim == 3 else answers
+        return settled(mean, sample.labels[rows])[0]
 
     return ask
 

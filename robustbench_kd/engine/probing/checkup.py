@@ -124,8 +124,15 @@ def facts_of(
         broken = {example: one.margin for example, one in decisions.items() if one.broken}
         margins |= broken
         entries = index.entries(stage.name)
-        refused = sum(entry.work.disagreements for entry in entries if entry.work)
-        finished.append(replace(stage, broken=frozenset(broken), refused=refused))
+        work = [entry.work for entry in entries if entry.work]
+        done = replace(
+            stage,
+            broken=frozenset(broken),
+            refused=sum(one.disagreements for one in work),
+            undefined=sum(one.undefined for one in work),
+            computed=sum(one.computed for one in work),
+        )
+        finished.append(done)
     return Facts(examples, tuple(finished), margins, composite)
 
 

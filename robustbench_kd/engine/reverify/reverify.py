@@ -74,7 +74,8 @@ class _Witness:
         """
         in_box = images.nan_to_num().clamp(0, 1).to(self.means.dtype)
         ids = torch.tensor(clean.ids)
-        answers = self.oracle.answers(in_box, ids, stream=_STREAM, draws=SCORED)
+        labels = clean.labels if attacked else None
+        answers = self.oracle.answers(in_box, ids, stream=_STREAM, draws=SCORED, attacked=labels)
         if attacked and self.oracle.abstains:
             answers = without_rejection(answers, clean.labels)
 
