@@ -73,8 +73,6 @@ class Commands(click.Group):
             _fail(error.format_message() + where, error.exit_code)
         except RkdError as error:
             _fail(str(error), error.exit_code)
-        except Exception as error:  # noqa: BLE001  # exit code 1 is the gate's alone
-            _fail(*_foreign(error))
         except (KeyboardInterrupt, click.Abort):
             # Python started by -m remembers an interrupt inside exec, which imports use, and would
             # end by the signal: this makes it forget.
@@ -85,6 +83,8 @@ class Commands(click.Group):
                 err=True,
             )
             sys.exit(_INTERRUPTED)
+        except Exception as error:  # noqa: BLE001  # exit code 1 is the gate's alone
+            _fail(*_foreign(error))
 
 
 def _fail(message: str, code: int) -> NoReturn:
