@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format bench checkpoints classifiers defences students students-table results regression curious maskings honest trust-table clean
+.PHONY: help demo test test-slow lint format bench gpu gpu-wheels checkpoints classifiers defences students students-table results regression curious maskings honest trust-table clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,19 @@ format: $(READY) ## Format the code and mend what can be mended
 
 bench: $(READY) ## Measure both engines in turn, stage by stage
 	$(BIN)/python benchmarks/stages.py
+
+# A machine with a GPU may have no network: it has torch, and the rest comes from build/wheels.
+GPU_PYTHON = $(if $(DRY),$(BIN)/python,$(PYTHON))
+gpu: $(if $(DRY),$(READY)) ## Measure the GPU path, or go on with it (DRY=1: at toy size on a CPU; PARTS)
+	@for wheel in $(wildcard build/wheels/*.whl); do $(PYTHON) -m zipfile -e $$wheel build/site; done
+	PYTHONPATH=$(CURDIR):$(if $(DRY),,$(CURDIR)/build/site) $(GPU_PYTHON) benchmarks/gpu.py \
+		$(if $(DRY),--dry --out build/gpu-dry) $(PARTS)
+
+FETCH = $(BIN)/pip download --quiet --dest build/wheels --only-binary=:all: --python-version 3.12 --platform manylinux_2_17_x86_64
+gpu-wheels: $(READY) ## Fetch what `make gpu` needs besides torch (Python 3.12, x86-64)
+	$(FETCH) pydantic tomli-w
+	$(FETCH) --no-deps 'pyautoattack>=0.2,<0.3'
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheels .
 
 # One thread: sums in another order would give other weights.
 checkpoints: classifiers defences ## Make all shipped checkpoints again
