@@ -4,7 +4,7 @@ Every key and every shape has to fit, and every step on the way is noted for the
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any
 
@@ -13,24 +13,31 @@ from torch import Tensor, nn
 
 from robustbench_kd.checkpoints._text import listed, one_line
 from robustbench_kd.checkpoints.card import Normalisation
+from robustbench_kd.checkpoints.mismatch import mismatch
+from robustbench_kd.checkpoints.names import fit_names, fits
 from robustbench_kd.checkpoints.precision import check_types
 from robustbench_kd.checkpoints.weights import WHOLE_MODULE, Inert
-from robustbench_kd.core.errors import CheckpointError, unknown_name
+from robustbench_kd.core.errors import CheckpointError, reason, unknown_name
 
 State = Mapping[str, Tensor]
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "swa_model", "swa_state_dict")
-_STATISTICS = {"mean": "std", "mu": "sigma"}
+_USUAL = frozenset({*_WRAPPERS, *_AVERAGED})
+_EXTRA = "_extra_state"  # what a module keeps beside its tensors
 _DEEPEST = 16  # a hostile file can hold a list that holds itself
 
 
 @dataclass(frozen=True)
 class Found:
-    """A state dict, the name of the file that holds it, and notes about the way to it."""
+    """A state dict, the name of the file that holds it, and notes about the way to it.
+
+    `extra` are plain values that modules keep beside their tensors.
+    """
 
     state: State
     source: str
     notes: tuple[str, ...]
+    extra: Mapping[str, object] = field(default_factory=dict)
 
 
 def find_state(content: Any, key: str = "", *, source: str) -> Found:
@@ -52,11 +59,13 @@ def find_state(content: Any, key: str = "", *, source: str) -> Found:
             f"'{source}': expected plain tensors, the file holds sparse, quantised, complex or "
             f"empty ones ({listed(unusable)}): save the state dict of an ordinary network"
         )
-    if len(state) < len(content):
-        notes.append(f"left out {len(content) - len(state)} entries that are no tensors")
+    extra = {name: value for name, value in content.items() if _is_extra(name, value)}
+    left = len(content) - len(state) - len(extra)
+    if left:
+        notes.append(f"left out {left} entries that are no tensors")
     if path:
         notes.insert(0, f"weights found under '{'.'.join(path)}'")
-    return Found(state, source, tuple(notes))
+    return Found(state, source, tuple(notes), extra)
 
 
 def load_state(
@@ -67,24 +76,64 @@ def load_state(
     Raises `CheckpointError` with the first missing and unexpected keys, the first shapes that
     differ, and the likely cause.
     """
-    expected = network.state_dict()
-    state, normalisation, notes = _fit_names(found.state, expected)
-    problem = _mismatch(state, expected)
+    every = network.state_dict()
+    expected = _tensors(every)
+    try:
+        state, normalisation, notes = fit_names(found.state, expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{found.source}': {error}") from error
+
+    problem = mismatch(state, expected)
     if problem:
         raise CheckpointError(f"'{found.source}' does not fit the architecture: {problem}{hint}")
     notes += check_types(state, expected, source=found.source)
-    network.load_state_dict(dict(state), strict=True)
+    extra = _extra_states(found.extra, every.keys() - expected.keys())
+    try:
+        network.load_state_dict({**state, **extra}, strict=True)
+    except Exception as error:  # hooks of a person's own modules can raise anything
+        raise CheckpointError(
+            f"'{found.source}' does not fit the architecture: {one_line(reason(error))}"
+        ) from error
     return normalisation, [*found.notes, *notes]
 
 
 def fit(state: State, expected: State) -> float:
     """Returns the fraction of expected tensors that the state has by name and shape."""
-    renamed, _, _ = _fit_names(state, expected)
+    try:
+        renamed, _, _ = fit_names(state, expected)
+    except CheckpointError:  # several networks of the file fit
+        return 1.0
     fitting = 0
     for name, value in expected.items():
-        if name in renamed and renamed[name].shape == value.shape:
+        if name in renamed and fits(renamed[name], value):
             fitting += 1
-    return fitting / max(len(expected), len(renamed), 1)
+    return fitting / max(len(expected), len(state), 1)
+
+
+def _is_extra(name: object, value: object) -> bool:
+    is_named = isinstance(name, str) and name.endswith(_EXTRA)
+    return is_named and not isinstance(value, Tensor) and _holds_plain_values(value)
+
+
+def _holds_plain_values(value: object, depth: int = 0) -> bool:
+    """Tells numbers, texts, tensors and containers of them from what a file left inert."""
+    if depth > _DEEPEST:
+        return False
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        return all(_holds_plain_values(part, depth + 1) for part in value)
+    return value is None or isinstance(value, str | bytes | int | float | Tensor)
+
+
+def _extra_states(extra: Mapping[str, object], names: Iterable[str]) -> dict[str, object]:
+    """Returns the values that modules keep beside their tensors, by the names they expect."""
+    found = {}
+    for name in names:
+        fitting = [value for other, value in extra.items() if f".{other}".endswith(f".{name}")]
+        if len(fitting) == 1:
+            found[name] = fitting[0]
+    return found
 
 
 # The way to the state dict.
@@ -100,6 +149,8 @@ def _descend(content: Any, key: str) -> tuple[Any, list[str], list[str]]:
             path.append(part)
 
     while not _is_state(content):
+        if _holds_parts(content):
+            return _joined(content), path, [*notes, f"joined the parts {listed(content)}"]
         part, remarks = _next_part(content, path)
         content = _entered(content, part)
         path.append(part)
@@ -115,10 +166,30 @@ def _is_state(content: Any) -> bool:
     if not _tensors(content):
         return False
     for name, value in content.items():
-        wraps = name in (*_WRAPPERS, *_AVERAGED) and isinstance(value, Mapping)
+        wraps = name in _USUAL and isinstance(value, Mapping)
         if wraps or _tensors(value):
             return False
     return True
+
+
+def _holds_parts(content: Any) -> bool:
+    """Tells a dict of the state dicts of several parts, `encoder` and `classifier`.
+
+    The usual wrappers are not among them, nor what an optimizer keeps.
+    """
+    if not isinstance(content, Mapping) or any(name in content for name in _USUAL):
+        return False
+    parts = [value for value in content.values() if isinstance(value, Mapping) and value]
+    return len(parts) > 1 and all(len(_tensors(part)) == len(part) for part in parts)
+
+
+def _joined(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Returns the state dicts of several parts as one."""
+    found: dict[str, Any] = {}
+    for part, state in content.items():
+        if isinstance(state, Mapping):
+            found |= {f"{part}.{name}": value for name, value in state.items()}
+    return found
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
@@ -158,6 +229,11 @@ def _next_part(content: Any, path: list[str]) -> tuple[str, list[str]]:
 
 def _wrapper(content: Mapping[Any, Any], where: str) -> tuple[str, list[str]]:
     """Returns the first of the usual keys; averaged weights only where there are no others."""
+    if all(type(value).__name__.startswith("numpy.") for value in content.values()):
+        raise CheckpointError(
+            f"the file holds numpy arrays{where} ({listed(content)}), which are not read: where it "
+            "was made, save {name: torch.from_numpy(array) for name, array in state.items()}"
+        )
     plain = _present(content, _WRAPPERS, Mapping | list | tuple | Inert)
     averaged = _present(content, _AVERAGED, Mapping)
     if plain:
@@ -182,6 +258,13 @@ def _entered(content: Any, part: str) -> Any:
     if isinstance(content, Mapping):
         if part in content:
             return content[part]
+        under = {
+            name.removeprefix(f"{part}."): value
+            for name, value in _tensors(content).items()
+            if name.startswith(f"{part}.")
+        }
+        if under:
+            return under
         inner = [one_line(name) for name in content if not isinstance(content[name], Tensor)]
         if inner:
             raise CheckpointError(str(unknown_name("weights key", part, inner)))
@@ -203,146 +286,6 @@ def _kind(content: Any) -> str:
     return name
 
 
-# The names of the network.
-
-
-def _fit_names(state: State, expected: State) -> tuple[State, Normalisation | None, list[str]]:
-    """Returns the state under the names that a network expects, and notes about each change."""
-    notes: list[str] = []
-    if "n_averaged" in state and "n_averaged" not in expected:
-        state = _without(state, "n_averaged")
-        notes.append("dropped the counter of averaged models")
-
-    state, normalisation = _take_normalisation(state, expected)
-    if normalisation:
-        notes.append(f"took the normalisation {normalisation} from the file")
-
-    old = _shared_prefix(state)
-    new = _shared_prefix(expected)
-    if old != new:
-        state = {new + name.removeprefix(old): value for name, value in state.items()}
-        notes.append(_renamed(one_line(old), one_line(new)))
-    return state, normalisation, notes
-
-
-def _without(state: State, *names: str) -> State:
-    return {name: value for name, value in state.items() if name not in names}
-
-
-def _shared_prefix(names: Iterable[str]) -> str:
-    """Returns the modules that all names lie in, `module.model.`, or nothing."""
-    modules = [name.split(".")[:-1] for name in names]
-    prefix = ""
-    for level in zip(*modules, strict=False):
-        if len(set(level)) > 1:
-            break
-        prefix += f"{level[0]}."
-    return prefix
-
-
-def _renamed(old: str, new: str) -> str:
-    if old.endswith(new):
-        return f"stripped the prefix '{old.removesuffix(new)}'"
-    if new.endswith(old):
-        return f"added the prefix '{new.removesuffix(old)}'"
-    return f"replaced the prefix '{old}' by '{new}'"
-
-
-def _take_normalisation(state: State, expected: State) -> tuple[State, Normalisation | None]:
-    """Returns the state without the first mean and deviation that a network lacks, and these."""
-    for name, mean in state.items():
-        partner = _deviation_of(name)
-        if partner is None or partner not in state:
-            continue
-        if mean.numel() > 4 or _within(name, expected):
-            continue
-        try:
-            normalisation = Normalisation(mean=_numbers(mean), std=_numbers(state[partner]))
-        except ValueError:  # not statistics: they stay, and are reported as unexpected
-            continue
-        return _without(state, name, partner), normalisation
-    return state, None
-
-
-def _deviation_of(name: str) -> str | None:
-    """Returns the name of the deviation that belongs to a mean; None for any other tensor."""
-    stem, dot, last = name.rpartition(".")
-    if last not in _STATISTICS:
-        return None
-    return f"{stem}{dot}{_STATISTICS[last]}"
-
-
-def _within(name: str, expected: State) -> bool:
-    """Tells whether the network itself has this tensor, possibly under another prefix."""
-    for other in expected:
-        if f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}"):
-            return True
-    return False
-
-
-def _numbers(values: Tensor) -> tuple[float, ...]:
-    return tuple(values.double().flatten().tolist())
-
-
 def _is_plain(value: Tensor) -> bool:
     unusual = value.is_quantized or value.is_meta or value.is_complex()
     return value.layout is torch.strided and not unusual
-
-
-# Why a state does not fit.
-
-
-def _mismatch(state: State, expected: State) -> str:
-    """Returns what is missing, unexpected or of another shape, and nothing where all fits."""
-    missing, differing = _unmet(state, expected)
-    unexpected = [name for name in state if name not in expected]
-
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing ({listed(missing)})")
-    if unexpected:
-        parts.append(f"{len(unexpected)} unexpected ({listed(unexpected)})")
-    if differing:
-        shapes = [_two_shapes(name, state, expected) for name in differing]
-        parts.append(f"{len(differing)} of another shape ({listed(shapes)})")
-    if not parts:
-        return ""
-    return ", ".join(parts) + _cause(state, expected, missing or unexpected, differing)
-
-
-def _unmet(state: State, expected: State) -> tuple[list[str], list[str]]:
-    """Returns which expected tensors are missing, and which have another shape."""
-    missing: list[str] = []
-    differing: list[str] = []
-    for name, value in expected.items():
-        if name in state:
-            if state[name].shape != value.shape:
-                differing.append(name)
-        # Batch norm's counter was added to torch later than many published files; torch fills it in
-        # by itself.
-        elif not name.endswith("num_batches_tracked"):
-            missing.append(name)
-    return missing, differing
-
-
-def _two_shapes(name: str, state: State, expected: State) -> str:
-    return f"{name}: file {tuple(state[name].shape)}, model {tuple(expected[name].shape)}"
-
-
-def _cause(state: State, expected: State, names: list[str], differing: list[str]) -> str:
-    """Returns the likely cause of a mismatch; `names` are keys that only one side has."""
-    if names or not differing:
-        return "; likely another architecture or other arguments"
-    first = next(iter(expected))
-    if set(differing) <= set(list(expected)[-2:]):
-        classes = state[differing[-1]].shape[0]
-        return (
-            f"; likely another number of classes: the file has {classes}, so choose its --dataset, "
-            f"or give --arch-arg classes={classes} where the data has a part of them"
-        )
-    if differing == [first] and state[first].ndim == 4:
-        channels = state[first].shape[1]
-        return (
-            f"; likely another number of channels: the file has {channels}, so choose its --dataset"
-        )
-    return "; likely another width, depth or image size: see --arch-arg"

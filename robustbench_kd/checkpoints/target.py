@@ -1,7 +1,6 @@
 """Targets of commands: described before anything is loaded, loaded once the data set is known."""
 
 import hashlib
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +15,19 @@ from robustbench_kd.checkpoints.architecture import (
 )
 from robustbench_kd.checkpoints.card import Architecture, Arguments, Card, Normalisation, read_card
 from robustbench_kd.checkpoints.composite import build_family, compose
+from robustbench_kd.checkpoints.listing import (
+    WEIGHTS_SUFFIXES,
+    name_of,
+    targets_in,
+    weights_of,
+)
 from robustbench_kd.checkpoints.normalisation import parse_normalisation
+from robustbench_kd.checkpoints.sharded import is_index
 from robustbench_kd.checkpoints.state import State, find_state, fit, load_state
 from robustbench_kd.checkpoints.subject import Choices, Subject, Target
 from robustbench_kd.checkpoints.weights import read_weights, sha256
 from robustbench_kd.checkpoints.zoo import ZOOS, load_from_zoo
 from robustbench_kd.core.errors import CheckpointError, MissingError, UsageError
-
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".model", ".tar")
 
 
 def describe(text: str, choices: Choices) -> list[Target]:
@@ -40,7 +44,7 @@ def describe(text: str, choices: Choices) -> list[Target]:
         return _from_folder(path, choices)
     if path.suffix == ".toml":
         return [_from_card(path, choices)]
-    if path.exists() or path.suffix in WEIGHTS_SUFFIXES:
+    if path.exists() or path.suffix in WEIGHTS_SUFFIXES or is_index(path):
         return [_from_weights(path, choices)]
     if is_factory(text):
         return [_from_code(text.rpartition(":")[2], text, choices)]
@@ -204,7 +208,7 @@ def _state_digest(state: State) -> str:
 
 def _from_folder(folder: Path, choices: Choices) -> list[Target]:
     targets: list[Target] = []
-    for file in _inside(folder):
+    for file in targets_in(folder):
         targets += describe(str(file), choices)
     return targets
 
@@ -280,10 +284,10 @@ def _from_weights(path: Path, choices: Choices) -> Target:
     if not path.is_file():
         raise CheckpointError(f"there is no file '{path}'")
     if choices.architecture:
-        return _named(Target(path.stem, choices.architecture, {}, weights=path), choices)
+        return _named(Target(name_of(path), choices.architecture, {}, weights=path), choices)
 
     card = path.with_suffix(".toml")
-    described = _weights_of(card) if card.is_file() else ""
+    described = weights_of(card) if card.is_file() else ""
     if described == path.name:
         return _from_card(card, choices)
     neighbour = f"; its neighbour '{card.name}' describes '{described}'" if described else ""
@@ -291,12 +295,6 @@ def _from_weights(path: Path, choices: Choices) -> Target:
         f"which network is '{path}'? Give --arch NAME ('rkd list' shows them) or "
         f"--arch file.py:factory{neighbour}"
     )
-
-
-def _weights_of(card: Path) -> str:
-    """Returns the name of the weights file that a card describes, or nothing."""
-    weights = read_card(card).weights
-    return weights.file if weights else ""
 
 
 def _named(target: Target, choices: Choices) -> Target:
@@ -308,25 +306,3 @@ def _named(target: Target, choices: Choices) -> Target:
     if choices.architecture:
         chosen = replace(chosen, architecture=choices.architecture, arguments={})
     return replace(chosen, arguments={**chosen.arguments, **choices.arguments})
-
-
-def _inside(folder: Path) -> list[Path]:
-    """Returns the cards of a folder, and the weights files that none of them describes."""
-    cards = sorted(folder.glob("*.toml"), key=_natural)
-    described: set[str] = set()
-    for card in cards:
-        described |= {card.stem, Path(_weights_of(card)).stem}
-
-    files = sorted(folder.iterdir(), key=_natural)
-    weights = [path for path in files if path.suffix in WEIGHTS_SUFFIXES]
-    found = cards + [path for path in weights if path.stem not in described]
-    if not found:
-        suffixes = ", ".join(WEIGHTS_SUFFIXES)
-        raise UsageError(f"folder '{folder}' holds no card (.toml) and no weights ({suffixes})")
-    return found
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Returns a sort key by which `epoch-2` comes before `epoch-10`."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]

@@ -14,13 +14,14 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from robustbench_kd.checkpoints._text import listed, one_line
+from robustbench_kd.checkpoints.sharded import is_index, shards
 from robustbench_kd.core.errors import CheckpointError
 
 WHOLE_MODULE = (
@@ -64,6 +65,20 @@ class Inert:
     def __setstate__(self, state: object) -> None: ...
 
 
+class _CalledError(Exception):
+    """A file calls a function when it is loaded; its argument is the name of the function."""
+
+
+class _Function:
+    """Replaces a function that a file names; a file that calls it is refused.
+
+    A subclass has the name of the function. Nothing runs either way.
+    """
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
+        raise _CalledError(cls.__name__)
+
+
 class InertDict:
     """Replaces a kind of dict, such as `defaultdict`, by one that the loader fills."""
 
@@ -83,7 +98,13 @@ class InertList:
 
 
 def sha256(path: Path) -> str:
-    """Returns the sha256 of a file; raises `CheckpointError` where it cannot be read."""
+    """Returns the sha256 of a file, or that of all shards of an index.
+
+    Raises `CheckpointError` where one cannot be read.
+    """
+    if is_index(path):
+        digests = "".join(sha256(shard) for shard in shards(path))
+        return hashlib.sha256(digests.encode()).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -94,8 +115,11 @@ def sha256(path: Path) -> str:
 def read_weights(path: Path) -> Read:
     """Reads a safetensors file or one of torch.save, recognised by its content.
 
-    Raises `CheckpointError` that says what the file is instead.
+    An index is read with all its shards. Raises `CheckpointError` that says what the file is
+    instead.
     """
+    if is_index(path):
+        return _read_shards(path)
     head = _head(path)
     if head[8:9] == b"{":
         return Read(_safetensors(path), ())
@@ -112,6 +136,20 @@ def read_weights(path: Path) -> Read:
             f"{head[:12]!r}; unpack it if it is an archive, or else download it again"
         )
     return _restricted_load(path)
+
+
+def _read_shards(index: Path) -> Read:
+    found: dict[str, Any] = {}
+    files = shards(index)
+    for file in files:
+        content = read_weights(file).content
+        if not isinstance(content, dict):
+            raise CheckpointError(f"'{file}' is no part of '{index}': expected a state dict")
+        twice = found.keys() & content.keys()
+        if twice:
+            raise CheckpointError(f"'{file}' holds {listed(twice)}, as another part of '{index}'")
+        found |= content
+    return Read(found, (f"joined {len(files)} files",))
 
 
 def _head(path: Path) -> bytes:
@@ -185,6 +223,8 @@ def _restricted_load(path: Path) -> Read:
             content = _load_allowed(path, [*plain, *inert])
         except pickle.UnpicklingError as error:
             stubs |= _next_stub(path, str(error), stubs)
+        except _CalledError as error:
+            raise _wants_to_run(path, str(error)) from error
         # A damaged pickle can raise anything; nothing of it was executed.
         except Exception as error:
             raise _damaged(path, error) from error
@@ -219,21 +259,37 @@ def _next_stub(path: Path, message: str, stubs: dict[str, type]) -> dict[str, ty
         raise _damaged(path, _OTHER_PICKLES[1])
     # The loader drops the prefix of builtins from its message: a name without a dot is one.
     if "." not in name or _acts(name):
-        raise CheckpointError(
-            f"'{path}' wants to run {name} when loaded: refused, nothing was executed; "
-            "do not use this file, or ask its author for a state dict"
+        raise _wants_to_run(path, name)
+    return {name: type(name, (_Function if _is_function(name) else Inert,), {})}
+
+
+def _wants_to_run(path: Path, name: str) -> CheckpointError:
+    """Returns the error for a file that calls a function, or names one that acts on the machine."""
+    if name.startswith("dill."):
+        return CheckpointError(
+            f"'{path}' was written with dill, as MadryLab's robustness does, and runs code when "
+            "loaded: refused, nothing was executed; where you trust it, load it by "
+            "c = torch.load(FILE, pickle_module=dill, weights_only=False) and "
+            "torch.save(c['model'], 'weights.pt')"
         )
-    return {name: type(name, (Inert,), {})}
+    return CheckpointError(
+        f"'{path}' wants to run {name} when loaded: refused, nothing was executed; "
+        "do not use this file, or ask its author for a state dict"
+    )
 
 
 def _acts(name: str) -> bool:
-    """Tells whether a name looks like a function that acts on the machine.
+    """Tells whether a name stands for something that acts on the machine.
 
     Safety does not depend on it: a stub of any name does nothing.
     """
     parts = name.split(".")
-    is_function = parts[-1].islower() and parts[0] not in _LOWER_CASE_CLASSES
-    return parts[0] in _ACTING or parts[-1] in _LOADERS or is_function
+    return parts[0] in _ACTING or parts[-1] in _LOADERS
+
+
+def _is_function(name: str) -> bool:
+    parts = name.split(".")
+    return parts[-1].islower() and parts[0] not in _LOWER_CASE_CLASSES
 
 
 def _damaged(path: Path, error: Exception | str) -> CheckpointError:
