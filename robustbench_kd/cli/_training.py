@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from robustbench_kd.cli import _options
+from robustbench_kd.core.errors import UsageError
+from robustbench_kd.core.plugins import components
 from robustbench_kd.core.text import duration
 from robustbench_kd.core.threat import Threat, parse_threats
 
@@ -47,6 +49,20 @@ class TrainingOptions(_options.DataOptions):
             Architecture(name=architecture, arguments=arguments),
             parse_normalisation(self.normalisation),
         )
+
+
+def dataset_of_recipe(recipe: str) -> str:
+    """Returns the data set that the name of a recipe such as `digits-trades` begins with.
+
+    Raises `UsageError` where it names none, as a recipe of one's own: no data are taken unasked.
+    """
+    dataset = recipe.partition("-")[0]
+    if recipe.endswith(".toml") or dataset not in components("datasets"):
+        raise UsageError(
+            "which data set? Give --dataset, such as --dataset digits: neither a card nor the name "
+            "of the recipe names one"
+        )
+    return dataset
 
 
 checkpoint: _options.Decorator = _options.together(

@@ -90,7 +90,7 @@ def command(options: DistillOptions) -> None:
     teachers = tuple(
         describe_teacher(text, trust_code=options.trust_code) for text in options.teachers
     )
-    dataset = options.dataset or _usual_dataset(teachers)
+    dataset = options.dataset or _usual_dataset(teachers, options.recipe)
     plan = _training.make_plan(
         _recipe(dataset, options),
         options.network(options.student),
@@ -125,9 +125,9 @@ def _usual_recipe(method: str, dataset: str) -> str:
     raise UsageError(f"there is no recipe for '{method}' by name: give --recipe FILE.toml")
 
 
-def _usual_dataset(teachers: "tuple[TeacherSpec, ...]") -> str:
+def _usual_dataset(teachers: "tuple[TeacherSpec, ...]", recipe: str) -> str:
     card = teachers[0].target.card if teachers else None
-    return card.dataset if card else "digits"
+    return card.dataset if card else _training.dataset_of_recipe(recipe)
 
 
 def _usual_threat(teachers: "tuple[TeacherSpec, ...]") -> str:

@@ -75,7 +75,7 @@ def command(options: TrainOptions) -> None:
     is_composed = options.family or options.parts
     design = _composition(options) if is_composed else _network(options)
     plan = _training.make_plan(recipe, design, options.threat, options)
-    _training.run(plan, options.dataset or _usual_dataset(options.parts), options)
+    _training.run(plan, options.dataset or _usual_dataset(options), options)
 
 
 def _network(options: TrainOptions) -> "Network":
@@ -100,7 +100,9 @@ def _composition(options: TrainOptions) -> "Composition":
     return Composition(options.family, options.parts, arguments, trust_code=options.trust_code)
 
 
-def _usual_dataset(parts: tuple[Path, ...]) -> str:
+def _usual_dataset(options: TrainOptions) -> str:
     from robustbench_kd.checkpoints.card import read_card
 
-    return read_card(parts[0]).dataset if parts else "digits"
+    if options.parts:
+        return read_card(options.parts[0]).dataset
+    return _training.dataset_of_recipe(options.recipe)

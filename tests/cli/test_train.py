@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_kd.checkpoints.card import read_card
+from robustbench_kd.core.plugins import files
 
 QUICK = ["--set", "validation=20", "--set", "validation_steps=1"]
 FRONT = ["--family", "frontend", "--arch-arg", "depth=4", "--arch-arg", "width=4"]
@@ -118,3 +119,26 @@ def test_a_part_that_names_code_needs_trust(train, folder, factories):
     asked = ["fit", "--family", "smoothed", "--part", folder / "coded.toml"]
     assert "give --trust-code to run it" in train(*asked).error(2)
     assert train(*asked, "--trust-code").code == 0
+
+
+def test_a_recipe_of_ones_own_takes_no_data_unasked(rkd, tmp_path):
+    shipped = files("training/recipes", ".toml")["digits-plain"]
+    recipe = Path(shutil.copy(shipped, tmp_path / "digits-mine.toml"))
+    done = rkd("train", str(recipe), "--name", "x", "--arch", "small_cnn", "--out", str(tmp_path))
+    assert done.code == 2
+    assert "which data set? Give --dataset" in done.stderr
+
+
+def test_a_student_of_a_teacher_without_a_card_takes_no_data_unasked(rkd, tmp_path):
+    teacher = tmp_path / "net.py"
+    teacher.write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    done = rkd(
+        "distill", "kd", "--teacher", f"{teacher}:make", "--student", "small_cnn",
+        "--threat", "linf:0.2", "--name", "x", "--out", str(tmp_path), "--trust-code",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "which data set? Give --dataset" in done.stderr
