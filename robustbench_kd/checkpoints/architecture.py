@@ -120,9 +120,24 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         ) from error
     if not isinstance(network, nn.Module):
         raise CheckpointError(
-            f"expected factory '{name}' to return a torch.nn.Module, got {type(network).__name__}"
+            f"expected factory '{name}' to return a torch.nn.Module, got "
+            f"{type(network).__name__}{_module_within(network)}"
         )
     return network
+
+
+def _module_within(made: object) -> str:
+    """Returns what to do about what a factory has made in place of a module."""
+    if isinstance(made, tuple | list) and any(isinstance(part, nn.Module) for part in made):
+        return ": return the model alone"
+    if isinstance(made, type) and issubclass(made, nn.Module):
+        return f": return {made.__name__}(), not the class"
+    if callable(made):
+        return (
+            ": return the network itself, or wrap the function f: class Model(torch.nn.Module): "
+            "forward = lambda self, images: f(images)"
+        )
+    return ""
 
 
 def _import(source: str) -> ModuleType:

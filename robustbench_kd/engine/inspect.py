@@ -34,7 +34,7 @@ from robustbench_kd.engine.run.few_classes import for_classes
 from robustbench_kd.engine.run.request import Extra
 from robustbench_kd.engine.run.stages import plan_stages
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
-from robustbench_kd.tensors.oracle import Oracle, full_precision, is_out_of_memory
+from robustbench_kd.tensors.oracle import Oracle, full_precision, guarded, is_out_of_memory
 
 _REPEATS = 3
 
@@ -115,7 +115,8 @@ def inspect(
         anatomy = examine(oracle, data, threat, seed)
         mismatch = clean_checks(oracle, logits[:, :classes], data, subject.normalisation).findings
         found = [*chance, *mismatch, *anatomy_findings(anatomy), *found]
-        speed = _speed(oracle, data.images[:batch_size])
+        with guarded("the model failed while it was timed"):
+            speed = _speed(oracle, data.images[:batch_size])
     return Inspection(
         classes=classes,
         pixels=(float(data.images.min()), float(data.images.max())),

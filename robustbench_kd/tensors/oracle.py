@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_kd.core.errors import ModelError, RkdError, reason
+from robustbench_kd.tensors.causes import advice
 from robustbench_kd.tensors.contracts import Classifier, Images, Labels, Logits
 from robustbench_kd.tensors.defence import Batched, Key, Mixture, Randomized, is_randomized
 from robustbench_kd.tensors.malloc import keep_freed_memory
@@ -77,8 +78,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def guarded(what: str, advice: str = "") -> Iterator[None]:
-    """Turns what a person's own code raises into a `ModelError` of one line.
+def guarded(what: str) -> Iterator[None]:
+    """Turns what a person's own code raises into a `ModelError` of one line, with advice by cause.
 
     Errors of our own and a lack of memory pass.
     """
@@ -89,7 +90,13 @@ def guarded(what: str, advice: str = "") -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError("; ".join(filter(None, (f"{what}: {reason(error)}", advice)))) from error
+        raise refused(what, error) from error
+
+
+def refused(what: str, error: BaseException, unknown: str = "") -> ModelError:
+    """Returns the line that says what failed, why, and what to do by its cause."""
+    parts = f"{what}: {reason(error).rstrip('.')}", advice(error) or unknown
+    return ModelError("; ".join(filter(None, parts)))
 
 
 @contextmanager
@@ -212,7 +219,8 @@ class Oracle:
     def _answers(self, images: Images, key: Key, n: int, draws: int, rows_per_call: int) -> Tensor:
         """Returns the answers to the first n images; one call may hold several draws of them."""
         if self._mixture is not None:
-            members = self._mixture.members()
+            with guarded("the members of the model cannot be had"):
+                members = self._mixture.members()
             return torch.stack([self._member_answer(member, images, n) for member in members])
         if self._randomized is None:
             return self._member_answer(self.model, images, n)[None]
@@ -266,10 +274,9 @@ class Oracle:
             if is_out_of_memory(error):
                 raise
             shape = tuple(images.shape[1:])
-            raise ModelError(
-                f"the model cannot take images of shape {shape} (channels, height, width): "
-                f"{reason(error)}; choose the data set it was trained on"
-            ) from error
+            what = f"the model cannot take images of shape {shape} (channels, height, width)"
+            unknown = f"call it on torch.rand{tuple(images.shape)} to see where it fails"
+            raise refused(what, error, unknown) from error
         return _shaped(output, answers * len(images)).float().cpu()
 
 

@@ -134,16 +134,14 @@ def test_what_is_no_logits_is_refused(output, said):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (linear(), "mat1 and mat2 shapes cannot be multiplied"),
-        (picky(), r"input height \(8\) does not match the model \(224\)"),
-        (Failing(linear(), ValueError(), after=0), "ValueError"),
-        (Failing(linear(), RuntimeError("first\nsecond"), after=0), "first;"),
+        (linear(), "mat1 and mat2 shapes cannot be multiplied .*; choose the data set"),
+        (picky(), r"input height \(8\) does not match the model \(224\); choose the data set"),
+        (Failing(linear(), ValueError(), after=0), "ValueError; call it on torch.rand"),
+        (Failing(linear(), RuntimeError("first\nsecond"), after=0), "first; call it on torch.rand"),
     ],
 )
 def test_images_that_the_model_refuses_are_an_error_of_one_line(model, reason):
-    with pytest.raises(
-        ModelError, match=rf"images of shape \(3, 8, 9\) .*: {reason}.*choose the data set"
-    ) as caught:
+    with pytest.raises(ModelError, match=rf"images of shape \(3, 8, 9\) .*: {reason}") as caught:
         oracle(model).logits(torch.rand(2, 3, 8, 9))
     assert "\n" not in str(caught.value)
 
@@ -173,7 +171,7 @@ def test_a_model_without_a_gradient_can_still_be_asked():
             True,
         ),
         (MemoryError(), True),
-        (RuntimeError("shapes cannot be multiplied"), False),
+        (RuntimeError("shapes cannot be multiplied .*; choose the data set"), False),
         (ValueError("can't allocate memory"), False),
     ],
 )

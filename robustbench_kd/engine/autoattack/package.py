@@ -15,13 +15,12 @@ from typing import Protocol
 
 import torch
 
-from robustbench_kd.core.errors import ModelError, reason
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.engine.run.versions import autoattack_package
 from robustbench_kd.tensors.contracts import Images, Labels
-from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
+from robustbench_kd.tensors.oracle import Oracle, guarded
 
 SETTINGS = ("standard", "plus", "rand")
 _NORMS = {Norm.LINF: "Linf", Norm.L2: "L2", Norm.L1: "L1"}
@@ -145,16 +144,9 @@ def perturb(
     package_attack = _attack(package_suite, attack)
     package_attack.seed = seed
 
-    with _contained_randomness(oracle.device), torch.no_grad():
-        try:
-            return package_attack.perturb(images.to(oracle.device), labels.to(oracle.device))
-        except Exception as error:  # a model is a person's own code and can raise anything
-            if is_out_of_memory(error):
-                raise
-            raise ModelError(
-                f"{attack} cannot attack the model: {reason(error)}; its output must be "
-                "differentiable, or use --suite square"
-            ) from error
+    failed = guarded(f"{attack} cannot attack the model")
+    with failed, _contained_randomness(oracle.device), torch.no_grad():
+        return package_attack.perturb(images.to(oracle.device), labels.to(oracle.device))
 
 
 def check(oracle: Oracle, images: Images, labels: Labels, *, randomized: bool) -> list[Finding]:
@@ -167,14 +159,14 @@ def check(oracle: Oracle, images: Images, labels: Labels, *, randomized: bool) -
     images = images.to(oracle.device)
     labels = labels.to(oracle.device)
 
-    if not randomized:
-        checks.check_randomized(oracle, images, labels, bs=len(images), logger=warnings)
-    checks.check_range_output(oracle, images, logger=warnings)
-    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
-
     tracer = sys.gettrace()
     try:
-        checks.check_dynamic(oracle, images, is_tf_model=False, logger=warnings)
+        with guarded("the model failed under the checks of AutoAttack"):
+            if not randomized:
+                checks.check_randomized(oracle, images, labels, bs=len(images), logger=warnings)
+            checks.check_range_output(oracle, images, logger=warnings)
+            checks.funcs.update(dict.fromkeys(checks.funcs, 0))
+            checks.check_dynamic(oracle, images, is_tf_model=False, logger=warnings)
     finally:
         sys.settrace(tracer)
     return warnings.findings()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from robustbench_kd.core.errors import ModelError, UsageError, reason
+from robustbench_kd.core.errors import ModelError, UsageError
 from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.engine.judging.judge import decisions, judge
@@ -23,7 +23,7 @@ from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels
 from robustbench_kd.tensors.defence import Adversary, Mixture
 from robustbench_kd.tensors.meter import Meter
-from robustbench_kd.tensors.oracle import is_out_of_memory
+from robustbench_kd.tensors.oracle import guarded
 
 
 def entries(
@@ -35,12 +35,13 @@ def entries(
     """
     worst = run.worst_before(stage)
     try:
-        adversary = make(
-            run.oracle.model,
-            norm=str(run.threat.norm),
-            eps=run.threat.eps,
-            seed=run.seed_of(stage),
-        )
+        with guarded(f"attack '{stage.name}' cannot be made"):
+            adversary = make(
+                run.oracle.model,
+                norm=str(run.threat.norm),
+                eps=run.threat.eps,
+                seed=run.seed_of(stage),
+            )
     except UsageError as error:  # not every attack knows every norm
         yield Entry(stage=stage.name, findings=[_skipped(stage.name, error)])
         adversary = _no_attack
@@ -87,12 +88,8 @@ def _worse(before: Decision | None, found: Decision, image: Tensor | None) -> De
 
 def _candidates(name: str, adversary: Adversary, batch: Dataset, device: torch.device) -> Images:
     images = batch.images.to(device)
-    try:
+    with guarded(f"attack '{name}' failed"):
         candidates: object = adversary(images.clone(), batch.labels.to(device))
-    except Exception as error:  # an attack is a person's own code and can raise anything
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(f"attack '{name}' failed: {reason(error)}") from error
 
     if not isinstance(candidates, Tensor):
         raise _wrong_candidates(name, images, type(candidates).__name__)

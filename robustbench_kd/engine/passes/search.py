@@ -27,7 +27,6 @@ Objective: TypeAlias = Callable[[AttackState, Logits], Tensor]
 # Where at least this fraction of rows wants a gradient, all rows are differentiated: it costs less
 # than to split the batch.
 _DIFFERENTIATE_ALL = 0.5
-_NO_GRADIENT = "where it has no gradient, use --suite square"
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class Search:
 
     def _answers(self, points: Images, key: Key, state: AttackState) -> Tensor:
         """Returns the answers `(m, n, classes)`, finite and in float32 or better."""
-        with guarded("the model failed under attack", _NO_GRADIENT):
+        with guarded("the model failed under attack"):
             answers = self._answer(points, key)
         if answers.ndim == 2:
             answers = answers[None]
@@ -204,7 +203,7 @@ def _gradient(values: Tensor, points: Images) -> Tensor:
         return points.new_zeros(len(totals), *points.shape)
 
     gradients = []
-    with guarded("the model cannot be differentiated", _NO_GRADIENT):
+    with guarded("the model cannot be differentiated"):
         for index, total in enumerate(totals):
             is_last = index + 1 == len(totals)
             (gradient,) = torch.autograd.grad(

@@ -22,7 +22,7 @@ from robustbench_kd.tensors.defence import (
     Surfaced,
     is_randomized,
 )
-from robustbench_kd.tensors.oracle import Oracle
+from robustbench_kd.tensors.oracle import Oracle, guarded
 
 _COPIES = 10  # noisy copies whose gradients are averaged
 _NOISE = 0.25  # their noise, in radii
@@ -62,7 +62,8 @@ def adaptive_surfaces(oracle: Oracle, eps: float) -> list[Surface]:
     """Returns all surfaces for adaptive attacks at a radius, the declared ones first."""
     declared: list[Surface] = []
     if isinstance(oracle.model, Surfaced):
-        declared += oracle.model.surfaces()
+        with guarded("the surfaces of the model cannot be had"):
+            declared += oracle.model.surfaces()
     expected = [surface for surface in declared if surface.name == EXPECTED]
     if not expected:
         expected = [_expected(oracle)]
@@ -82,7 +83,8 @@ def _expected(oracle: Oracle) -> Surface:
 
 def _members(model: Mixture) -> Surface:
     """Returns all answers of a finite ensemble at once."""
-    members = model.members()
+    with guarded("the members of the model cannot be had"):
+        members = model.members()
 
     def answer(images: Images, _key: Key) -> Logits:
         return torch.stack([member(images.clone()) for member in members])

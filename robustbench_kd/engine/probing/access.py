@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from robustbench_kd.core.errors import ModelError, reason
 from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.attack import per_row
 from robustbench_kd.tensors.contracts import Images, Labels, Logits
@@ -16,7 +15,7 @@ from robustbench_kd.tensors.defence import (
     without_rejection,
 )
 from robustbench_kd.tensors.meter import Meter
-from robustbench_kd.tensors.oracle import Oracle, is_out_of_memory
+from robustbench_kd.tensors.oracle import Oracle, guarded
 from robustbench_kd.tensors.probe import Ask
 from robustbench_kd.tensors.undefined import settled
 
@@ -53,7 +52,8 @@ def declared_surfaces(
     oracle: Oracle, ids: Tensor, labels: Labels, seed: int
 ) -> dict[str, tuple[Ask, int]]:
     """Returns the four cheapest surfaces that a defence declares, with their passes, by name."""
-    declared = oracle.model.surfaces() if isinstance(oracle.model, Surfaced) else []
+    with guarded("the surfaces of the model cannot be had"):
+        declared = oracle.model.surfaces() if isinstance(oracle.model, Surfaced) else []
     asks = {}
     for surface in declared[:_MOST_SURFACES]:
         ask = _mean_answer(surface, ids, seed)
@@ -64,14 +64,8 @@ def declared_surfaces(
 
 
 def _checked(ask: Ask, points: Images, rows: Tensor) -> Logits:
-    try:
+    with guarded(f"the model failed on {len(points)} images in [0, 1]"):
         logits = ask(points, rows)
-    except Exception as error:  # a model is a person's own code and can raise anything
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"the model failed on {len(points)} images in [0, 1]: {reason(error)}"
-        ) from error
     if logits.dtype in {torch.bfloat16, torch.float16}:
         return logits.float()
     return logits
@@ -87,7 +81,8 @@ def _one_draw(oracle: Oracle, ids: Tensor, seed: int) -> Ask:
 
 
 def _drawn_member(model: Mixture, ids: Tensor, seed: int) -> Ask:
-    members = model.members()
+    with guarded("the members of the model cannot be had"):
+        members = model.members()
     drawn = keyed_random.uniform(seed, f"{_STREAM}/member", ids, ids * 0, 0, 1)[:, 0]
     bounds = model.weights.to(ids.device).cumsum(dim=0)[:-1]
     chosen = torch.bucketize(drawn, bounds.float(), right=True)

@@ -1,10 +1,11 @@
-"""Takes a model as people write it: logits within other outputs, chance that no key decides."""
+"""Takes a model as people write it: logits in other forms, chance that no key decides."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from robustbench_kd.core.errors import ModelError
 from robustbench_kd.core.records import Finding, Severity
@@ -22,6 +23,9 @@ _WRITES = Finding(
     message="the model writes into the images that it is given; it is given a copy every time",
     advice="compute out of place: tools that keep their images measure a wrong number",
 )
+
+_TWO = 2
+_WRAPPER = "in its factory, say model.register_forward_hook(lambda model, images, z: {})"
 
 Place: TypeAlias = str | int
 
@@ -53,21 +57,47 @@ class Fresh(nn.Module):
         return logits
 
 
+class Rows(nn.Module):
+    """A model whose logits lack the batch axis for one image, or have more axes of length one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Images) -> Logits:
+        """Maps images `(n, c, h, w)` to logits `(n, classes)`."""
+        logits: Logits = self.model(images)
+        return logits.unsqueeze(0) if logits.ndim == 1 else logits.flatten(1)
+
+
+class TwoClasses(nn.Module):
+    """A model of two classes whose one logit is positive for class 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Images) -> Logits:
+        """Maps images `(n, c, h, w)` to logits `(n, 2)`."""
+        return pad(self.model(images).reshape(len(images), 1), (1, 0))
+
+
 def first_logits(oracle: Oracle, image: Images, classes: int) -> tuple[Oracle, Logits]:
     """Returns the logits of an image `(1, c, h, w)`, and the oracle that gives them.
 
     It picks them from a model's output that holds more: the one matrix in it, the one with so many
-    columns as there are classes, or the one of a usual name. Raises `ModelError` where there are
-    none, or where it is not plain which part of the output they are.
+    columns as there are classes, or the one of a usual name. Axes of length one are taken away, and
+    one logit stands for two classes. Raises `ModelError` where there are none, or where it is not
+    plain which part of the output they are.
     """
     try:
         return oracle, oracle.logits(image)
     except ModelError:
-        place = _place_of_logits(oracle.model, image.to(oracle.device), classes)
-        if place is None:
+        wrapped = _with_logits(oracle.model, image.to(oracle.device), classes)
+        if wrapped is None:
             raise
-    picking = oracle.around(Picked(oracle.model, place))
-    return picking, picking.logits(image)
+    taken = oracle.around(wrapped)
+    return taken, taken.logits(image)
 
 
 def with_chance(oracle: Oracle, images: Images) -> tuple[Oracle, tuple[Finding, ...]]:
@@ -102,20 +132,42 @@ def _writes(model: nn.Module, images: Images) -> bool:
 
 
 @torch.no_grad()
-def _place_of_logits(model: nn.Module, image: Images, classes: int) -> Place | None:
-    """Returns where the logits are in an output that is no tensor, None for a tensor.
+def _with_logits(model: nn.Module, image: Images, classes: int) -> nn.Module | None:
+    """Returns a module that gives the logits of a model, None where its output says nothing.
 
-    Raises `ModelError` where that is not plain.
+    Raises `ModelError` where it is not plain which numbers they are.
     """
     try:
-        output = model(image)
+        output = model(image.clone())
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return None  # the oracle says what is wrong
     if isinstance(output, Tensor):
-        return None
+        return _with_rows(model, output, classes)
+    return Picked(model, _place_of_logits(output, classes))
 
+
+def _with_rows(model: nn.Module, output: Tensor, classes: int) -> nn.Module | None:
+    """Returns a module that gives logits `(n, classes)` where a tensor has another shape."""
+    if output.numel() == 1 and classes == _TWO:
+        return TwoClasses(model)
+    if output.numel() == 1:
+        hook = _WRAPPER.format("torch.nn.functional.pad(z.reshape(-1, 1), (1, 0))")
+        raise ModelError(
+            f"expected logits of {classes} classes, got one number for an image; if it decides "
+            f"between two, {hook}"
+        )
+    if output.numel() in (output.shape[0], output.shape[:2].numel()):
+        return Rows(model)
+    return None
+
+
+def _place_of_logits(output: Any, classes: int) -> Place:
+    """Returns where the logits are in an output that is no tensor.
+
+    Raises `ModelError` where that is not plain.
+    """
     rows = {place: value for place, value in _parts(output).items() if _is_row(value)}
     fitting = [place for place, value in rows.items() if value.shape[1] == classes]
     named = [place for place in rows if place in _NAMES]
@@ -124,7 +176,7 @@ def _place_of_logits(model: nn.Module, image: Images, classes: int) -> Place | N
             return found[0]
     raise ModelError(
         f"expected the model to return a tensor of logits, got {type(output).__name__}"
-        f"{_described(rows)}: wrap it in a module whose forward returns the logits alone"
+        f"{_described(rows)}; {_WRAPPER.format('z[0]')}, with the place of the logits for 0"
     )
 
 
