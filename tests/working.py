@@ -44,6 +44,15 @@ def _failing(folder, shard, _observer):
     time.sleep(60)
 
 
+def _unforeseen(_folder, shard, _observer):
+    if shard.number == 2:
+        raise KeyError("lost")
+
+
+def unforeseen(folder: Path):
+    return partial(_unforeseen, folder)
+
+
 def noting(folder: Path):
     return partial(_noting, folder)
 

@@ -2,24 +2,23 @@
 
 import os
 import sys
-import traceback
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from robustbench_kd.core.errors import (
     IncompleteError,
+    InternalError,
     RecordError,
     RkdError,
     UsageError,
-    reason,
     unknown_name,
 )
 from robustbench_kd.core.plugins import components
 from robustbench_kd.core.text import printable
+from robustbench_kd.core.unforeseen import unforeseen
 
 # Threads that spin while they wait slow each other down on shared cores: an evaluation beside two
 # other processes on two cores took over 60 s instead of 18 s. This must be set before torch starts
@@ -28,7 +27,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _KIND = "cli"
 _INTERRUPTED = 130
-_INTERNAL = 70  # an error of the program itself
 
 
 class Commands(click.Group):
@@ -62,7 +60,7 @@ class Commands(click.Group):
             formatter.write_dl([(name, component.summary) for name, component in commands])
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Runs a command; exit codes are those of the error tree, 70, and 130."""
+        """Runs a command; exit codes are those of the error tree, and 130."""
         try:
             return super().main(*args, **{**extra, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
@@ -106,17 +104,7 @@ def _foreign(error: Exception) -> tuple[str, int]:
         where = f" '{error.filename}'" if error.filename else ""
         message = f"cannot read or write{where}: {error.strerror or error}"
         return message, RecordError.exit_code
-    return internal_error(error), _INTERNAL
-
-
-def internal_error(error: Exception) -> str:
-    """Returns one line that says what to report of an error that nobody foresaw."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(frame.filename).name}:{frame.lineno}"
-    return (
-        f"rkd itself failed: {type(error).__name__} at {place}: {reason(error)}; please report "
-        "this line and the command; finished work is kept"
-    )
+    return str(unforeseen(error)), InternalError.exit_code
 
 
 def _leave_output_alone() -> None:

@@ -11,7 +11,8 @@
     ├── VerificationError    1   a stored run that is not what its images say
     ├── UnreliableError      3   a number that `--strict` refuses to accept
     ├── IncompleteError      4   work that stopped early and can be resumed
-    └── NotComparableError   4   runs that answer different questions, or lack their counterpart
+    ├── NotComparableError   4   runs that answer different questions, or lack their counterpart
+    └── InternalError       70   an error of the program itself, which nobody foresaw
 
 A message names what was expected, what came, and what to do.
 """
@@ -78,6 +79,12 @@ class NotComparableError(RkdError):
     """Runs answer different questions, or lack their counterpart."""
 
     exit_code = 4
+
+
+class InternalError(RkdError):
+    """The program itself failed in a way that nobody foresaw."""
+
+    exit_code = 70
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

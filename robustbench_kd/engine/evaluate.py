@@ -201,6 +201,10 @@ def _decided_record(
     except (KeyboardInterrupt, IncompleteError):
         write_interrupted(folder, interrupted_record(header, ledger.entries))
         raise
+    except Exception:
+        if ledger.entries:  # a model can fail in the middle of a run
+            write_interrupted(folder, interrupted_record(header, ledger.entries))
+        raise
 
     if _saves_images(ledger):
         images = adversarial_images(header, plan.request.data, ledger.entries)

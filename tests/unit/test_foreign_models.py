@@ -1,6 +1,7 @@
 """Models with habits of published code: they are asked with care, and fail in one line."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -93,9 +94,13 @@ def test_an_unforeseen_error_has_an_exit_code_of_its_own(
     def fail(*_arguments: object) -> None:
         raise KeyError("lost")
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(_group.Commands, "get_command", fail)
     result = CliRunner().invoke(_group.main, ["eval", str(tmp_path)])
     assert result.exit_code == 70
     assert "please report" in result.output
+    kept = Path(result.output.split("'")[-2])
+    assert "KeyError: 'lost'" in kept.read_text()
+    kept.unlink()
     assert "Traceback" not in result.output
     assert sys.exc_info() == (None, None, None)

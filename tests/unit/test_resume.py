@@ -9,7 +9,7 @@ import torch
 from oracles import Failing, budgets, conv, images_for, linear
 from oracles import request as any_request
 
-from robustbench_kd.core.errors import IncompleteError
+from robustbench_kd.core.errors import IncompleteError, ModelError
 from robustbench_kd.core.rundir import EXAMPLES, LEDGER, RECORD
 from robustbench_kd.engine.evaluate import evaluate
 
@@ -65,6 +65,27 @@ def test_an_image_that_does_not_fit_ends_the_run_resumably(tmp_path):
     assert examples_after(model, data, tmp_path, batch_size=8) == examples_after(
         model, data, tmp_path / "again", batch_size=8
     )
+
+
+def test_a_model_that_fails_in_the_middle_keeps_what_was_decided(tmp_path):
+    model = conv()
+    data = images_for(model)
+    broken = Failing(model, ValueError("lost its way"), after=40)
+    with pytest.raises(ModelError, match="lost its way") as caught:
+        evaluate(request(broken, data, batch_size=8), tmp_path)
+    assert caught.value.exit_code == 2
+    (folder,) = tmp_path.glob("*/*")
+    assert json.loads((folder / RECORD).read_text())["status"] == "interrupted"
+    assert examples_after(model, data, tmp_path, batch_size=8) == examples_after(
+        model, data, tmp_path / "again", batch_size=8
+    )
+
+
+def test_a_model_that_fails_at_once_leaves_no_record(tmp_path):
+    broken = Failing(linear(), ValueError("lost its way"), after=0)
+    with pytest.raises(ModelError, match="lost its way"):
+        evaluate(request(broken, images_for(linear(), shape=(1, 8, 8))), tmp_path)
+    assert not list(tmp_path.glob("*/*/run.json"))
 
 
 def test_even_the_first_image_may_not_fit(tmp_path):

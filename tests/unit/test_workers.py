@@ -7,9 +7,9 @@ import os
 import signal
 
 import pytest
-from working import dying, failing, noting
+from working import dying, failing, noting, unforeseen
 
-from robustbench_kd.core.errors import IncompleteError, ModelError, UsageError
+from robustbench_kd.core.errors import IncompleteError, InternalError, ModelError, UsageError
 from robustbench_kd.core.shards import shards
 from robustbench_kd.engine.workers import on_ray as module
 from robustbench_kd.engine.workers.local import in_processes
@@ -47,6 +47,15 @@ def test_an_error_of_one_is_raised_and_ends_the_others(tmp_path):
     pid = tmp_path / "pid"
     assert not pid.exists() or not _alive(int(pid.read_text()))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_that_nobody_foresaw_is_sent_and_not_tried_again(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pytest.raises(InternalError, match=r"KeyError at working\.py:.*please report") as caught:
+        in_processes(unforeseen(tmp_path), shards(2))
+    assert "Traceback" not in capfd.readouterr().err
+    assert caught.value.exit_code == 70
+    assert len(list(tmp_path.glob("rkd-error-*.txt"))) == 1
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):

@@ -16,7 +16,9 @@ from typing import TypeAlias
 
 from robustbench_kd.core.errors import IncompleteError, RkdError
 from robustbench_kd.core.shards import Shard
+from robustbench_kd.core.unforeseen import unforeseen
 from robustbench_kd.engine.run.progress import Observer, Progress, nobody
+from robustbench_kd.tensors.oracle import is_out_of_memory
 
 Work: TypeAlias = Callable[[Shard, Observer], object]
 _STARTS = 4
@@ -36,8 +38,8 @@ def in_processes(work: Work, shards: Sequence[Shard], *, observer: Observer = no
 
     `work` must be picklable, and go on from its last state when it is called again: a process that
     dies is started again, three times at most. The observer sees all shards as one. Raises what
-    `work` raises of our own errors, and `IncompleteError` where a process dies too often; no
-    process is left behind, however this ends.
+    `work` raises, other errors than our own as `InternalError`, and `IncompleteError` where a
+    process dies too often; no process is left behind, however this ends.
     """
     workers: dict[Shard, _Worker] = {}
     moments: dict[Shard, Progress] = {}
@@ -137,6 +139,10 @@ def _serve(work: Work, shard: Shard, sender: Connection) -> None:
         work(shard, sender.send)
     except RkdError as error:
         sender.send(error)
+    except Exception as error:  # noqa: BLE001  # a traceback is no answer
+        if is_out_of_memory(error):
+            os._exit(1)  # another start may find more
+        sender.send(unforeseen(error))
 
 
 def _end_with_parent() -> None:

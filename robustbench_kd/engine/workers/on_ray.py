@@ -9,8 +9,10 @@ from types import ModuleType
 
 from robustbench_kd.core.errors import RkdError, UsageError
 from robustbench_kd.core.shards import Shard
+from robustbench_kd.core.unforeseen import unforeseen
 from robustbench_kd.engine.run.progress import nobody
 from robustbench_kd.engine.workers.local import Work
+from robustbench_kd.tensors.oracle import is_out_of_memory
 
 _RETRIES = 3
 
@@ -22,8 +24,8 @@ def on_ray(
 
     The cluster is the one at `RAY_ADDRESS`, or this machine. `work` must be picklable, and go on
     from its last state when it is called again. All nodes must see the same files under the same
-    names. `finished` gets the number of finished shards. Raises what `work` raises of our own
-    errors, and `UsageError` without Ray.
+    names. `finished` gets the number of finished shards. Raises what `work` raises, other errors
+    than our own as `InternalError`, and `UsageError` without Ray.
     """
     ray = _ray()
     resources = {"num_cpus": 1, "num_gpus": 1 if gpu else 0, "max_retries": _RETRIES}
@@ -48,6 +50,10 @@ def _error_of(work: Work, shard: Shard) -> RkdError | None:
         work(shard, nobody)
     except RkdError as error:
         return error
+    except Exception as error:  # a traceback is no answer; out of memory, another try may help
+        if is_out_of_memory(error):
+            raise
+        return unforeseen(error)
     return None
 
 
