@@ -81,7 +81,7 @@ class Commands(click.Group):
                 err=True,
             )
             sys.exit(_INTERRUPTED)
-        except Exception as error:  # noqa: BLE001  # exit code 1 is the gate's alone
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # exit code 1 is the gate's alone
             _fail(*_foreign(error))
 
 
@@ -92,7 +92,7 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _foreign(error: Exception) -> tuple[str, int]:
+def _foreign(error: BaseException) -> tuple[str, int]:
     """Returns the line and the exit code for an error that is not of our own tree."""
     if isinstance(error, click.ClickException):
         return error.format_message(), UsageError.exit_code

@@ -202,7 +202,7 @@ def _kept(oracle: Oracle, images: Images) -> int | None:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             _pass(oracle, images, backwards=True)
     # A model is a person's own code and can raise anything; `zero-gradients` says so.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
         return None

@@ -28,6 +28,9 @@ _ADVICE = {
     r"(?i)dtype|scalar type|bias type|weight type|not implemented for '": (
         "images come as float32: convert the model by .float(), or let its forward convert them"
     ),
+    r"(?i)uninitialized parameter": (
+        "a lazy layer has no weights yet: call the model once on images in its factory"
+    ),
     r"more than 1 value per channel": (
         "a batch norm uses the statistics of the batch, which one image does not have: let the "
         "model stay in evaluation mode"

@@ -87,7 +87,7 @@ def guarded(what: str) -> Iterator[None]:
         yield
     except RkdError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # foreign code can raise anything, and exit, too
         if is_out_of_memory(error):
             raise
         raise refused(what, error) from error
@@ -95,7 +95,8 @@ def guarded(what: str) -> Iterator[None]:
 
 def refused(what: str, error: BaseException, unknown: str = "") -> ModelError:
     """Returns the line that says what failed, why, and what to do by its cause."""
-    parts = f"{what}: {reason(error).rstrip('.')}", advice(error) or unknown
+    said = "its code ends the process" if isinstance(error, SystemExit) else reason(error)
+    parts = f"{what}: {said.rstrip('.')}", advice(error) or unknown
     return ModelError("; ".join(filter(None, parts)))
 
 
@@ -270,7 +271,7 @@ class Oracle:
     def _checked(self, ask: Classifier, images: Images, answers: int = 1) -> Logits:
         try:
             output = ask(images.to(self.device).clone())  # it may change its argument
-        except Exception as error:  # a model is a person's own code and can raise anything
+        except (Exception, SystemExit) as error:  # foreign code can raise anything, and exit, too
             if is_out_of_memory(error):
                 raise
             shape = tuple(images.shape[1:])

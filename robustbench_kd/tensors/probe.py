@@ -57,7 +57,10 @@ def differentiated(
             logits = ask(points)
             values = objective(logits)
             (gradient,) = torch.autograd.grad(values.sum(), points)
-    except Exception as error:  # a model is a person's own code and can raise anything
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a model is a person's own code and can raise anything
         if is_out_of_memory(error):
             raise
         raise NoGradientError(reason(error)) from error

@@ -284,6 +284,14 @@ def test_an_unknown_engine_is_named_with_the_nearest(tmp_path):
         )
 
 
+def test_an_attack_that_the_package_lacks_is_refused(tmp_path):
+    lacking = request(
+        linear(), images_for(linear(), shape=(1, 8, 8)), suite="pgd", engine="autoattack"
+    )
+    with pytest.raises(UsageError, match="has no attack 'pgd': use --engine native"):
+        evaluate(lacking, tmp_path)
+
+
 UPSTREAM = """
 import pyautoattack
 

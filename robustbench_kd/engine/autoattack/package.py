@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from robustbench_kd.core.errors import UsageError
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Norm, Threat
@@ -97,7 +98,10 @@ class Warnings:
 
 
 def passes(attack: str, suite: Suite, norm: Norm, classes: int) -> int:
-    """Returns the forward and backward passes that one surviving example costs at most."""
+    """Returns the forward and backward passes that one surviving example costs at most.
+
+    Raises `UsageError` for an attack that the package does not have.
+    """
     plus = suite.settings == "plus"
     rand = suite.settings == "rand"
     l1 = norm is Norm.L1
@@ -113,14 +117,17 @@ def passes(attack: str, suite: Suite, norm: Norm, classes: int) -> int:
     # With the larger radii of l1 every APGD run starts three times: 103 points, not 101.
     apgd = 206 if l1 and suite.settings == "standard" else 202
     untargeted_apgd = restarts * apgd * draws + 2
-    return {
+    costs = {
         "apgd-ce": untargeted_apgd,
         "apgd-dlr": untargeted_apgd,
         "apgd-t": targets * (apgd + 1) + 2,
         "fab": (5 if plus else 1) * (100 * (2 + classes) + 2) + 2,
         "fab-t": targets * 303 + 2,
         "square": 5004,
-    }[attack]
+    }
+    if attack not in costs:
+        raise UsageError(f"the AutoAttack package has no attack '{attack}': use --engine native")
+    return costs[attack]
 
 
 def perturb(

@@ -93,7 +93,7 @@ def _step(ask: Classifier, images: Images) -> None:
             logits = ask(points.clone())
         if logits.requires_grad:
             torch.autograd.grad(logits.sum(), points, allow_unused=True)
-    except Exception as error:  # a model is a person's own code and can raise anything
+    except (Exception, SystemExit) as error:  # foreign code can raise anything, and exit, too
         if is_out_of_memory(error):
             raise
         with guarded("the model failed on images of the data set"), torch.no_grad():

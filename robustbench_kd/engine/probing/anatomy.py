@@ -109,7 +109,10 @@ def examine(oracle: Oracle, data: Dataset, threat: Threat, seed: int) -> Anatomy
             return Anatomy()
         try:
             return _Examination(oracle, sample).anatomy()
-        except Exception as error:  # a person's own code, watched in a way it did not expect
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a person's own code, watched in a way it did not expect
             if is_out_of_memory(error):
                 raise
             return Anatomy(failure=reason(error))

@@ -140,7 +140,7 @@ def _with_logits(model: nn.Module, image: Images, classes: int) -> nn.Module | N
     """
     try:
         output = model(image.clone())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
         return None  # the oracle says what is wrong
