@@ -1,6 +1,7 @@
 """Targets of commands: described before anything is loaded, loaded once the data set is known."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from robustbench_kd.checkpoints.listing import (
 )
 from robustbench_kd.checkpoints.normalisation import parse_normalisation
 from robustbench_kd.checkpoints.sharded import is_index
-from robustbench_kd.checkpoints.state import State, find_state, fit, load_state
+from robustbench_kd.checkpoints.state import find_state, fit, load_state
 from robustbench_kd.checkpoints.subject import Choices, Subject, Target
 from robustbench_kd.checkpoints.weights import read_weights, sha256
 from robustbench_kd.checkpoints.zoo import ZOOS, load_from_zoo
@@ -197,7 +198,7 @@ def _weights_digest(target: Target, network: nn.Module) -> str:
         return _state_digest(network.state_dict())
 
 
-def _state_digest(state: State) -> str:
+def _state_digest(state: Mapping[str, object]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode())

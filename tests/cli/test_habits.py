@@ -64,6 +64,8 @@ def evaluated(rkd, tmp_path):
 def _one_line(told):
     assert told.code in DOCUMENTED, told.stderr
     assert "Traceback" not in told.stderr
+    assert "see 'rkd eval" not in told.stderr
+    assert "unknown suite" not in told.stderr
     assert told.stderr.count("Error:") == (told.code != 0), told.stderr
 
 
@@ -100,7 +102,7 @@ def test_no_chain_of_habits_gives_a_traceback(evaluated, habits):
 
 @pytest.mark.slow
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.lists(st.sampled_from(sorted(HABITS)), min_size=1, max_size=4),
