@@ -17,6 +17,7 @@ _FOLDABLE: dict[type, tuple[type, ...]] = {
     nn.BatchNorm2d: (nn.Conv2d,),
     nn.BatchNorm3d: (nn.Conv3d,),
 }
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def fold(module: nn.Module) -> None:
@@ -87,7 +88,17 @@ def _only_source(node: fx.Node, calls: Mapping[fx.Node, str]) -> str | None:
     return None
 
 
+def has_habits(part: nn.Module) -> bool:
+    """Tells whether hooks or a forward of its own change what a layer takes or gives.
+
+    What replaces the layer would ignore them.
+    """
+    return "forward" in vars(part) or any(getattr(part, hooks) for hooks in _HOOKS)
+
+
 def _fit(layer: nn.Module, norm: nn.Module) -> bool:
+    if has_habits(layer) or has_habits(norm):
+        return False
     fixed = not norm.training and getattr(norm, "running_mean", None) is not None
     return fixed and type(layer) in _FOLDABLE.get(type(norm), ())
 

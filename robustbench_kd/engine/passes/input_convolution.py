@@ -15,23 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_kd.engine.passes.batchnorm_folding import replace_part
+from robustbench_kd.engine.passes.batchnorm_folding import has_habits, replace_part
 
 _FEW = 4  # input channels up to which blocks pay
 _FEW_STRIDED = 8  # the same for a stride above 1
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def rearrange(module: nn.Module) -> None:
     """Replaces the convolutions for which it pays, in place; the others stay as they are."""
     for name, part in list(module.named_modules()):
-        if type(part) is nn.Conv2d and _pays(part) and not _watched(part):
+        if type(part) is nn.Conv2d and _pays(part) and not has_habits(part):
             replace_part(module, name, InputConvolution(part))
-
-
-def _watched(layer: nn.Conv2d) -> bool:
-    """Tells whether hooks change what the layer takes or gives; the gradient below ignores them."""
-    return any(getattr(layer, hooks) for hooks in _HOOKS)
 
 
 def _pays(layer: nn.Conv2d) -> bool:

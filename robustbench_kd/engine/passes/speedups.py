@@ -1,8 +1,10 @@
 """Speedups of the search: folding, layout, precision and compilation.
 
-They change a copy of the model, which attacks ask in its place. A speedup can make an attack
-weaker, but it cannot make a verdict wrong: the unmodified model judges success in fp32 with TF32
-off. A speedup that does not suit a model is left out, and a note says why.
+They change a copy of the model, which attacks ask in its place. The unmodified model judges success
+in fp32 with TF32 off, so that no image counts as broken by mistake. But an attack on a copy that
+answers otherwise finds nothing, and then a weak model looks robust. So a copy must agree with the
+model on images that neither was asked about, in logits and gradients. Where it does not, the search
+asks the model itself, and a note says why.
 
 bf16 needs no scaled loss: it has the exponents of fp32, so it does not underflow as fp16 does. But
 8 bits are too few for logits, because an attack compares losses with smaller differences: the
@@ -11,16 +13,17 @@ layers that give logits compute in fp32.
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_kd.core.errors import unknown_name
+from robustbench_kd.core.errors import reason, unknown_name
+from robustbench_kd.engine.passes.agreement import Tolerance, fresh, require_agreement, require_same
 from robustbench_kd.engine.passes.batchnorm_folding import fold, replace_part
 from robustbench_kd.engine.passes.input_convolution import rearrange
 from robustbench_kd.tensors.contracts import Classifier, Images, Logits
@@ -29,9 +32,8 @@ from robustbench_kd.tensors.oracle import freeze, is_out_of_memory, tf32
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 Wrapper: TypeAlias = Callable[[Classifier], Classifier]
 
-_CLOSE = 1e-3  # of the largest logit: what rearranged fp32 arithmetic may change
-# Part of the largest logit; a larger change by rounding says nothing about the model any more.
-_ROUGH = 0.5
+_CLOSE = Tolerance(1e-3, 0.05)  # for rearranged fp32 arithmetic
+_ROUGH = Tolerance(0.5, 0.9)  # more than this by rounding says nothing about the model any more
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,10 @@ def search_model(
         probe: A few images `(n, c, h, w)`. A speedup is left out if the model fails on them or
             gives other logits.
     """
-    draft, notes = _Draft(model), []
+    notes = list[str]()
     if speedups.precision == "tf32" and device.type != "cuda":
         notes.append("tf32 needs a CUDA device: the search runs in fp32")
-    probe = probe.to(device)
-    for name, change, tolerance in _changes(speedups, device, probe):
-        draft, note = _tried(draft, name, change, probe, tolerance)
-        notes += [note] if note else []
+    draft = _changed(model, _changes(speedups, device, probe.to(device)), probe.to(device), notes)
     if not speedups.compile:
         return SearchModel(draft.ask, notes)
     mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -143,54 +142,61 @@ class _Draft:
         return reduce(lambda inner, wrap: wrap(inner), self.wrappers, core)
 
 
-Change: TypeAlias = Callable[[_Draft], _Draft]
+class _Change(NamedTuple):
+    """A speedup: its name, what it does, and how far it may be off."""
+
+    name: str
+    apply: Callable[[_Draft], _Draft]
+    tolerance: Tolerance
 
 
-def _changes(
-    speedups: Speedups, device: torch.device, probe: Images
-) -> list[tuple[str, Change, float]]:
-    """Returns the wanted changes in order: name, change, and by how much it may move the logits."""
-    changes: list[tuple[str, Change, float]] = []
+def _changes(speedups: Speedups, device: torch.device, probe: Images) -> list[_Change]:
+    """Returns the wanted changes in order."""
+    changes = list[_Change]()
     if speedups.fold:
-        changes.append(("fold", _folded, _CLOSE))
+        changes.append(_Change("fold", _folded, _CLOSE))
     if speedups == Speedups(fold=True) and device.type == "cpu":
-        changes.append(("input-convolution", _rearranged, _CLOSE))
+        changes.append(_Change("input-convolution", _rearranged, _CLOSE))
     if speedups.channels_last:
-        changes.append(("channels-last", _laid_out, _CLOSE))
+        changes.append(_Change("channels-last", _laid_out, _CLOSE))
     if speedups.precision == "bf16":
         rounded = partial(_rounded, kind=device.type, probe=probe)
-        changes.append(("bf16", rounded, _ROUGH))
+        changes.append(_Change("bf16", rounded, _ROUGH))
     return changes
 
 
-def _tried(
-    draft: _Draft, name: str, change: Change, probe: Images, tolerance: float
-) -> tuple[_Draft, str]:
-    """Returns the changed draft, or the same one and why nothing could be changed."""
+def _changed(
+    model: nn.Module, changes: Sequence[_Change], probe: Images, notes: list[str]
+) -> _Draft:
+    """Returns the model with the changes that suit it, and notes why others do not.
+
+    None suits a model of which a plain copy already answers otherwise.
+    """
+    draft = _Draft(model)
+    if not changes:
+        return draft
     try:
-        changed = change(draft)
-        _require_agreement(changed.ask, draft.ask, probe.detach().requires_grad_(), tolerance)
+        require_agreement(_copied(model), model, probe, _CLOSE)
     except Exception as error:  # noqa: BLE001  # foreign code can raise anything
-        return draft, _left_out(name, error)
-    return changed, ""
+        notes += [_left_out(change.name, error) for change in changes]
+        return draft
+
+    for change in changes:
+        try:
+            changed = change.apply(draft)
+            require_agreement(changed.ask, model, probe, change.tolerance)
+        except Exception as error:  # noqa: BLE001  # foreign code can raise anything
+            notes.append(_left_out(change.name, error))
+        else:
+            draft = changed
+    return draft
 
 
 def _left_out(name: str, error: Exception) -> str:
     """Returns the note for a speedup that failed; raises the error again where memory ran out."""
     if is_out_of_memory(error):
         raise error
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return f"{name} was left out of the search: {reason}"
-
-
-def _require_agreement(ask: Classifier, true: Classifier, images: Images, tolerance: float) -> None:
-    """Raises what a forward or backward pass raises, and `ValueError` for wrong logits."""
-    expected, found = true(images.detach()).detach(), ask(images)
-    if found.requires_grad:
-        torch.autograd.grad(found.sum(), images, retain_graph=True)
-    difference, scale = (found.detach() - expected).abs().max(), expected.abs().max().clamp(min=1)
-    if not difference <= tolerance * scale:
-        raise ValueError(f"logits of up to {scale:.3g} changed by {difference:.2g}")
+    return f"{name} was left out of the search: {reason(error)}"
 
 
 def _folded(draft: _Draft) -> _Draft:
@@ -208,9 +214,19 @@ def _rearranged(draft: _Draft) -> _Draft:
 
 
 def _copied(module: nn.Module) -> nn.Module:
+    """Returns a frozen copy that can be changed.
+
+    Raises `ValueError` where it shares parts with the module: a class may copy itself as it likes.
+    """
     copied = copy.deepcopy(module)
+    if _parts(copied) & _parts(module):
+        raise ValueError("a copy of the model shares parts with it")
     freeze(copied)
     return copied
+
+
+def _parts(module: nn.Module) -> set[int]:
+    return {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
 
 
 def _laid_out(draft: _Draft) -> _Draft:
@@ -274,7 +290,7 @@ class _Compiled:
     """
 
     def __init__(
-        self, draft: _Draft, size: int, mode: str, tolerance: float, notes: list[str]
+        self, draft: _Draft, size: int, mode: str, tolerance: Tolerance, notes: list[str]
     ) -> None:
         self._draft = draft
         self._size = size
@@ -291,7 +307,8 @@ class _Compiled:
             return self._draft.ask(images)
         with_gradient = torch.is_grad_enabled() and images.requires_grad
         if with_gradient not in self._asks:
-            self._asks[with_gradient] = self._best(images.detach().requires_grad_(with_gradient))
+            points = fresh(images.detach(), torch.Generator().manual_seed(0))
+            self._asks[with_gradient] = self._best(points.requires_grad_(with_gradient))
         return self._asks[with_gradient](images)
 
     def _best(self, images: Images) -> Classifier:
@@ -307,7 +324,7 @@ class _Compiled:
     def _compiled(self, images: Images) -> Classifier:
         fast = self._draft.around(torch.compile(self._draft.module, dynamic=False, mode=self._mode))
         ask = partial(_filled, fast, self._size)
-        _require_agreement(ask, self._draft.ask, images, self._tolerance)
+        require_same(ask, self._draft.ask, images, self._tolerance)
         return ask
 
 
