@@ -1,27 +1,17 @@
 """Turns the name of an architecture or factory into a network with random weights."""
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from robustbench_kd.checkpoints._text import one_line, pairs
+from robustbench_kd.checkpoints.imports import find_code, import_path, is_factory
 from robustbench_kd.checkpoints.state import State, fit
 from robustbench_kd.core.errors import CheckpointError, RkdError, UsageError, unknown_name
 from robustbench_kd.core.plugins import components, find, module
-
-
-def is_factory(name: str) -> bool:
-    """Tells whether a name is `module:factory` or `file.py:factory`, whose use runs code."""
-    return ":" in name
 
 
 def build_network(
@@ -51,16 +41,6 @@ def build_network(
     return _built(name, build, {**fitting, **component.arguments, **arguments})
 
 
-def code_digest(name: str) -> str:
-    """Returns the sha256 of a factory's source file, empty for the architectures of `models/`."""
-    if not is_factory(name):
-        return ""
-    file = _import(name.rpartition(":")[0]).__file__
-    if not file:
-        return ""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-
-
 def nearest_architecture(state: State, *, classes: int, shape: tuple[int, int, int]) -> str:
     """Returns the hint `; nearest: --arch resnet18` for the best fit above 0.5, or nothing."""
     nearest = ""
@@ -71,25 +51,6 @@ def nearest_architecture(state: State, *, classes: int, shape: tuple[int, int, i
             nearest = f"; nearest: --arch {name}"
             best_fit = fit_of_name
     return nearest
-
-
-def find_code(name: str) -> Callable[..., Any]:
-    """Returns what `module:name` or `file.py:name` leads to, after running the code around it.
-
-    Raises `UsageError` where there is no such file, module or name, `CheckpointError` where running
-    it fails.
-    """
-    source, _, attribute = name.rpartition(":")
-    imported = _import(source)
-    code: Callable[..., Any] | None = getattr(imported, attribute, None)
-    if callable(code):
-        return code
-
-    public = []
-    for key, value in vars(imported).items():
-        if callable(value) and not key.startswith("_"):
-            public.append(key)
-    raise unknown_name(f"factory in '{source}'", attribute, public)
 
 
 def _fit_of(name: str, state: State, classes: int, shape: tuple[int, int, int]) -> float:
@@ -113,7 +74,8 @@ def _built(name: str, build: Callable[..., nn.Module], arguments: dict[str, Any]
 def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     factory = find_code(name)
     try:
-        network = factory(**arguments)
+        with import_path(name.rpartition(":")[0]):  # a factory may import when it is called
+            network = factory(**arguments)
     except (Exception, SystemExit) as error:  # the user's own code can raise anything
         raise CheckpointError(
             f"factory '{name}' failed: {type(error).__name__}: {one_line(error)}"
@@ -138,43 +100,3 @@ def _module_within(made: object) -> str:
             "forward = lambda self, images: f(images)"
         )
     return ""
-
-
-def _import(source: str) -> ModuleType:
-    """Imports a module by its name, or a Python file by its path."""
-    try:
-        if source.endswith(".py"):
-            return _import_file(Path(source))
-        return importlib.import_module(source)
-    except RkdError:
-        raise
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"cannot import '{source}': {error}; install it, or name a file as file.py:factory"
-        ) from error
-    # An import runs the user's own code, scripts without a guard included.
-    except (Exception, SystemExit) as error:
-        raise CheckpointError(
-            f"importing '{source}' failed: {type(error).__name__}: {one_line(error)}"
-        ) from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"there is no file '{path}'")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
-    name = f"_rkd_{path.stem}_{digest[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"'{path}' is not a Python file")
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[name] = loaded
-    try:
-        spec.loader.exec_module(loaded)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return loaded

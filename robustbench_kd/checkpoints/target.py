@@ -8,14 +8,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from robustbench_kd.checkpoints._text import pairs
-from robustbench_kd.checkpoints.architecture import (
-    build_network,
-    code_digest,
-    is_factory,
-    nearest_architecture,
-)
+from robustbench_kd.checkpoints.architecture import build_network, nearest_architecture
 from robustbench_kd.checkpoints.card import Architecture, Arguments, Card, Normalisation, read_card
 from robustbench_kd.checkpoints.composite import build_family, compose
+from robustbench_kd.checkpoints.imports import code_digest, is_factory
 from robustbench_kd.checkpoints.listing import (
     WEIGHTS_SUFFIXES,
     name_of,

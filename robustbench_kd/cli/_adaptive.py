@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from robustbench_kd.checkpoints.architecture import code_digest, find_code, is_factory
+from robustbench_kd.checkpoints.imports import code_digest, find_code, is_factory
 from robustbench_kd.checkpoints.subject import Choices, Target
 from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.cli import _console

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,11 +14,12 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
+from robustbench_kd.cli._streams import data
 from robustbench_kd.core.records import Accuracy, Finding, Severity, verdict_words
 from robustbench_kd.core.text import percent_interval
 
 _UNBOUNDED = 10_000  # a width at which nothing is cut off
-out = Console(highlight=False, emoji=False, width=_UNBOUNDED)
+out = Console(file=cast("TextIO", data), highlight=False, emoji=False, width=_UNBOUNDED)
 err = Console(stderr=True, highlight=False, emoji=False)
 
 _VERDICT_STYLES = {

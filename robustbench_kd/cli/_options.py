@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import click
 
+from robustbench_kd.cli._streams import output_for_data
 from robustbench_kd.core.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -27,12 +28,16 @@ Decorator: TypeAlias = Callable[[Command], Command]
 
 
 def typed(kind: Callable[..., T]) -> Callable[[Callable[[T], None]], Command]:
-    """Lets a command take one object of a class in place of a keyword argument per option."""
+    """Lets a command take one object of a class in place of a keyword argument per option.
+
+    While it runs, foreign code cannot write to standard output.
+    """
 
     def decorate(command: Callable[[T], None]) -> Command:
         @wraps(command)
         def call(**values: object) -> None:
-            command(kind(**values))
+            with output_for_data():
+                command(kind(**values))
 
         return call
 
