@@ -34,9 +34,16 @@ def name_of(weights: Path) -> str:
     return f"{folder}-{stem}" if folder and _COMMON.fullmatch(stem.lower()) else stem
 
 
+def expanded(target: str) -> list[str]:
+    """Returns what lies in a folder, and any other target as it is; raises like `targets_in`."""
+    folder = Path(target)
+    return [str(path) for path in targets_in(folder)] if folder.is_dir() else [target]
+
+
 def targets_in(folder: Path) -> list[Path]:
     """Returns the cards of a folder, and the weights files that none of them describes.
 
+    Raises `UsageError` where there are none, `CheckpointError` for a card that cannot be read.
     What a trainer keeps beside the weights is left out; shards are read through their index.
     """
     cards = sorted(folder.glob("*.toml"), key=_natural)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from robustbench_kd.cli import _options
+from robustbench_kd.cli import _failures, _options
+from robustbench_kd.cli._failures import Failures
 from robustbench_kd.core.errors import DatasetError
 from robustbench_kd.core.text import duration
 from robustbench_kd.core.threat import Threat
@@ -98,13 +99,17 @@ def command(options: CheckOptions) -> None:
     from robustbench_kd.cli import _console
 
     facts = []
-    for target in describe(options.target, options.choices()):
-        checked = _checked(target, options)
-        facts.append(_facts(checked))
-        if not options.as_json:
-            _show(checked)
+    failures: Failures = {}
+    targets = describe(options.target, options.choices())
+    for target in targets:
+        with _failures.going_on(failures, target.name, alone=len(targets) == 1):
+            checked = _checked(target, options)
+            facts.append(_facts(checked))
+            if not options.as_json:
+                _show(checked)
     if options.as_json:
         _console.write_json(facts)
+    _failures.conclude(failures)
 
 
 def _checked(target: "Target", options: CheckOptions) -> _Checked:

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robustbench_kd.cli import _eval_options, _options, _requests, _workers
-from robustbench_kd.cli._eval_options import EvalOptions
+from robustbench_kd.cli import _eval_options, _failures, _options, _requests, _workers
+from robustbench_kd.cli._eval_options import EvalOptions, OpenData
+from robustbench_kd.cli._failures import Failures
 from robustbench_kd.core.errors import MissingError, UnreliableError, UsageError
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Target
+    from robustbench_kd.core.shards import Shard
     from robustbench_kd.core.suites import Suite
     from robustbench_kd.engine.evaluate import Outcome
 
@@ -24,7 +26,8 @@ def command(options: EvalOptions) -> None:
 
     A TARGET is a card, a weights file, a folder of either, robustbench:ID, timm:ID, torchvision:ID,
     module:factory or file.py:factory. The same command again returns the stored result, or resumes
-    where it was stopped.
+    where it was stopped. A target that fails does not stop the others; it is named at the end, and
+    the exit code is 2, or 4 where it can be resumed.
 
     \b
     Examples:
@@ -38,20 +41,27 @@ def command(options: EvalOptions) -> None:
     from robustbench_kd.cli import _runs
 
     suite = options.chosen_suite()
-    targets = _described(options)
+    failures: Failures = {}
+    targets = _described(options, failures)
     outcomes: list[Outcome] = []
     try:
-        _evaluate(targets, suite, options, outcomes)
+        _evaluate(targets, suite, options, outcomes, failures)
     finally:
         if outcomes:
             _runs.report(outcomes, as_json=options.as_json)
 
+    _failures.conclude(failures)
     if options.strict:
         _raise_if_unreliable(outcomes)
     _workers.raise_if_refuted(outcomes)
 
 
-def _described(options: EvalOptions) -> list["Target"]:
+def _described(options: EvalOptions, failures: Failures) -> list["Target"]:
+    """Returns the targets; one that cannot be described is added to the failures.
+
+    What is missing of any is asked for before anything runs.
+    """
+    from robustbench_kd.checkpoints.listing import expanded
     from robustbench_kd.checkpoints.target import describe
     from robustbench_kd.core.threat import parse_curve
 
@@ -60,12 +70,14 @@ def _described(options: EvalOptions) -> list["Target"]:
     choices = options.choices(options.name)
     targets: list[Target] = []
     missing: list[str] = []
-    for text in options.targets:
+    texts = [text for target in options.targets for text in expanded(target)]
+    for text in texts:
+        described: list[Target] = []
         try:
-            described = describe(text, choices)
+            with _failures.going_on(failures, text, alone=len(texts) == 1):
+                described = describe(text, choices)
         except MissingError as error:
             missing += [str(error), *_left_open(options, text)]
-            continue
         for target in described:
             has_threat = target.card and target.card.threats
             missing += _left_open(options, target.name, bool(target.card), bool(has_threat))
@@ -88,21 +100,39 @@ def _left_open(
 
 
 def _evaluate(
-    targets: list["Target"], suite: "Suite", options: EvalOptions, outcomes: list["Outcome"]
+    targets: list["Target"],
+    suite: "Suite",
+    options: EvalOptions,
+    outcomes: list["Outcome"],
+    failures: Failures,
 ) -> None:
-    """Evaluates every target under every threat, or decides one shard of it."""
+    """Evaluates every target; one that fails is added to the failures."""
     shard = _workers.own_shard(options)
     open_data = options.open_data()
+    alone = len(targets) + len(failures) == 1
     for target in targets:
-        curves = options.curves(target)
-        threat = curves[0][0]
-        request = _requests.make_request(target, threat, suite, options, open_data)
-        if shard:
-            _workers.decide(shard, request, curves, options.results)
-            continue
-        spread = _requests.spread_of(target, threat, suite, options)
-        for curve in curves:
-            outcomes.extend(_requests.outcomes_of(request, curve, options, spread))
+        with _failures.going_on(failures, target.name, alone=alone):
+            outcomes.extend(_outcomes(target, suite, options, open_data, shard))
+
+
+def _outcomes(
+    target: "Target",
+    suite: "Suite",
+    options: EvalOptions,
+    open_data: OpenData,
+    shard: "Shard | None",
+) -> Iterator["Outcome"]:
+    """Yields what comes of a target under every threat, nothing where one shard is decided."""
+    curves = options.curves(target)
+    threat = curves[0][0]
+    request = _requests.make_request(target, threat, suite, options, open_data)
+    if shard:
+        _workers.decide(shard, request, curves, options.results)
+        return
+
+    spread = _requests.spread_of(target, threat, suite, options)
+    for curve in curves:
+        yield from _requests.outcomes_of(request, curve, options, spread)
 
 
 def _raise_if_unreliable(outcomes: list["Outcome"]) -> None:

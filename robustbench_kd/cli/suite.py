@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import click
 
-from robustbench_kd.cli import _options, _requests, _workers
+from robustbench_kd.cli import _failures, _options, _requests, _workers
 from robustbench_kd.cli._eval_options import Curve, EvalOptions, OpenData, card_curves
-from robustbench_kd.core.errors import IncompleteError, RkdError, UsageError, unknown_name
+from robustbench_kd.cli._failures import Failures
+from robustbench_kd.core.errors import RkdError, UsageError, unknown_name
 from robustbench_kd.core.text import duration
 from robustbench_kd.core.threat import parse_curve
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from robustbench_kd.engine.run.request import Request
 
 T = TypeVar("T")
-Failures: TypeAlias = dict[str, RkdError]
 Kind: TypeAlias = tuple[str, str, str]  # model, engine, device
 
 
@@ -143,7 +143,7 @@ def command(options: SuiteOptions) -> None:
         finally:
             if outcomes or options.as_json:
                 _runs.report(outcomes, as_json=options.as_json)
-    _conclude(failures)
+    _failures.conclude(failures)
     _workers.raise_if_refuted(outcomes)
 
 
@@ -163,10 +163,12 @@ def _planned_runs(sheet: "Sheet", shared: EvalOptions, failures: Failures) -> It
 
 
 def _targets(sheet: "Sheet", shared: EvalOptions, failures: Failures) -> Iterator["Target"]:
+    from robustbench_kd.checkpoints.listing import expanded
     from robustbench_kd.checkpoints.target import describe
 
     choices = shared.choices()
-    for text in dict.fromkeys(sheet.checkpoints):
+    texts = [text for target in sheet.checkpoints for text in expanded(target)]
+    for text in dict.fromkeys(texts):
         try:
             yield from describe(text, choices)
         except RkdError as error:
@@ -201,17 +203,12 @@ def _each(
     work: Callable[[PlannedRun, "Request"], Iterable[T]],
 ) -> Iterator[T]:
     """Yields what the work on each run gives; one that fails is added to the failures."""
-    from robustbench_kd.cli import _console
-
     for run in runs:
-        try:
+        with _failures.going_on(failures, run.name):
             request = _requests.make_request(
                 run.target, run.curve[0], run.suite, run.options, open_data
             )
             yield from work(run, request)
-        except RkdError as error:
-            failures[run.name] = error
-            _console.say(f"{run.name}: {error}", "bold red")
 
 
 def _outcomes(run: PlannedRun, request: "Request") -> Iterator["Outcome"]:
@@ -294,12 +291,3 @@ def _row(cost: _Cost) -> _Row:
         "passes": found.passes,
         "seconds": cost.seconds,
     }
-
-
-def _conclude(failures: Failures) -> None:
-    """Raises an error that names all failures: an incomplete one if all can be resumed."""
-    if not failures:
-        return
-    resumable = all(isinstance(error, IncompleteError) for error in failures.values())
-    kind = IncompleteError if resumable else UsageError
-    raise kind(f"{len(failures)} failed: {'; '.join(failures)}")

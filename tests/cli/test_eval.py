@@ -166,6 +166,36 @@ def test_several_checkpoints_are_evaluated_in_turn(rkd, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("command", ["eval", "check"])
+def test_one_bad_target_does_not_stop_the_others(rkd, tmp_path, command):
+    write_net(tmp_path / "run" / "epoch-1.pt")
+    (tmp_path / "run" / "epoch-2.pt").write_bytes(b"no weights")
+    write_net(tmp_path / "run" / "epoch-3.pt")
+    arguments = ["--arch", "small_cnn", "--arch-arg", "width=4", "--json"]
+    if command == "eval":
+        arguments += options(tmp_path / "results")
+    else:
+        arguments += ["--dataset", "digits", "--examples", "8"]
+    told = rkd(command, tmp_path / "run", *arguments)
+    assert told.code == 2
+    assert len(json.loads(told.stdout)) == 2
+    lines = told.stderr.splitlines()
+    assert lines[-1] == "Error: 1 failed: epoch-2"
+    assert any(line.startswith("epoch-2: ") and "neither safetensors" in line for line in lines)
+
+
+def test_a_card_that_cannot_be_read_does_not_stop_the_others(rkd, tmp_path):
+    write_net(tmp_path / "net.pt")
+    (tmp_path / "bad.toml").write_text("name = ")
+    arguments = ["--arch", "small_cnn", "--arch-arg", "width=4", "--json"]
+    told = rkd(
+        "eval", tmp_path / "bad.toml", tmp_path / "net.pt", *options(tmp_path / "r"), *arguments
+    )
+    assert told.code == 2
+    assert [one["identity"]["model"] for one in json.loads(told.stdout)] == ["net"]
+    assert told.stderr.splitlines()[-1] == f"Error: 1 failed: {tmp_path / 'bad.toml'}"
+
+
 def test_strict_refuses_an_unreliable_number_after_reporting_it(rkd, factories, tmp_path):
     arguments = [f"{factories}:masked", *options(tmp_path)]
     lenient = rkd("eval", *arguments)
@@ -208,7 +238,8 @@ def test_what_is_done_is_reported_even_if_the_next_checkpoint_fails(rkd, factori
     told = rkd(
         "eval", f"{factories}:linear", f"{factories}:nan_logits", *options(tmp_path), "--json"
     )
-    assert "NaN or infinite logits" in told.error(2)
+    assert "NaN or infinite logits" in told.stderr
+    assert told.error(2) == "1 failed: nan_logits"
     assert [record["identity"]["model"] for record in json.loads(told.stdout)] == ["linear"]
 
 
