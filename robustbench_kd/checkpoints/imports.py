@@ -72,11 +72,11 @@ def import_path(source: str) -> Iterator[None]:
     try:
         yield
     finally:
+        if own:  # a package without a file is looked up on the path again, so this comes first
+            _remember(set(sys.modules) - before, own)
         for entry in entries:
             with suppress(ValueError):
                 sys.path.remove(entry)
-        if own:
-            _remember(set(sys.modules) - before, own)
 
 
 def _forget_all_but(folder: Path) -> None:

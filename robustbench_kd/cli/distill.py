@@ -90,7 +90,7 @@ def command(options: DistillOptions) -> None:
     teachers = tuple(
         describe_teacher(text, trust_code=options.trust_code) for text in options.teachers
     )
-    dataset = options.dataset or _usual_dataset(teachers, options.recipe)
+    dataset = options.dataset or _usual_dataset(teachers)
     plan = _training.make_plan(
         _recipe(dataset, options),
         options.network(options.student),
@@ -98,7 +98,7 @@ def command(options: DistillOptions) -> None:
         options,
         teachers=teachers,
     )
-    _training.run(plan, dataset, options)
+    _training.run(plan, dataset or _training.dataset_of_recipe(options.recipe), options)
 
 
 def _recipe(dataset: str, options: DistillOptions) -> "Recipe":
@@ -125,9 +125,9 @@ def _usual_recipe(method: str, dataset: str) -> str:
     raise UsageError(f"there is no recipe for '{method}' by name: give --recipe FILE.toml")
 
 
-def _usual_dataset(teachers: "tuple[TeacherSpec, ...]", recipe: str) -> str:
+def _usual_dataset(teachers: "tuple[TeacherSpec, ...]") -> str:
     card = teachers[0].target.card if teachers else None
-    return card.dataset if card else _training.dataset_of_recipe(recipe)
+    return card.dataset if card else ""
 
 
 def _usual_threat(teachers: "tuple[TeacherSpec, ...]") -> str:

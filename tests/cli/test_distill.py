@@ -92,7 +92,14 @@ def contents(folder):
 def test_every_method_makes_a_student_and_leaves_its_teachers_alone(distill, rkd, folder, method):
     before = contents(folder)
     student = TOKENS if method == "inductive_bias" else TINY
-    options = [*teachers(method, folder), *quick(method), "--threat", "linf:0.2"]
+    options = [
+        *teachers(method, folder),
+        *quick(method),
+        "--threat",
+        "linf:0.2",
+        "--dataset",
+        "digits",
+    ]
     told = distill(method, *options, student=student)
     assert told.code == 0, told.stderr
     assert told.stdout == f"{folder / 'made.toml'}\n"
@@ -240,7 +247,7 @@ def test_a_file_that_is_no_stopped_training_is_refused(distill, folder):
         (["igdm"], "'igdm' is no distillation method"),
         (["rslad"], "which threat? Give --threat NORM:EPS"),
         (
-            ["rslad", "--threat", "linf:0.2"],
+            ["rslad", "--threat", "linf:0.2", "--dataset", "digits"],
             "expected as many teachers as 'rslad' has, 1 (teacher), got 0",
         ),
         (["rslad", "--teacher", "nowhere.toml"], "cannot read card 'nowhere.toml'"),
