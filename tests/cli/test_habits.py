@@ -66,7 +66,8 @@ def _one_line(told):
     assert "Traceback" not in told.stderr
     assert "see 'rkd eval" not in told.stderr
     assert "unknown suite" not in told.stderr
-    assert told.stderr.count("Error:") == (told.code != 0), told.stderr
+    errors = [line for line in told.stderr.splitlines() if line.startswith("Error:")]
+    assert len(errors) == (told.code != 0), told.stderr
 
 
 @pytest.mark.parametrize("habit", SAME)
