@@ -101,8 +101,10 @@ def test_what_the_code_puts_on_the_import_path_stays(repository):
 
 
 @pytest.mark.parametrize("regular", [True, False])
-def test_packages_of_one_name_in_two_folders_are_not_mixed_up(repository, regular):
+def test_packages_of_one_name_in_two_folders_are_not_mixed_up(repository, monkeypatch, regular):
     if not regular:
+        (repository / "elsewhere" / "models").mkdir(parents=True)
+        monkeypatch.setattr(sys, "path", [*sys.path, str(repository / "elsewhere")])
         for folder in ("first", "second"):
             (repository / folder / "models" / "__init__.py").unlink()
             (repository / folder / "models" / "relative.py").unlink()
