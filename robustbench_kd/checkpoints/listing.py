@@ -1,11 +1,12 @@
 """Which weights files and cards lie in a folder, and what a file is called."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from robustbench_kd.checkpoints.card import read_card
 from robustbench_kd.checkpoints.sharded import INDEX, is_index, shards
-from robustbench_kd.core.errors import UsageError
+from robustbench_kd.core.errors import RkdError, UsageError
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".model", ".tar")
 # What training code calls its files in every folder.
@@ -35,21 +36,27 @@ def name_of(weights: Path) -> str:
 
 
 def expanded(target: str) -> list[str]:
-    """Returns what lies in a folder, and any other target as it is; raises like `targets_in`."""
+    """Returns what lies in a folder, and any other target, or an empty folder, as it is."""
     folder = Path(target)
-    return [str(path) for path in targets_in(folder)] if folder.is_dir() else [target]
+    if not folder.is_dir():
+        return [target]
+    with suppress(RkdError):  # whoever describes the folder says that it holds none
+        return [str(path) for path in targets_in(folder)]
+    return [target]
 
 
 def targets_in(folder: Path) -> list[Path]:
     """Returns the cards of a folder, and the weights files that none of them describes.
 
-    Raises `UsageError` where there are none, `CheckpointError` for a card that cannot be read.
+    Raises `UsageError` where there are none.
     What a trainer keeps beside the weights is left out; shards are read through their index.
     """
     cards = sorted(folder.glob("*.toml"), key=_natural)
     described: set[str] = set()
     for card in cards:
-        described |= {card.stem, Path(weights_of(card)).stem}
+        described.add(card.stem)
+        with suppress(RkdError):  # whoever describes the card says why it cannot be read
+            described.add(Path(weights_of(card)).stem)
 
     files = sorted(folder.iterdir(), key=_natural)
     indices = [path for path in files if is_index(path)]

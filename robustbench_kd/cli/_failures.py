@@ -3,8 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from robustbench_kd.cli import _console
-from robustbench_kd.core.errors import IncompleteError, MissingError, RkdError, UsageError
+import click
+
+from robustbench_kd.core.errors import (
+    IncompleteError,
+    MissingError,
+    RecordError,
+    RkdError,
+    UsageError,
+)
+from robustbench_kd.core.unforeseen import unforeseen
 
 Failures = dict[str, RkdError]
 
@@ -13,23 +21,43 @@ Failures = dict[str, RkdError]
 def going_on(failures: Failures, name: str, *, alone: bool = False) -> Iterator[None]:
     """Adds an error to the failures and says it; raises it where the target is `alone`.
 
-    What a person has not said yet is raised, too: it is asked for before anything runs.
+    What a person has not said yet is raised, too: it is asked for before anything runs. So is that
+    nobody reads standard output any more.
     """
+    from robustbench_kd.cli import _console
+
     try:
         yield
-    except MissingError:
+    except (MissingError, BrokenPipeError):
         raise
-    except RkdError as error:
+    except (Exception, SystemExit) as error:
         if alone:
             raise
-        failures[name] = error
-        _console.say(f"{name}: {error}", "bold red")
+        failures[name] = own_error(error)
+        _console.say(f"{name}: {failures[name]}", "bold red")
 
 
 def conclude(failures: Failures) -> None:
-    """Raises an error that names all failures: an incomplete one if all can be resumed."""
+    """Raises an error that names all failures, with the exit code that they share, else 2."""
     if not failures:
         return
-    resumable = all(isinstance(error, IncompleteError) for error in failures.values())
-    kind = IncompleteError if resumable else UsageError
-    raise kind(f"{len(failures)} failed: {'; '.join(failures)}")
+    error = UsageError(f"{len(failures)} failed: {'; '.join(failures)}")
+    codes = {failure.exit_code for failure in failures.values()}
+    if len(codes) == 1:
+        error.exit_code = codes.pop()
+    raise error
+
+
+def own_error(error: BaseException) -> RkdError:
+    """Returns an error of our own tree, which has one line and an exit code, for any other."""
+    if isinstance(error, RkdError):
+        return error
+    if isinstance(error, click.ClickException):
+        return UsageError(error.format_message())
+    if isinstance(error, MemoryError):
+        advice = "free some, or use a smaller --batch-size or fewer --examples"
+        return IncompleteError(f"out of memory; {advice}")
+    if isinstance(error, OSError):
+        where = f" '{error.filename}'" if error.filename else ""
+        return RecordError(f"cannot read or write{where}: {error.strerror or error}")
+    return unforeseen(error)

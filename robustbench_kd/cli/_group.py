@@ -8,17 +8,13 @@ from typing import Any, NoReturn
 
 import click
 
+from robustbench_kd.cli._failures import own_error
 from robustbench_kd.core.errors import (
-    IncompleteError,
-    InternalError,
-    RecordError,
     RkdError,
-    UsageError,
     unknown_name,
 )
 from robustbench_kd.core.plugins import components
 from robustbench_kd.core.text import printable
-from robustbench_kd.core.unforeseen import unforeseen
 
 # Threads that spin while they wait slow each other down on shared cores: an evaluation beside two
 # other processes on two cores took over 60 s instead of 18 s. This must be set before torch starts
@@ -82,7 +78,10 @@ class Commands(click.Group):
             )
             sys.exit(_INTERRUPTED)
         except (Exception, SystemExit) as error:  # noqa: BLE001  # exit code 1 is the gate's alone
-            _fail(*_foreign(error))
+            if isinstance(error, OSError):
+                _leave_output_alone()
+            own = own_error(error)
+            _fail(str(own), own.exit_code)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -90,21 +89,6 @@ def _fail(message: str, code: int) -> NoReturn:
     text = printable(" ".join(message.split()))
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {text}", err=True)
     sys.exit(code)
-
-
-def _foreign(error: BaseException) -> tuple[str, int]:
-    """Returns the line and the exit code for an error that is not of our own tree."""
-    if isinstance(error, click.ClickException):
-        return error.format_message(), UsageError.exit_code
-    if isinstance(error, MemoryError):
-        advice = "free some, or use a smaller --batch-size or fewer --examples"
-        return f"out of memory; {advice}", IncompleteError.exit_code
-    if isinstance(error, OSError):
-        _leave_output_alone()
-        where = f" '{error.filename}'" if error.filename else ""
-        message = f"cannot read or write{where}: {error.strerror or error}"
-        return message, RecordError.exit_code
-    return str(unforeseen(error)), InternalError.exit_code
 
 
 def _leave_output_alone() -> None:

@@ -95,15 +95,15 @@ def command(options: CheckOptions) -> None:
       rkd check checkpoints/digits-teacher.toml
       rkd check net.pth --arch resnet18 --dataset cifar10 --normalisation cifar10
     """
-    from robustbench_kd.checkpoints.target import describe
+    from robustbench_kd.checkpoints.listing import expanded
     from robustbench_kd.cli import _console
 
     facts = []
     failures: Failures = {}
-    targets = describe(options.target, options.choices())
-    for target in targets:
-        with _failures.going_on(failures, target.name, alone=len(targets) == 1):
-            checked = _checked(target, options)
+    texts = expanded(options.target)
+    for text in texts:
+        with _failures.going_on(failures, text, alone=len(texts) == 1):
+            checked = _checked(text, options)
             facts.append(_facts(checked))
             if not options.as_json:
                 _show(checked)
@@ -112,11 +112,12 @@ def command(options: CheckOptions) -> None:
     _failures.conclude(failures)
 
 
-def _checked(target: "Target", options: CheckOptions) -> _Checked:
-    from robustbench_kd.checkpoints.target import load
+def _checked(text: str, options: CheckOptions) -> _Checked:
+    from robustbench_kd.checkpoints.target import describe, load
     from robustbench_kd.cli import _devices
     from robustbench_kd.engine.inspect import inspect
 
+    (target,) = describe(text, options.choices())
     data = options.open_data(target)
     channels, height, width = data.images.shape[1:]
     subject = load(target, classes=data.classes, shape=(channels, height, width))
