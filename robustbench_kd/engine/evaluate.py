@@ -19,6 +19,7 @@ from robustbench_kd.core.rundir import (
     ADVERSARIAL,
     JOB,
     LEDGER,
+    RECORD,
     stored_record,
     write_interrupted,
     write_text,
@@ -194,6 +195,8 @@ def _decided_record(
     header = header_of(plan)
     try:
         if spread:
+            # A shard of a run that has its record is left alone.
+            (folder / RECORD).unlink(missing_ok=True)
             with ledger.lent():
                 spread()
         elif unfinished(ledger.entries):

@@ -170,3 +170,13 @@ def test_an_interrupt_ends_all_workers_and_loses_nothing(rkd_process, rkd, tmp_p
     assert rkd(*evaluation("oracles.py:slow_mean", "--results", tmp_path / "alone")).code == 0
     assert examples(tmp_path / "results") == examples(tmp_path / "alone")
     assert not list(tmp_path.glob("results/*/*/ledger*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", ["--fresh", "--save-adversarial"])
+def test_workers_decide_a_finished_run_anew(rkd, alone, tmp_path, again):
+    asked = evaluation("oracles.py:nearest_mean", "--results", tmp_path, "--workers", 2)
+    for rest in ([], [again]):
+        told = rkd(*asked, *rest)
+        assert told.code == 0, told.stderr
+    assert examples(tmp_path) == alone
