@@ -217,16 +217,6 @@ def unfinished(entries: Iterable[Entry]) -> tuple[Shard, ...]:
     return tuple(sorted(fewest))
 
 
-def decisions_of(entries: Iterable[Entry], stage: str) -> dict[int, Decision]:
-    """Returns the decisions of one stage by example id."""
-    return {
-        decision.index: decision
-        for entry in entries
-        if entry.stage == stage
-        for decision in entry.decisions
-    }
-
-
 def _intact(path: Path) -> tuple[list[Entry], int]:
     """Returns the entries of a file before the first damaged line, and how many bytes they are."""
     entries, intact = [], 0

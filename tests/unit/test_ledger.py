@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from robustbench_kd.core import ledger as module
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.ledger import Decision, Entry, Ledger, decisions_of
+from robustbench_kd.core.ledger import Decision, Entry, Ledger
 from robustbench_kd.core.records import Finding, Severity, Work
+from robustbench_kd.engine.run.ledger_index import LedgerIndex
 
 numbers = st.floats(allow_nan=False)
 counts = st.integers(0, 2**40)
@@ -182,5 +183,6 @@ def test_decided_takes_one_stage_and_the_latest_word_on_an_example():
         entry("apgd-ce", 2),
         Entry(stage="clean", decisions=[entry("x", 4).decisions[0]]),
     ]
-    assert sorted(decisions_of(known, "clean")) == [1, 2, 4]
-    assert decisions_of(known, "square") == {}
+    index = LedgerIndex(known)
+    assert sorted(index.decisions("clean")) == [1, 2, 4]
+    assert index.decisions("square") == {}
