@@ -52,7 +52,7 @@ class Scope:
         searches: Whether to run short attacks, too.
         parts: Whether these include attacks on the surfaces that the defence declares; a run that
             attacks the surfaces itself needs none.
-        right: Which images of one sample are classified correctly under usual normalisations,
+        correct: Which images of one sample are classified correctly under usual normalisations,
             `(m,)` by name.
         normalisation: The name among them of the one in use.
         size: Most images to probe.
