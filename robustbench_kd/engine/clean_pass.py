@@ -18,7 +18,7 @@ from robustbench_kd.engine.passes.batching import in_batches
 from robustbench_kd.engine.passes.meter import EntryClock
 from robustbench_kd.engine.run.run import CLEAN, SMALLER
 from robustbench_kd.tensors import stored_images
-from robustbench_kd.tensors.attack import per_row
+from robustbench_kd.tensors.attack import weighted_mean
 from robustbench_kd.tensors.contracts import Dataset, Logits
 from robustbench_kd.tensors.defence import without_rejection
 from robustbench_kd.tensors.oracle import Oracle
@@ -64,7 +64,7 @@ def clean_pass(
         judgement = judge_answers(answers, weights, batch.images, batch, threat)
         judgement = replace(judgement, rejected=rejected_weight(oracle, answers))
         accepted = without_rejection(answers, batch.labels) if oracle.abstains else answers
-        found.append((per_row(weights, accepted) * accepted).sum(dim=0).float())
+        found.append(weighted_mean(accepted, weights).float())
         return clock.entry(CLEAN, decisions(batch.ids, judgement))
 
     entries = list(in_batches(list(range(len(data))), batch_size, classify))

@@ -166,6 +166,13 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
+def weighted_mean(parts: Tensor, weights: Tensor | None) -> Tensor:
+    """Returns the mean over the first dimension, under weights `(m,)` with sum 1 where given."""
+    if weights is None:
+        return parts.mean(dim=0)
+    return (per_row(weights, parts) * parts).sum(dim=0)
+
+
 def _marks(field: Field[Any]) -> set[str]:
     return set(getattr(field.type, "__metadata__", ()))
 

@@ -33,7 +33,7 @@ from robustbench_kd.engine.passes.meter import EntryClock
 from robustbench_kd.engine.passes.search import Objective, Reply, Search
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
 from robustbench_kd.engine.run.run import Run
-from robustbench_kd.tensors.attack import AttackState, Rows, begin_at_random, per_row
+from robustbench_kd.tensors.attack import AttackState, Rows, begin_at_random, per_row, weighted_mean
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels, Logits
 from robustbench_kd.tensors.defence import EXPECTED, OWN, Key, Surface, without_rejection
 from robustbench_kd.tensors.geometry import inside
@@ -164,7 +164,7 @@ def _scored(run: Run, clean: Dataset, points: Images) -> list[RejectionScore]:
     predictions = answers.argmax(dim=2)
     rejecting = answers.shape[2] - 1
     rejects = predictions == rejecting
-    mean_logits = (per_row(weights, answers) * answers).sum(dim=0)
+    mean_logits = weighted_mean(answers, weights)
     prediction = mean_logits[:, :-1].argmax(dim=1)
 
     columns = (

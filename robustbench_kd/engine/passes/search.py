@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_kd.tensors.attack import AttackState, per_row, take
+from robustbench_kd.tensors.attack import AttackState, take, weighted_mean
 from robustbench_kd.tensors.contracts import Images, Logits
 from robustbench_kd.tensors.defence import Answer, Key, without_rejection
 from robustbench_kd.tensors.meter import Meter
@@ -173,17 +173,11 @@ class Search:
         values = [objective(state, logits) for logits in answers.unbind()]
         if len(values) == 1:
             return values[0]
-        return self._mean(torch.stack(values))
+        return weighted_mean(torch.stack(values), self.weights)
 
     def _reply(self, answers: Tensor, values: Tensor, gradient: Tensor | None) -> Reply:
-        logits = answers[0] if len(answers) == 1 else self._mean(answers)
+        logits = answers[0] if len(answers) == 1 else weighted_mean(answers, self.weights)
         return Reply(logits, values, gradient, answers)
-
-    def _mean(self, parts: Tensor) -> Tensor:
-        """Returns the weighted mean over the first dimension."""
-        if self.weights is None:
-            return parts.mean(dim=0)
-        return (per_row(self.weights, parts) * parts).sum(dim=0)
 
     def _count(self, start: float, *, forwards: int, backwards: int = 0) -> None:
         self.meter.add(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustbench_kd.tensors import keyed_random
-from robustbench_kd.tensors.attack import per_row
+from robustbench_kd.tensors.attack import weighted_mean
 from robustbench_kd.tensors.contracts import Images, Labels, Logits
 from robustbench_kd.tensors.defence import (
     Key,
@@ -104,9 +104,8 @@ def _mean_answer(surface: Surface, ids: Tensor, seed: int) -> Ask:
         answers = surface.answer(points, _key(ids[rows], seed))
         if answers.ndim == 2:
             return answers
-        if surface.weights is None:
-            return answers.mean(dim=0)
-        return (per_row(surface.weights.to(answers), answers) * answers).sum(dim=0)
+        weights = None if surface.weights is None else surface.weights.to(answers)
+        return weighted_mean(answers, weights)
 
     return answer
 
