@@ -30,7 +30,7 @@ from robustbench_kd.engine.judging.rescore import DRAWS, SCORE_STREAM
 from robustbench_kd.engine.passes import surfaces
 from robustbench_kd.engine.passes.batching import in_batches
 from robustbench_kd.engine.passes.meter import EntryClock
-from robustbench_kd.engine.passes.search import Objective, Reply, Search
+from robustbench_kd.engine.passes.search import Objective, Reply, search_on
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
 from robustbench_kd.engine.run.run import Run
 from robustbench_kd.tensors.attack import AttackState, Rows, begin_at_random, per_row, weighted_mean
@@ -219,7 +219,7 @@ def _attacked(run: Run, stage: str, clean: Dataset, logits: Logits) -> Images:
     ids = torch.tensor(clean.ids, device=device)
     rows = Rows(images, labels, logits.to(device), ids, torch.zeros_like(ids))
 
-    search = _search(run, _surface(run, stage))
+    search = search_on(_surface(run, stage), run.oracle)
     state = begin_at_random(_ATTACK, rows, run.threat, run.seed)
     best = images
     rank = images.new_full((2, len(images)), -torch.inf)
@@ -238,11 +238,6 @@ def _attacked(run: Run, stage: str, clean: Dataset, logits: Logits) -> Images:
         state = state.tell(reply.logits, reply.values, reply.gradient)
 
     return best.cpu()
-
-
-def _search(run: Run, surface: Surface) -> Search:
-    weights = None if surface.weights is None else surface.weights.to(run.oracle.device)
-    return Search(surface.answer, weights=weights, passes=surface.passes, meter=run.oracle.meter)
 
 
 def _rank(reply: Reply, labels: Labels) -> Tensor:

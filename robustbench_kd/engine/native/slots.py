@@ -22,7 +22,7 @@ from robustbench_kd.engine.native.patience import Patience
 from robustbench_kd.engine.native.queue import Ints, Queue
 from robustbench_kd.engine.native.slot_rows import Bools, SlotRows
 from robustbench_kd.engine.native.worst_so_far import WorstSoFar
-from robustbench_kd.engine.passes.search import Search
+from robustbench_kd.engine.passes.search import Search, search_on
 from robustbench_kd.engine.passes.speedups import reduced_precision
 from robustbench_kd.engine.run.run import Run
 from robustbench_kd.engine.run.stages import Stage
@@ -283,16 +283,11 @@ class SlotBatch:
 
 
 def _search(run: Run, stage: Stage) -> Search:
-    surface = stage.surface
-    device = run.oracle.device
-    weights = None if surface.weights is None else surface.weights.to(device)
-    return Search(
-        surface.answer,
-        weights=weights,
-        passes=surface.passes,
-        meter=run.oracle.meter,
+    return search_on(
+        stage.surface,
+        run.oracle,
         abstains=run.oracle.abstains,
-        within=partial(reduced_precision, run.plan.request.speedups, device),
+        within=partial(reduced_precision, run.plan.request.speedups, run.oracle.device),
     )
 
 

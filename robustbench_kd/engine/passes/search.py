@@ -17,9 +17,9 @@ from torch import Tensor
 
 from robustbench_kd.tensors.attack import AttackState, take, weighted_mean
 from robustbench_kd.tensors.contracts import Images, Logits
-from robustbench_kd.tensors.defence import Answer, Key, without_rejection
+from robustbench_kd.tensors.defence import Answer, Key, Surface, without_rejection
 from robustbench_kd.tensors.meter import Meter
-from robustbench_kd.tensors.oracle import guarded
+from robustbench_kd.tensors.oracle import Oracle, guarded
 from robustbench_kd.tensors.undefined import settled
 
 Objective: TypeAlias = Callable[[AttackState, Logits], Tensor]
@@ -185,6 +185,25 @@ class Search:
             backwards=self._passes * backwards,
             model_seconds=time.perf_counter() - start,
         )
+
+
+def search_on(
+    surface: Surface,
+    oracle: Oracle,
+    *,
+    abstains: bool = False,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Search:
+    """Returns a search on a surface, whose passes are counted with those of the defence."""
+    weights = None if surface.weights is None else surface.weights.to(oracle.device)
+    return Search(
+        surface.answer,
+        weights=weights,
+        passes=surface.passes,
+        meter=oracle.meter,
+        abstains=abstains,
+        within=within,
+    )
 
 
 def _gradient(values: Tensor, points: Images) -> Tensor:
