@@ -9,7 +9,8 @@ from torch import nn
 
 from robustbench_kd.checkpoints._text import one_line, pairs
 from robustbench_kd.checkpoints.imports import find_code, import_path, is_factory
-from robustbench_kd.checkpoints.state import State, fit
+from robustbench_kd.checkpoints.state import fit
+from robustbench_kd.checkpoints.statistics import State
 from robustbench_kd.core.errors import CheckpointError, RkdError, UsageError, unknown_name
 from robustbench_kd.core.plugins import components, find, module
 

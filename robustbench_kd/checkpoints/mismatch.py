@@ -1,13 +1,8 @@
 """Says why a state dict does not fit a network."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from robustbench_kd.checkpoints._text import listed
 from robustbench_kd.checkpoints.names import fits, required
-
-State = Mapping[str, Tensor]
+from robustbench_kd.checkpoints.statistics import State
 
 
 def mismatch(state: State, expected: State) -> str:

@@ -5,7 +5,7 @@ norm, and wrappers of wrappers. Whatever is done is noted; nothing is guessed wh
 a file would fit.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,10 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from robustbench_kd.checkpoints._text import listed, one_line
 from robustbench_kd.checkpoints.card import Normalisation
-from robustbench_kd.checkpoints.statistics import is_statistic, take_normalisation
+from robustbench_kd.checkpoints.statistics import State, is_statistic, take_normalisation
 from robustbench_kd.core.errors import CheckpointError
 
-State = Mapping[str, Tensor]
 _COUNTERS = frozenset({"total_ops", "total_params", "n_averaged"})  # of thop and of averaging
 _BESIDE = frozenset(
     ["criterion", "loss", "loss_fn", "loss_function", "metrics", "sub_block1"]
@@ -66,6 +65,11 @@ def fits(value: Tensor, expected: Tensor) -> bool:
     return is_lazy(expected) or value.shape == expected.shape
 
 
+def averaged_beside(key: str) -> str:
+    """Returns the note for averaged weights beside the ones that are taken."""
+    return f"the file also holds averaged weights: --weights-key {key} takes them"
+
+
 # A network under a prefix.
 
 
@@ -109,12 +113,8 @@ def _chosen(olds: list[str], state: State) -> tuple[str, list[str]]:
             "choose one with --weights-key"
         )
 
-    notes = []
-    for old in olds:
-        if old not in kept:
-            key = one_line(old.rstrip("."))
-            notes.append(f"the file also holds averaged weights: --weights-key {key} takes them")
-    return kept[0], notes
+    averaged = [one_line(old.rstrip(".")) for old in olds if old not in kept]
+    return kept[0], [averaged_beside(key) for key in averaged]
 
 
 def _same(state: State, one: str, other: str) -> bool:

@@ -1,16 +1,11 @@
 """Compares the number types of a file's tensors with those of a network."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from robustbench_kd.checkpoints._text import listed
+from robustbench_kd.checkpoints.statistics import State
 from robustbench_kd.core.errors import CheckpointError
 
 
-def check_types(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str
-) -> list[str]:
+def check_types(state: State, expected: State, *, source: str) -> list[str]:
     """Returns a note where the file stores fewer bits than the network computes with.
 
     Raises `CheckpointError` for integers in place of floats: their scale is kept elsewhere, so the

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from robustbench_kd.checkpoints._text import listed, one_line
 from robustbench_kd.checkpoints.card import Normalisation
 from robustbench_kd.checkpoints.mismatch import mismatch
-from robustbench_kd.checkpoints.names import fit_names, fits
+from robustbench_kd.checkpoints.names import averaged_beside, fit_names, fits
 from robustbench_kd.checkpoints.precision import check_types
+from robustbench_kd.checkpoints.statistics import State
 from robustbench_kd.checkpoints.weights import WHOLE_MODULE, Inert
 from robustbench_kd.core.errors import CheckpointError, reason, unknown_name
 
-State = Mapping[str, Tensor]
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "swa_model", "swa_state_dict")
 _USUAL = frozenset({*_WRAPPERS, *_AVERAGED})
@@ -237,8 +237,7 @@ def _wrapper(content: Mapping[Any, Any], where: str) -> tuple[str, list[str]]:
     plain = _present(content, _WRAPPERS, Mapping | list | tuple | Inert)
     averaged = _present(content, _AVERAGED, Mapping)
     if plain:
-        also = "the file also holds averaged weights: --weights-key {} takes them"
-        return plain[0], [also.format(name) for name in averaged]
+        return plain[0], [averaged_beside(name) for name in averaged]
     if averaged:
         return averaged[0], ["these are averaged weights"]
     raise CheckpointError(

@@ -9,10 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from robustbench_kd.cli._failures import own_error
-from robustbench_kd.core.errors import (
-    RkdError,
-    unknown_name,
-)
+from robustbench_kd.core.errors import unknown_name
 from robustbench_kd.core.plugins import components
 from robustbench_kd.core.text import printable
 
@@ -65,8 +62,6 @@ class Commands(click.Group):
         except click.UsageError as error:
             where = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
             _fail(error.format_message() + where, error.exit_code)
-        except RkdError as error:
-            _fail(str(error), error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             # Python started by -m remembers an interrupt inside exec, which imports use, and would
             # end by the signal: this makes it forget.

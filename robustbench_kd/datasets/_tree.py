@@ -85,9 +85,10 @@ def _annotated(path: Path) -> Tree:
 
 
 def _class_folders(path: Path) -> Tree:
-    folders = [entry.name for entry in os.scandir(path) if entry.is_dir()]
-    skipped = sorted(entry.name for entry in os.scandir(path) if _is_hidden(entry.name))
-    names = class_order([name for name in folders if not _is_hidden(name)])
+    entries = list(os.scandir(path))
+    skipped = sorted(entry.name for entry in entries if _is_hidden(entry.name))
+    seen = [entry for entry in entries if not _is_hidden(entry.name)]
+    names = class_order([entry.name for entry in seen if entry.is_dir()])
     _require_two(path, names)
 
     files: list[Path] = []

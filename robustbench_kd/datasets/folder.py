@@ -30,6 +30,7 @@ from robustbench_kd.datasets._torchvision import import_torchvision
 from robustbench_kd.datasets._tree import Tree, list_tree
 from robustbench_kd.tensors import keyed_random
 from robustbench_kd.tensors.contracts import DataRequest, Dataset
+from robustbench_kd.tensors.ranks import rank_in_class
 
 ARGUMENT = "PATH[@SIZE][@grey][@classes=FILE]"
 
@@ -120,13 +121,8 @@ def _spread(labels: Tensor, n: int) -> Tensor:
     rows = torch.arange(len(labels))
     keys = keyed_random.uniform(_SEED, "datasets/folder", rows, rows * 0, 0, 1)[:, 0]
     order = keys.argsort(stable=True)
-    turns = torch.empty_like(rows)
-    taken: dict[int, int] = {}
-    for row in order.tolist():
-        label = int(labels[row])
-        turns[row] = taken.get(label, 0)
-        taken[label] = taken.get(label, 0) + 1
-    chosen = order[turns[order].argsort(stable=True)][:n]
+    turns = rank_in_class(labels[order])
+    chosen = order[turns.argsort(stable=True)][:n]
     return chosen.sort().values
 
 

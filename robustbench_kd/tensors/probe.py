@@ -57,10 +57,7 @@ def differentiated(
             logits = ask(points)
             values = objective(logits)
             (gradient,) = torch.autograd.grad(values.sum(), points)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a model is a person's own code and can raise anything
+    except (Exception, SystemExit) as error:  # foreign code can raise anything, and exit, too
         if is_out_of_memory(error):
             raise
         raise NoGradientError(reason(error)) from error

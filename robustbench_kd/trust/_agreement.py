@@ -7,6 +7,7 @@ from scipy.special import bdtr, gammainc
 from torch import Tensor
 
 from robustbench_kd.tensors.contracts import Labels
+from robustbench_kd.tensors.ranks import rank_in_class
 
 _RARE = 0.05
 # A network that is worth an evaluation makes at least so much of the way from chance to perfect.
@@ -69,7 +70,7 @@ def right_after_renaming(predictions: Tensor, labels: Labels) -> Tensor:
     A renaming that is fitted to the same images flatters: with one image of each class it makes
     all of them right.
     """
-    folds = _rank_in_class(labels) % _FOLDS
+    folds = rank_in_class(labels) % _FOLDS
     right = torch.zeros(len(labels), dtype=torch.bool)
     for fold in torch.unique(folds):
         inside = folds == fold
@@ -79,13 +80,3 @@ def right_after_renaming(predictions: Tensor, labels: Labels) -> Tensor:
         wanted = torch.tensor([names.get(label, -1) for label in labels[inside].tolist()])
         right[inside] = predictions[inside] == wanted
     return right
-
-
-def _rank_in_class(labels: Labels) -> Tensor:
-    """Returns how many earlier images have the label of an image, int64 `(n,)`."""
-    order = labels.argsort(stable=True)
-    counts = torch.bincount(labels)
-    starts = counts.cumsum(dim=0) - counts
-    ranks = torch.empty_like(labels)
-    ranks[order] = torch.arange(len(labels)) - starts[labels[order]]
-    return ranks

@@ -30,6 +30,15 @@ def examples_after(model, data, folder, **options):
     return (evaluate(request(model, data, **options), folder).folder / EXAMPLES).read_text()
 
 
+def assert_interrupted_and_resumed(model, data, folder):
+    """Asserts that a run has an interrupted record, and goes on to what a fresh run decides."""
+    (run,) = folder.glob("*/*")
+    assert json.loads((run / RECORD).read_text())["status"] == "interrupted"
+    assert examples_after(model, data, folder, batch_size=8) == examples_after(
+        model, data, folder / "again", batch_size=8
+    )
+
+
 def test_where_memory_ends_the_batch_is_halved_and_nothing_else_changes(tmp_path):
     model = conv()
     data = images_for(model, wrong=3)
@@ -60,11 +69,7 @@ def test_an_image_that_does_not_fit_ends_the_run_resumably(tmp_path):
     with pytest.raises(IncompleteError, match="out of memory with a batch of one image") as caught:
         evaluate(request(full, data, batch_size=8), tmp_path)
     assert caught.value.exit_code == 4
-    (folder,) = tmp_path.glob("*/*")
-    assert json.loads((folder / RECORD).read_text())["status"] == "interrupted"
-    assert examples_after(model, data, tmp_path, batch_size=8) == examples_after(
-        model, data, tmp_path / "again", batch_size=8
-    )
+    assert_interrupted_and_resumed(model, data, tmp_path)
 
 
 def test_a_model_that_fails_in_the_middle_keeps_what_was_decided(tmp_path):
@@ -74,11 +79,7 @@ def test_a_model_that_fails_in_the_middle_keeps_what_was_decided(tmp_path):
     with pytest.raises(ModelError, match="lost its way") as caught:
         evaluate(request(broken, data, batch_size=8), tmp_path)
     assert caught.value.exit_code == 2
-    (folder,) = tmp_path.glob("*/*")
-    assert json.loads((folder / RECORD).read_text())["status"] == "interrupted"
-    assert examples_after(model, data, tmp_path, batch_size=8) == examples_after(
-        model, data, tmp_path / "again", batch_size=8
-    )
+    assert_interrupted_and_resumed(model, data, tmp_path)
 
 
 def test_a_model_that_fails_at_once_leaves_no_record(tmp_path):

@@ -61,8 +61,7 @@ def judge(
     candidates = candidates.detach().float().cpu()
     in_box = candidates.nan_to_num().clamp(0, 1)
     ids = torch.tensor(clean.ids)
-    labels = clean.labels
-    answers = oracle.answers(in_box, ids, stream=stream, draws=draws, attacked=labels)
+    answers = oracle.answers(in_box, ids, stream=stream, draws=draws, attacked=clean.labels)
 
     accepted = without_rejection(answers, clean.labels) if oracle.abstains else answers
     weights = oracle.weights(len(accepted))

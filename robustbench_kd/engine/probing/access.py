@@ -42,10 +42,7 @@ def one_draw(oracle: Oracle, ids: Tensor, labels: Labels, seed: int) -> Ask:
 
     Each image keeps its draw of a randomized defence, or its member of a finite ensemble.
     """
-    ask = _one_draw(oracle, ids, seed)
-    if oracle.abstains:
-        ask = _accepting(ask, labels)
-    return _settled(ask, labels)
+    return _credited(_one_draw(oracle, ids, seed), oracle, labels)
 
 
 def declared_surfaces(
@@ -56,10 +53,8 @@ def declared_surfaces(
         declared = oracle.model.surfaces() if isinstance(oracle.model, Surfaced) else []
     asks = {}
     for surface in declared[:_MOST_SURFACES]:
-        ask = _mean_answer(surface, ids, seed)
-        if oracle.abstains:
-            ask = _accepting(ask, labels)
-        asks[surface.name] = (_settled(ask, labels), surface.passes)
+        ask = _credited(_mean_answer(surface, ids, seed), oracle, labels)
+        asks[surface.name] = (ask, surface.passes)
     return asks
 
 
@@ -110,14 +105,19 @@ def _mean_answer(surface: Surface, ids: Tensor, seed: int) -> Ask:
     return answer
 
 
-def _accepting(ask: Ask, labels: Labels) -> Ask:
-    """Returns the same function without the column for "rejected"."""
-    return lambda points, rows: without_rejection(ask(points, rows), labels[rows])
+def _credited(ask: Ask, oracle: Oracle, labels: Labels) -> Ask:
+    """Returns the same function where what says nothing of the class is an answer for the label.
 
+    That is a rejection, whose column is taken away, and an answer that is no number.
+    """
 
-def _settled(ask: Ask, labels: Labels) -> Ask:
-    """Returns the same function where an answer that is no number is one for the label."""
-    return lambda points, rows: settled(ask(points, rows), labels[rows])[0]
+    def answer(points: Images, rows: Tensor) -> Logits:
+        logits = ask(points, rows)
+        if oracle.abstains:
+            logits = without_rejection(logits, labels[rows])
+        return settled(logits, labels[rows])[0]
+
+    return answer
 
 
 def _key(ids: Tensor, seed: int) -> Key:

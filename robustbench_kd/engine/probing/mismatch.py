@@ -14,6 +14,7 @@ from robustbench_kd.core.records import Finding
 from robustbench_kd.engine.passes.batching import with_fewer
 from robustbench_kd.engine.passes.meter import EntryClock
 from robustbench_kd.engine.probing.checkup import offered
+from robustbench_kd.tensors.attack import weighted_mean
 from robustbench_kd.tensors.clean_answers import Altered, CleanAnswers
 from robustbench_kd.tensors.contracts import Dataset, Images, Logits
 from robustbench_kd.tensors.oracle import Oracle
@@ -146,8 +147,8 @@ def _predicted(oracle: Oracle, sample: Dataset, images: Images, outputs: int) ->
         found = []
         for rows in torch.split(torch.arange(len(ids)), size):
             answers = oracle.answers(images[rows], ids[rows], stream=_STREAM, draws=1)
-            weights = oracle.weights(len(answers)).view(-1, 1, 1)
-            found.append((weights * answers).sum(dim=0)[:, :outputs].argmax(dim=1))
+            mean = weighted_mean(answers, oracle.weights(len(answers)))
+            found.append(mean[:, :outputs].argmax(dim=1))
         return torch.cat(found)
 
     try:

@@ -30,12 +30,19 @@ _WRAPPER = "in its factory, say model.register_forward_hook(lambda model, images
 Place: TypeAlias = str | int
 
 
-class Picked(nn.Module):
+class _Around(nn.Module):
+    """Another form of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+class Picked(_Around):
     """A model whose output holds its logits at a place: a key, an attribute or a number."""
 
     def __init__(self, model: nn.Module, place: Place) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.place = place
 
     def forward(self, images: Images) -> Logits:
@@ -44,12 +51,8 @@ class Picked(nn.Module):
         return logits
 
 
-class Fresh(nn.Module):
+class Fresh(_Around):
     """A model that writes into its argument, and is given a copy of the images every time."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, images: Images) -> Logits:
         """Maps images `(n, c, h, w)` to logits `(n, classes)`."""
@@ -57,12 +60,8 @@ class Fresh(nn.Module):
         return logits
 
 
-class Rows(nn.Module):
+class Rows(_Around):
     """A model whose logits lack the batch axis for one image, or have more axes of length one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, images: Images) -> Logits:
         """Maps images `(n, c, h, w)` to logits `(n, classes)`."""
@@ -70,12 +69,8 @@ class Rows(nn.Module):
         return logits.unsqueeze(0) if logits.ndim == 1 else logits.flatten(1)
 
 
-class TwoClasses(nn.Module):
+class TwoClasses(_Around):
     """A model of two classes whose one logit is positive for class 1."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, images: Images) -> Logits:
         """Maps images `(n, c, h, w)` to logits `(n, 2)`."""
