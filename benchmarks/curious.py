@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from markdown_table import printed
 from torch import nn
 
 from robustbench_kd.checkpoints.composite import build_family
@@ -117,13 +118,10 @@ def main() -> None:
         sys.exit("RKD_TEST_DATA names no folder with the real networks")
     data, examples = Path(folder), int(sys.argv[1]) if len(sys.argv) > 1 else 20
     images = open_dataset(f"npz:{data / 'cifar10_test_1000.npz'}", limit=examples)
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{' --- |' * len(HEADINGS)}"]
-    for case in CASES:
-        for subject in defences(case, data):
-            lines.append(f"| {' | '.join(row(subject, case, images))} |")
-            print(lines[-1], flush=True)
+    rows = (row(subject, case, images) for case in CASES for subject in defences(case, data))
+    table = printed(HEADINGS, ["---"] * len(HEADINGS), rows)
     BUILD.mkdir(exist_ok=True)
-    (BUILD / "curious.md").write_text("\n".join(lines) + "\n")
+    (BUILD / "curious.md").write_text(table)
 
 
 if __name__ == "__main__":

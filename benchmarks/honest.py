@@ -9,11 +9,11 @@ finished ones are not repeated.
 """
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from markdown_table import printed
 from torch import nn
 
 from robustbench_kd.checkpoints.subject import Choices
@@ -46,7 +46,7 @@ HEADINGS = (
     "restored",
     "look",
 )
-RULE = "| --- | --- | --: | --: | --: | --: | --: | --: |"
+RULE = ("---", "---", *["--:"] * 6)
 
 
 def vision_transformer() -> nn.Module:
@@ -115,19 +115,9 @@ def row(case: Case) -> tuple[str, ...]:
     )
 
 
-def lines() -> Iterator[str]:
-    yield f"| {' | '.join(HEADINGS)} |"
-    yield RULE
-    for case in cases():
-        yield f"| {' | '.join(row(case))} |"
-
-
 def main() -> None:
-    written = []
-    for line in lines():
-        print(line, flush=True)
-        written.append(line)
-    (BUILD / "honest.md").write_text("\n".join(written) + "\n")
+    table = printed(HEADINGS, RULE, map(row, cases()))
+    (BUILD / "honest.md").write_text(table)
 
 
 if __name__ == "__main__":

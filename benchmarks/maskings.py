@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from markdown_table import printed
 from torch import nn
 
 from robustbench_kd.checkpoints.subject import Choices, Subject
@@ -61,7 +62,7 @@ HEADINGS = (
     "passes",
     "verdict",
 )
-RULE = "| --- | --: | --: | --: | --: | --- | --: | --: | --- |"
+RULE = ("---", *["--:"] * 4, "---", "--:", "--:", "---")
 INSIDE = "network inside"
 NEAREST = "nearest stored example"
 STORED = 300
@@ -202,7 +203,7 @@ def row(name: str, record: RunRecord, known: RunRecord | None) -> tuple[str, ...
     )
 
 
-def rows(case: Case, network: str, chosen: list[str]) -> Iterator[str]:
+def rows(case: Case, network: str, chosen: list[str]) -> Iterator[tuple[str, ...]]:
     for name, build in builders(case).items():
         if name in chosen or not chosen:
             slug = f"{network}-{name.replace(' ', '-').replace('.', '')}"
@@ -211,20 +212,16 @@ def rows(case: Case, network: str, chosen: list[str]) -> Iterator[str]:
             known = surface and run(
                 case, f"{slug}-declared", Declaring(defence, surface), "adaptive"
             )
-            yield f"| {' | '.join(row(name, record, known))} |"
+            yield row(name, record, known)
 
 
 def main() -> None:
     network, *chosen = sys.argv[1:] or ["digits"]
     case = {"digits": digits, "resnet2b": resnet2b}[network]()
     BUILD.mkdir(exist_ok=True)
-    lines = [f"| {' | '.join(HEADINGS)} |", RULE]
-    print(*lines, sep="\n")
-    for line in rows(case, network, chosen):
-        print(line, flush=True)
-        lines.append(line)
+    table = printed(HEADINGS, RULE, rows(case, network, chosen))
     if not chosen:
-        (BUILD / f"maskings-{network}.md").write_text("\n".join(lines) + "\n")
+        (BUILD / f"maskings-{network}.md").write_text(table)
 
 
 if __name__ == "__main__":
