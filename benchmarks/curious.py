@@ -19,7 +19,7 @@ from torch import nn
 from robustbench_kd.checkpoints.composite import build_family
 from robustbench_kd.checkpoints.subject import Choices, Subject
 from robustbench_kd.checkpoints.target import describe, load
-from robustbench_kd.core.records import Accuracy, RunRecord
+from robustbench_kd.core.records import Accuracy, RunRecord, verdict_words
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
@@ -105,7 +105,7 @@ def row(subject: Subject, case: Case, images: Dataset) -> tuple[str, ...]:
     shown = [
         percent(value) for value in (adaptive.clean, package.robust, expected, adaptive.robust)
     ]
-    return subject.name, case.threat, str(len(images)), *shown, package.verdict or ""
+    return subject.name, case.threat, str(len(images)), *shown, verdict_words(package.verdict or "")
 
 
 def percent(accuracy: Accuracy) -> str:

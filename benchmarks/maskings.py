@@ -22,7 +22,7 @@ from torch import nn
 
 from robustbench_kd.checkpoints.subject import Choices, Subject
 from robustbench_kd.checkpoints.target import describe, load
-from robustbench_kd.core.records import RunRecord
+from robustbench_kd.core.records import RunRecord, verdict_words
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.datasets import open_dataset
@@ -199,7 +199,7 @@ def row(name: str, record: RunRecord, known: RunRecord | None) -> tuple[str, ...
         ", ".join(sorted(one.removeprefix("found-") for one in surfaces)) or "-",
         f"{100 * known.robust.value:.1f}" if known else "-",
         f"{record.forwards + record.backwards:,}",
-        record.verdict or "",
+        verdict_words(record.verdict or ""),
     )
 
 
