@@ -25,7 +25,8 @@ class Target:
     """A checkpoint that is described but not loaded; the data set fills empty fields.
 
     A composed defence has `parts` and no architecture. Its arguments are those of its family, and
-    its weights do not include those of its parts.
+    its weights do not include those of its parts. `text` names it alone, also where a folder was
+    given.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Target:
     family: str = "classifier"
     card: Card | None = None
     parts: tuple["Target", ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)

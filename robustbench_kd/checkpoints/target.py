@@ -33,19 +33,23 @@ def describe(text: str, choices: Choices) -> list[Target]:
 
     Raises `UsageError` or `CheckpointError` for anything else.
     """
+    if _library(text) not in ZOOS and Path(text).is_dir():
+        return _from_folder(Path(text), choices)
+    return [replace(_describe_one(text, choices), text=text)]
+
+
+def _describe_one(text: str, choices: Choices) -> Target:
     library, _, identifier = text.partition(":")
     if library in ZOOS and identifier:
-        return [_from_code(identifier.rpartition("/")[2], text, choices)]
+        return _from_code(identifier.rpartition("/")[2], text, choices)
 
     path = Path(text)
-    if path.is_dir():
-        return _from_folder(path, choices)
     if path.suffix == ".toml":
-        return [_from_card(path, choices)]
+        return _from_card(path, choices)
     if path.exists() or path.suffix in WEIGHTS_SUFFIXES or is_index(path):
-        return [_from_weights(path, choices)]
+        return _from_weights(path, choices)
     if is_factory(text):
-        return [_from_code(text.rpartition(":")[2], text, choices)]
+        return _from_code(text.rpartition(":")[2], text, choices)
     raise UsageError(
         f"'{text}' is not a file; a target is a card, a weights file, a folder, robustbench:ID, "
         "timm:ID, torchvision:ID, module:factory or file.py:factory"
@@ -105,7 +109,9 @@ def _load_classifier(target: Target, classes: int, shape: tuple[int, int, int]) 
         architecture=_spelled(target.architecture, target.arguments),
         normalisation=normalisation,
         checkpoint_sha256=_weights_digest(target, network),
-        code_sha256="" if _library(target) in ZOOS else code_digest(target.architecture),
+        code_sha256=""
+        if _library(target.architecture) in ZOOS
+        else code_digest(target.architecture),
         notes=tuple(notes),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
@@ -115,15 +121,15 @@ def _network(
     target: Target, classes: int, shape: tuple[int, int, int]
 ) -> tuple[nn.Module, Normalisation | None]:
     """Returns a published model with its normalisation, or a network with random weights."""
-    library = _library(target)
+    library = _library(target.architecture)
     if library in ZOOS:
         return load_from_zoo(library, target.architecture.partition(":")[2])
     network = build_network(target.architecture, target.arguments, classes=classes, shape=shape)
     return network, None
 
 
-def _library(target: Target) -> str:
-    return target.architecture.partition(":")[0]
+def _library(text: str) -> str:
+    return text.partition(":")[0]
 
 
 def _check_data(target: Target, classes: int, shape: tuple[int, int, int]) -> None:

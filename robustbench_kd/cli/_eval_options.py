@@ -14,6 +14,7 @@ import click
 from robustbench_kd.cli import _options
 from robustbench_kd.core.engines import engine_traits
 from robustbench_kd.core.errors import MissingError, UsageError
+from robustbench_kd.core.records import Source
 from robustbench_kd.core.suites import Suite, parse_suite
 from robustbench_kd.core.threat import Threat, parse_curve
 
@@ -178,6 +179,18 @@ class EvalOptions(
         if self.threats:
             return [parse_curve(text) for text in self.threats]
         return card_curves(target)
+
+    def source(self, target: "Target") -> Source:
+        """Returns where `rkd verify` finds a target and its data again."""
+        return Source(
+            target=target.text,
+            arch=self.arch,
+            arch_arg=self.arch_arg,
+            normalisation=self.normalisation,
+            weights_key=self.weights_key,
+            dataset=self.dataset_of(target),
+            data_dir=str(self.data_dir),
+        )
 
     def open_data(self) -> OpenData:
         """Returns a function that opens a data set by name, once however often it is called."""

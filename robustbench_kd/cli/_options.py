@@ -26,6 +26,8 @@ Argument: TypeAlias = bool | int | float | str | list[bool | int | float | str]
 Command: TypeAlias = Callable[..., None]
 Decorator: TypeAlias = Callable[[Command], Command]
 
+DATA_DIR = Path("data")
+
 
 def typed(kind: Callable[..., T]) -> Callable[[Callable[[T], None]], Command]:
     """Lets a command take one object of a class in place of a keyword argument per option.
@@ -174,7 +176,7 @@ data: Decorator = together(
     click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
-        default=Path("data"),
+        default=DATA_DIR,
         show_default=True,
         help="Where torchvision's data sets lie.",
     ),

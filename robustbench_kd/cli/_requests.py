@@ -51,6 +51,7 @@ def make_request(
         speedups=options.speedups(),
         probes=not options.no_probes,
         saves=options.save_adversarial,
+        source=options.source(target),
         at_least=parse_claim(options.claim) if options.claim else None,
         extra=extra,
     )

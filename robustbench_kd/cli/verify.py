@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +19,7 @@ from robustbench_kd.core.errors import (
 
 if TYPE_CHECKING:
     from robustbench_kd.checkpoints.subject import Target
-    from robustbench_kd.core.records import Identity, RunRecord
+    from robustbench_kd.core.records import Identity, RunRecord, Source
     from robustbench_kd.engine.reverify.checks import Check
     from robustbench_kd.engine.reverify.reverify import Means
 
@@ -30,7 +30,7 @@ class VerifyOptions(_options.DataOptions, _options.LoadingOptions):
 
     run: Path
     target: str
-    checkpoints: Path
+    checkpoints: Path | None
     batch_size: int
     precision: Literal["fp32", "fp64"]
     device: str
@@ -53,9 +53,8 @@ class VerifyOptions(_options.DataOptions, _options.LoadingOptions):
 @click.option(
     "--checkpoints",
     type=click.Path(path_type=Path),
-    default=Path("checkpoints"),
-    show_default=True,
-    help="Folder of the cards among which the run's is looked up if no TARGET is given.",
+    help="Folder of the cards among which the run's is looked up (default: where it was found, "
+    "else checkpoints).",
 )
 @_options.data
 @_options.loading
@@ -74,7 +73,8 @@ class VerifyOptions(_options.DataOptions, _options.LoadingOptions):
 def command(options: VerifyOptions) -> None:
     """Checks the run in a folder by the images that it kept: rkd eval --save-adversarial.
 
-    The data set and the checkpoint must be those of the record. Every stored image must lie in the
+    The data set and the checkpoint must be those of the record, which says where both were found;
+    without it they are looked up among the cards. Every stored image must lie in the
     ball and in the box and have the label of the data set; the defence is asked about it again, and
     about every clean image. Its answers must be those of examples.csv, and give the accuracies of
     run.json. The error rates of a randomized defence on fresh draws must agree with the recorded
@@ -86,13 +86,14 @@ def command(options: VerifyOptions) -> None:
     \b
     Examples:
       rkd verify results/digits-teacher/a0b44a83b99b92c5
-      rkd verify results/net/0123456789abcdef net.pth --arch resnet18 --dataset cifar10
+      rkd verify results/net/0123456789abcdef moved/net.pth --arch resnet18 --dataset cifar10
     """
     from robustbench_kd.checkpoints.target import load
     from robustbench_kd.engine.reverify.reverify import verify
 
     folder, record = _stored(options.run)
     identity = record.identity
+    options = _as_recorded(options, record.source)
     target = _target(identity, options)
     data = options.open_test(
         options.dataset or identity.dataset, identity.examples, _options.class_names(target)
@@ -134,6 +135,45 @@ def _stored(run: Path) -> tuple[Path, "RunRecord"]:
     return folder, record
 
 
+def _as_recorded(options: VerifyOptions, source: "Source") -> VerifyOptions:
+    """Returns the options with the record's words where a person said nothing.
+
+    A record may come from anywhere: the code that it names runs only if it is trusted.
+    """
+    if not options.dataset:
+        options = replace(options, dataset=source.dataset)
+        if options.data_dir == _options.DATA_DIR and source.data_dir:
+            options = replace(options, data_dir=Path(source.data_dir))
+    if options.target or options.checkpoints or not _is_there(source.target):
+        return options
+
+    code = _code_named(source)
+    if code and not options.trust_code:
+        raise UsageError(
+            f"the record names code, {code}: read it, then give --trust-code to run it, or name a "
+            "TARGET"
+        )
+    return replace(
+        options,
+        target=source.target,
+        arch=options.arch or source.arch,
+        arch_arg=(*source.arch_arg, *options.arch_arg),
+        normalisation=options.normalisation or source.normalisation,
+        weights_key=options.weights_key or source.weights_key,
+    )
+
+
+def _is_there(target: str) -> bool:
+    """Tells whether a recorded target can be asked: a file that still exists, code or an id."""
+    return ":" in target or Path(target or "-").exists()
+
+
+def _code_named(source: "Source") -> str:
+    from robustbench_kd.checkpoints.imports import is_factory
+
+    return next((name for name in (source.arch, source.target) if is_factory(name)), "")
+
+
 def _target(identity: "Identity", options: VerifyOptions) -> "Target":
     """Returns the target that was given, else the card with the run's weights or name."""
     from robustbench_kd.checkpoints.target import describe
@@ -151,7 +191,7 @@ def _target(identity: "Identity", options: VerifyOptions) -> "Target":
     best = max(_cards(options), key=likeness, default=None)
     if best is None or not any(likeness(best)):
         raise UsageError(
-            f"which checkpoint is '{identity.model}'? No card in '{options.checkpoints}' has its "
+            f"which checkpoint is '{identity.model}'? No card in '{_folder(options)}' has its "
             "name or weights: give it as TARGET, or name another folder by --checkpoints"
         )
     return best
@@ -161,11 +201,15 @@ def _likeness(identity: "Identity", target: "Target") -> tuple[bool, bool]:
     return target.sha256 == identity.checkpoint_sha256, target.name == identity.model
 
 
+def _folder(options: VerifyOptions) -> Path:
+    return options.checkpoints or Path("checkpoints")
+
+
 def _cards(options: VerifyOptions) -> Iterator["Target"]:
     """Yields what the cards of a folder describe, without those that cannot be read."""
     from robustbench_kd.checkpoints.target import describe
 
-    for card in sorted(options.checkpoints.glob("*.toml")):
+    for card in sorted(_folder(options).glob("*.toml")):
         with suppress(CheckpointError):
             yield from describe(str(card), options.choices())
 

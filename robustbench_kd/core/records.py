@@ -242,6 +242,21 @@ class StageResult(Frozen):
         return self.forwards + self.backwards
 
 
+class Source(Frozen):
+    """Where the model and the data were found: the options of `rkd eval` as they were typed.
+
+    It changes no verdict and no run id. `rkd verify` looks for both there again.
+    """
+
+    target: str = ""
+    arch: str = ""
+    arch_arg: tuple[str, ...] = ()
+    normalisation: str = ""
+    weights_key: str = ""
+    dataset: str = ""
+    data_dir: str = ""
+
+
 class RunRecord(Frozen):
     """`run.json`: one evaluation of one defence under one threat with one suite.
 
@@ -272,6 +287,7 @@ class RunRecord(Frozen):
     verdict: Verdict | None = None
     parameters: int = 0
     environment: dict[str, str] = Field(default_factory=dict)
+    source: Source = Source()
 
     @property
     def clean_value(self) -> float:

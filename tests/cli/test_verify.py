@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from robustbench_kd.core.rundir import ADVERSARIAL, EXAMPLES, RECORD
@@ -323,3 +324,55 @@ def test_the_earlier_result_without_images_is_said_to_be_evaluated_again(rkd, di
         in rkd("eval", *digits_net, "--save-adversarial").stderr
     )
     assert "stored result" in rkd("eval", *digits_net, "--save-adversarial").stderr
+
+
+# Where the model and the data were
+
+
+@pytest.fixture
+def foreign(rkd, tmp_path, monkeypatch):
+    """A run of a weights file under a key, with a factory and data that only options name."""
+    monkeypatch.chdir(tmp_path)
+    Path("parts").mkdir()
+    Path("parts/net.py").write_text(
+        "from torch import nn\n"
+        "def make(width=1):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(12, width), nn.Linear(width, 2))\n"
+    )
+    state = {
+        "1.weight": torch.eye(12)[:3],
+        "1.bias": torch.zeros(3),
+        "2.weight": torch.tensor([[1.0, 0, 0], [0, 1, 0]]),
+        "2.bias": torch.zeros(2),
+    }
+    torch.save({"ema": state, "epoch": 1}, "parts/net.pth")
+    images = np.zeros((8, 2, 2, 3), dtype=np.uint8)
+    images[:4, 0, 0, 0] = 200
+    images[4:, 0, 0, 1] = 200
+    np.savez("parts/few.npz", images=images, labels=np.repeat([0, 1], 4))
+    asked = ["--arch", "parts/net.py:make", "--arch-arg", "width=3", "--weights-key", "ema"]
+    data = ["--dataset", "npz:parts/few.npz", "--threat", "linf:0.5", "--suite", "apgd-ce"]
+    kept = ["--save-adversarial", "--no-probes", "--results", "out"]
+    told = rkd("eval", "parts/net.pth", *asked, *data, *kept)
+    assert told.code == 0, told.stderr
+    (record,) = Path("out").glob(f"*/*/{RECORD}")
+    return record.parent
+
+
+def test_a_run_says_itself_where_model_and_data_were(rkd, foreign):
+    assert failing(rkd("verify", foreign, "--json", "--trust-code")) == set()
+
+
+def test_code_that_a_record_names_is_not_run_unasked(rkd, foreign):
+    Path("parts/net.py").write_text("raise SystemExit('it ran')")
+    line = rkd("verify", foreign).error(2)
+    assert "parts/net.py:make" in line
+    assert "--trust-code" in line
+
+
+def test_a_model_that_has_moved_is_asked_for(rkd, foreign):
+    Path("parts/net.pth").rename("parts/other.pth")
+    assert "TARGET" in rkd("verify", foreign).error(2)
+    moved = ["parts/other.pth", "--arch", "parts/net.py:make", "--arch-arg", "width=3"]
+    told = rkd("verify", foreign, *moved, "--weights-key", "ema", "--json")
+    assert failing(told) == set()

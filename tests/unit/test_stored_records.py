@@ -24,14 +24,16 @@ SHAPES = {
             "detection",
             "missed",
             "claim",
+            "source",
             "identity.adaptive",
             "identity.carried",
         },
         (500, 0.982, 0.002),
     ),
-    "2-adaptive": ({"detection", "claim"}, (50, 0.976, 0.072)),
-    "3-detection": ({"claim"}, (50, 0.98, 0.82)),
-    "4-claim": (set(), (20, 0.951, 0.294)),
+    "2-adaptive": ({"detection", "claim", "source"}, (50, 0.976, 0.072)),
+    "3-detection": ({"claim", "source"}, (50, 0.98, 0.82)),
+    "4-claim": ({"source"}, (20, 0.951, 0.294)),
+    "5-source": (set(), (20, 0.95, 0.75)),
 }
 
 shapes = pytest.mark.parametrize("shape", SHAPES)

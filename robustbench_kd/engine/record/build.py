@@ -130,6 +130,7 @@ def _record(
         findings=findings,
         parameters=header.parameters,
         environment=header.environment,
+        source=header.source,
         claim=header.claim,
     )
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from robustbench_kd.core.engines import engine_traits
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.records import Claim, Finding, Frozen, Identity, Severity
+from robustbench_kd.core.records import Claim, Finding, Frozen, Identity, Severity, Source
 from robustbench_kd.core.rundir import JOB
 from robustbench_kd.engine.probing.checkup import planned_stage
 from robustbench_kd.engine.run.identity import environment
@@ -30,6 +30,7 @@ class RunHeader(Frozen):
     stages: tuple[FinishedStage, ...]
     parameters: int
     environment: dict[str, str]
+    source: Source = Source()
     findings: list[Finding]
     randomized: bool = False
     members: int = 0
@@ -62,6 +63,7 @@ def header_of(plan: Plan) -> RunHeader:
         stages=tuple(planned_stage(stage, request.threat.norm) for stage in plan.stages),
         parameters=request.subject.parameters,
         environment=environment(request.device),
+        source=request.source,
         findings=[*_training_mode(oracle), *_changed_attacks(plan.changes), *plan.seen],
         randomized=oracle.randomized,
         members=len(oracle.weights(1)) if oracle.randomized and oracle.exact else 0,

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from robustbench_kd.checkpoints.subject import Subject
+from robustbench_kd.core.records import Source
 from robustbench_kd.core.suites import Suite
 from robustbench_kd.core.threat import Threat
 from robustbench_kd.engine.passes.speedups import Speedups
@@ -47,6 +48,7 @@ class Request:
         at_least: A robust accuracy; only so many examples are evaluated as it takes to know whether
             all of them together reach it.
         saves: Whether the images that decide are kept; it changes no verdict and no run id.
+        source: Where the subject and the data were found; it only goes into the record.
     """
 
     subject: Subject
@@ -63,3 +65,4 @@ class Request:
     probes: bool = True
     at_least: float | None = None
     saves: bool = False
+    source: Source = field(default_factory=Source)
