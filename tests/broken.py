@@ -130,6 +130,16 @@ def jpeg():
     return Through(digits("plain"), before=compressed).eval()
 
 
+def clamped():
+    """A clamp that changes nothing, as newer versions of torch have it: no gradient at bounds."""
+
+    def clamp(images):
+        inner = (images > 0) & (images < 1)
+        return torch.where(inner, images, images.detach())
+
+    return Through(digits("small"), clamp).eval()
+
+
 def saturated():
     return Through(digits("plain"), after=lambda logits: logits * 1e4).eval()
 
@@ -238,6 +248,7 @@ def _cosine_transform(size=8):
 BROKEN = {
     rounded: "zero-gradients",
     jpeg: "quantised-input",
+    clamped: "clamped-pixels",
     saturated: "saturated-loss",
     cold: "saturated-loss",
     flat: "saturated-loss",

@@ -14,6 +14,7 @@ from robustbench_kd.tensors.probe import Ask, Probe, differentiated
 
 _ROUNDS = 100  # of random points, one of each kind in each
 _WIDER = (2, 4)
+_INSIDE = 1e-5  # from the borders of the box, where a clamp in a model has no gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,10 @@ class ShortAttacks:
             traces[radius] = self._follow(self.brief, sample.rows, threat=threat, centred=True)
         return traces
 
+    def _inside(self, points: Images, rows: Tensor) -> Logits:
+        """Answers at points that are pulled off the borders of the box."""
+        return self.sample.answer(points * (1 - 2 * _INSIDE) + _INSIDE, rows)
+
     @cached_property
     def broken_by_noise(self) -> Tensor:
         """The survivors with a misclassified random point."""
@@ -160,8 +165,8 @@ class ShortAttacks:
     ) -> Trace:
         """Follows an attack on rows, which leave once they are broken unless they `stay`.
 
-        It begins at a random start, or at the clean images if it is `centred`, and searches on the
-        `part` of that name in place of the defence.
+        It begins at a random start, or at the clean images, off the borders of the box, if it is
+        `centred`, and searches on the `part` in place of the defence.
         """
         sample = self.sample
         threat = threat or sample.threat
@@ -171,7 +176,7 @@ class ShortAttacks:
         if not len(rows):
             return Trace(rows, losses, wrong)
 
-        ask = part or sample.answer
+        ask = part or (self._inside if centred else sample.answer)
         state = self._begun(attack, rows, threat, restart, centred=centred)
         left = torch.arange(len(rows), device=rows.device)
         for step, wants_gradient in enumerate(schedule):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from broken import CHECKPOINTS, digits
+from broken import CHECKPOINTS, Through, digits
 from maskings import MASKINGS, DeepFront, MeanSparse, Nearest, Noisy, Vote, everywhere
 from torch import nn
 from torch.nn import functional
@@ -94,6 +94,18 @@ def test_other_gradients_that_do_no_better_are_not_offered(inside, data, train):
     anatomy = looked_at(made(WINNERS, train), data)
     assert anatomy.own.broken >= inside - SLACK
     assert anatomy.found == ()
+
+
+def test_a_clamp_that_ends_gradients_at_black_and_white_is_gone_past(data):
+    ends = torch.zeros(1, requires_grad=True)
+    ends.clamp(0, 1).backward()
+    if ends.grad:
+        pytest.skip("this version of torch gives a clamp a gradient at its bounds")
+
+    clamped = Through(digits("small"), lambda images: images.clamp(0, 1)).eval()
+    anatomy = looked_at(clamped, data)
+    assert [one.surface.name for one in anatomy.found] == ["found-repaired"]
+    assert anatomy.parts[0].what == "clamp ends or changes the gradient"
 
 
 @pytest.mark.parametrize("name", ["teacher", "plain", "small", "involution", "rslad-0"])

@@ -25,6 +25,7 @@ from robustbench_kd.tensors.oracle import Oracle
 from robustbench_kd.tensors.probe import NoGradientError
 from robustbench_kd.trust import (
     batch_dependence,
+    clamped_pixels,
     gradient_coherence,
     gradient_mismatch,
     loss_gain,
@@ -420,6 +421,34 @@ def test_half_precision_counts_as_rounding_and_single_does_not():
     (found,) = quantised_input.probe(sample(model))
     assert found.check == "quantised-input"
     assert quantised_input.probe(sample(linear())) == []
+
+
+# Pixels at the borders of the box
+
+
+def corner_images(model):
+    """Images half of whose pixels are black or white."""
+    data = images_for(model, n=12, shape=SHAPE)
+    images = torch.where(torch.rand(data.images.shape) < 0.5, data.images.round(), data.images)
+    return replace(data, images=images, labels=model(images).argmax(dim=1))
+
+
+def test_a_clamp_that_ends_the_gradient_of_black_and_white_pixels_is_noticed():
+    def masked_at_bounds(images):  # as the clamp of newer versions of torch
+        inner = (images > 0) & (images < 1)
+        return torch.where(inner, images, images.detach())
+
+    data = corner_images(linear())
+    (found,) = clamped_pixels.probe(sample(Through(linear(), masked_at_bounds).eval(), data))
+    assert found.severity is RED
+    assert "exactly 0 or 1" in found.message
+    assert clamped_pixels.probe(sample(linear(), data)) == []
+
+
+def test_images_without_black_or_white_cost_no_pass():
+    data = images_for(linear(), n=12, shape=SHAPE)
+    probe = sample(linear(), replace(data, images=data.images.clamp(0.2, 0.8)), threat="linf:0.1")
+    assert clamped_pixels.probe(replace(probe, answer=None)) == []
 
 
 # Normalisation

@@ -77,6 +77,22 @@ def _cast(call: Call, out: Tensor) -> Tensor | None:
     return None if out.is_floating_point() else _itself(call, out)
 
 
+def _clamped(call: Call, out: Tensor) -> Tensor | None:
+    """Returns the values that the bounds left as they were.
+
+    Newer versions of torch give no gradient to a value that equals a bound, as every black or white
+    pixel of an image does.
+    """
+    values: Tensor = call.args[0]
+    at_bound = torch.zeros_like(values, dtype=torch.bool)
+    for bound in (*call.args[1:], *call.kwargs.values()):
+        if isinstance(bound, int | float | Tensor) and not isinstance(bound, bool):
+            at_bound |= values == bound
+    if not at_bound.any():
+        return None
+    return torch.where(values == out, values, values.detach())
+
+
 def _sign(call: Call, _out: Tensor) -> Tensor:
     return torch.tanh(call.args[0] / width(call.args[0]))
 
@@ -155,6 +171,7 @@ _TABLES: dict[str, StandIn] = dict.fromkeys(("bucketize", "searchsorted"), _plac
 _STAND_INS: dict[str, StandIn] = {
     **dict.fromkeys(_ROUNDING, _itself),
     **dict.fromkeys(_CASTS, _cast),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max", "hardtanh"), _clamped),
     **dict.fromkeys(("sign", "sgn"), _sign),
     **dict.fromkeys(("floor_divide", "__floordiv__"), _quotient),
     **dict.fromkeys(_DIVISIONS, _rounded_quotient),

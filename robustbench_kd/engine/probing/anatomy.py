@@ -43,7 +43,7 @@ FOUND = "found-"
 _IMAGES = 24
 _STEPS = 15
 _RADII = (1, 2)  # in radii of the threat
-_SAME = 0.98  # cosine from which two gradients are the same
+_SAME = 0.98  # cosine from which two gradients are the same, if they are zero at the same pixels
 _MOST = 2  # surfaces that are attacked at full length
 _MOST_PARTS = 6  # places that a finding names
 _STREAM = "anatomy"
@@ -253,7 +253,8 @@ def _spread(data: Dataset, count: int) -> Dataset:
 def _same(one: Tensor, other: Tensor) -> bool:
     units = [functional.normalize(_scaled(gradient), dim=1) for gradient in (one, other)]
     cosine = (units[0] * units[1]).sum(dim=1)
-    return bool(cosine.median() > _SAME)
+    equal_zeros = ((units[0] == 0) == (units[1] == 0)).float().mean(dim=1)
+    return bool(torch.minimum(cosine, equal_zeros).median() > _SAME)
 
 
 def _scaled(gradient: Tensor) -> Tensor:

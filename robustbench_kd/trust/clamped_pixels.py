@@ -1,0 +1,48 @@
+"""Black and white pixels have no gradient: a clamp within the model ends it."""
+
+from torch import Tensor
+
+from robustbench_kd.core.records import Finding
+from robustbench_kd.tensors.contracts import Images
+from robustbench_kd.tensors.probe import Probe, differentiated, reversed_margin
+from robustbench_kd.trust._grade import Limits, of_sample
+
+_INSIDE = 1e-4  # distance from black and white at which a clamp lets the gradient through
+_SHARE = 0.02  # of the pixels of an image
+_LIMITS = Limits(yellow=0.1, red=0.5)  # no image of any honest network
+
+
+def probe(sample: Probe) -> list[Finding]:
+    """Returns a finding if the gradient of many pixels is zero exactly where they are 0 or 1.
+
+    Newer versions of torch give `clamp(x, 0, 1)` no gradient at its bounds. An attack that has
+    brought a pixel there, or finds it there, cannot move it again. The check looks at random
+    corners of the ball, as attacks do.
+    """
+    points = sample.corners("clamped")
+    saturated = (points == 0) | (points == 1)
+    if not saturated.any():
+        return []
+
+    inside = _gradient(sample, points.clamp(_INSIDE, 1 - _INSIDE))
+    dead = saturated & (_gradient(sample, points) == 0) & (inside != 0)
+    share = dead.flatten(1).float().mean(dim=1)
+    return of_sample(
+        "clamped-pixels",
+        sample,
+        sample.rows[share > _SHARE],
+        _LIMITS,
+        message=f"the gradient of {float(share.mean()):.0%} of the pixels is zero only because "
+        "they are exactly 0 or 1",
+        advice="leave clamp(x, 0, 1) out of the model, images lie in [0, 1] anyway, or run "
+        "--suite standard+adaptive",
+    )
+
+
+def _gradient(sample: Probe, points: Images) -> Tensor:
+    _, _, gradient = differentiated(
+        lambda images: sample.answer(images, sample.rows),
+        points,
+        lambda logits: reversed_margin(logits, sample.labels),
+    )
+    return gradient
