@@ -23,6 +23,26 @@ def mismatch(state: State, expected: State) -> str:
     return ", ".join(parts) + _cause(state, expected, missing or unexpected, differing)
 
 
+def classes_of_head(state: State, expected: State) -> int:
+    """Returns for how many classes a state dict is, where nothing but that does not fit.
+
+    It returns 0 where all fits, or where something else does not.
+    """
+    missing, differing = _unmet(state, expected)
+    if missing or not differing or not _is_head(differing, expected):
+        return 0
+    tails = {(state[name].shape[1:], expected[name].shape[1:]) for name in differing}
+    counts = {state[name].shape[0] for name in differing if state[name].ndim}
+    if len(counts) > 1 or any(found != wanted for found, wanted in tails):
+        return 0
+    return counts.pop()
+
+
+def _is_head(differing: list[str], expected: State) -> bool:
+    """Tells whether only the last layer has another shape."""
+    return set(differing) <= set(list(expected)[-2:])
+
+
 def _unmet(state: State, expected: State) -> tuple[list[str], list[str]]:
     """Returns which expected tensors are missing, and which have another shape."""
     missing: list[str] = []
@@ -46,7 +66,7 @@ def _cause(state: State, expected: State, names: list[str], differing: list[str]
     if names or not differing:
         return "; likely another architecture or other arguments"
     first = next(iter(expected))
-    if set(differing) <= set(list(expected)[-2:]):
+    if _is_head(differing, expected):
         classes = state[differing[-1]].shape[0]
         return (
             f"; likely another number of classes: the file has {classes}, so choose its --dataset, "

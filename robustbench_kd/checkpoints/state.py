@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustbench_kd.checkpoints._text import listed, one_line
 from robustbench_kd.checkpoints.card import Normalisation
-from robustbench_kd.checkpoints.mismatch import mismatch
+from robustbench_kd.checkpoints.mismatch import classes_of_head, mismatch
 from robustbench_kd.checkpoints.names import averaged_beside, fit_names, fits
 from robustbench_kd.checkpoints.precision import check_types
 from robustbench_kd.checkpoints.statistics import State
@@ -97,6 +97,16 @@ def load_state(
     return normalisation, [*found.notes, *notes]
 
 
+def classes_in(found: Found, network: nn.Module) -> int:
+    """Returns for how many classes weights are that fit a network but for this number, else 0."""
+    expected = _tensors(network.state_dict())
+    try:
+        state, _, _ = fit_names(found.state, expected)
+    except CheckpointError:
+        return 0
+    return classes_of_head(state, expected)
+
+
 def fit(state: State, expected: State) -> float:
     """Returns the fraction of expected tensors that the state has by name and shape."""
     try:
@@ -145,6 +155,10 @@ def _descend(content: Any, key: str) -> tuple[Any, list[str], list[str]]:
     notes: list[str] = []
     if key:
         for part in key.split("."):
+            wrapper = "" if path else _wrapper_above(content, part)
+            if wrapper:
+                content = _entered(content, wrapper)
+                path.append(wrapper)
             content = _entered(content, part)
             path.append(part)
 
@@ -156,6 +170,17 @@ def _descend(content: Any, key: str) -> tuple[Any, list[str], list[str]]:
         path.append(part)
         notes += remarks
     return content, path, notes
+
+
+def _wrapper_above(content: Any, part: str) -> str:
+    """Returns the usual key under which a part lies that a user named without it."""
+    if not isinstance(content, Mapping) or part in content:
+        return ""
+    for name in _present(content, _WRAPPERS, Mapping):
+        inner = content[name]
+        if part in inner or any(str(key).startswith(f"{part}.") for key in inner):
+            return name
+    return ""
 
 
 def _is_state(content: Any) -> bool:

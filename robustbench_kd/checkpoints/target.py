@@ -20,7 +20,7 @@ from robustbench_kd.checkpoints.listing import (
 )
 from robustbench_kd.checkpoints.normalisation import parse_normalisation
 from robustbench_kd.checkpoints.sharded import is_index
-from robustbench_kd.checkpoints.state import find_state, fit, load_state
+from robustbench_kd.checkpoints.state import Found, classes_in, find_state, fit, load_state
 from robustbench_kd.checkpoints.subject import Choices, Subject, Target
 from robustbench_kd.checkpoints.weights import read_weights, sha256
 from robustbench_kd.checkpoints.zoo import ZOOS, load_from_zoo
@@ -97,7 +97,13 @@ def _load_classifier(target: Target, classes: int, shape: tuple[int, int, int]) 
     network, carried = _network(target, classes, shape)
     notes: list[str] = []
     if target.weights:
-        carried, notes = _load_weights(target, target.weights, network, classes, shape)
+        found = _found_weights(target, target.weights)
+        more = classes_in(found, network)
+        if more > classes and _takes_classes(target):
+            network, _ = _network(target, more, shape)
+            notes.append(f"took {more:,} classes from the file; the data set has {classes:,}")
+        carried, remarks = _load_weights(found, network, classes, shape)
+        notes += remarks
         network.eval()  # a newly built network says nothing about the mode that its author wants
     normalisation = _one_normalisation(target, carried, shape[0])
 
@@ -148,20 +154,28 @@ def _check_data(target: Target, classes: int, shape: tuple[int, int, int]) -> No
         )
 
 
-def _load_weights(
-    target: Target, weights: Path, network: nn.Module, classes: int, shape: tuple[int, int, int]
-) -> tuple[Normalisation | None, list[str]]:
+def _takes_classes(target: Target) -> bool:
+    """Tells whether the number of classes is free: a factory, a card or a person may fix it."""
+    return not is_factory(target.architecture) and "classes" not in target.arguments
+
+
+def _found_weights(target: Target, weights: Path) -> Found:
     if target.sha256 and sha256(weights) != target.sha256:
         raise CheckpointError(
             f"'{weights}' is not the file its card describes: the sha256 differs; fetch it again"
         )
     content, notes = read_weights(weights)
     found = find_state(content, target.weights_key, source=weights.name)
+    return replace(found, notes=(*notes, *found.notes))
+
+
+def _load_weights(
+    found: Found, network: nn.Module, classes: int, shape: tuple[int, int, int]
+) -> tuple[Normalisation | None, list[str]]:
     hint = ""
     if fit(found.state, network.state_dict()) < 0.5:
         hint = nearest_architecture(found.state, classes=classes, shape=shape)
-    normalisation, remarks = load_state(network, found, hint=hint)
-    return normalisation, [*notes, *remarks]
+    return load_state(network, found, hint=hint)
 
 
 def _one_normalisation(

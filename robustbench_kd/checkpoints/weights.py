@@ -28,6 +28,7 @@ WHOLE_MODULE = (
     "holds a whole pickled module, which only code can rebuild: save its state_dict() instead"
 )
 _MAX_STUBS = 200
+_NPY = b"\x93NUMPY"
 _UNKNOWN = re.compile(r"GLOBAL (\S+)")
 _FILLED = re.compile(
     rf"Can only (SETITEM|append|extend).* got <class '{re.escape(__name__)}\.(.+)'>"
@@ -130,6 +131,8 @@ def read_weights(path: Path) -> Read:
         )
     if head.startswith(b"PK"):
         _check_archive(path)
+    elif head.startswith(_NPY):
+        raise CheckpointError(_numpy_arrays(path, "numpy.load(FILE, allow_pickle=True).item()"))
     elif not head.startswith(pickle.PROTO):
         raise CheckpointError(
             f"'{path}' is neither safetensors nor a file of torch.save: it begins with "
@@ -173,6 +176,14 @@ def _head(path: Path) -> bytes:
     return head
 
 
+def _numpy_arrays(path: Path, source: str) -> str:
+    """Returns what to do with arrays of numpy; one whose pickle is loaded runs what is in it."""
+    return (
+        f"'{path}' holds numpy arrays, not tensors; where it was made: torch.save("
+        f"{{name: torch.from_numpy(array) for name, array in {source}.items()}}, 'weights.pth')"
+    )
+
+
 def _check_archive(path: Path) -> None:
     """Raises `CheckpointError` for an archive that carries code, or no weights at all."""
     try:
@@ -194,6 +205,8 @@ def _check_archive(path: Path) -> None:
             f"'{path}' is an exported program, which carries code: save a state dict instead"
         )
     if not any(name.endswith("data.pkl") for name in names):
+        if all(name.endswith(".npy") for name in names):
+            raise CheckpointError(_numpy_arrays(path, "numpy.load(FILE)"))
         raise CheckpointError(
             f"'{path}' is a zip archive but no torch checkpoint: it holds "
             f"{listed(names) or 'nothing'}; unpack it and choose the weights inside"

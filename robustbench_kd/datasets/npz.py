@@ -155,6 +155,12 @@ def _check_labels(path: Path, labels: Array, n: int) -> None:
             f"'{path}': expected labels as whole numbers (n,), got {labels.dtype} {labels.shape}; "
             f"save class indices, for example {_indices(labels)}"
         )
+    if len(labels) and labels.min() < 0:
+        without = int((labels < 0).sum())
+        raise DatasetError(
+            f"'{path}': expected labels from 0 on, got {int(labels.min())} for {without} of "
+            f"{len(labels)} images; leave out images without a label: keep = labels >= 0"
+        )
     if len(labels) != n:
         raise DatasetError(
             f"'{path}': expected one label per image, got {n} images and {len(labels)} labels"
@@ -166,7 +172,9 @@ def _check_labels(path: Path, labels: Array, n: int) -> None:
 def _indices(labels: Array) -> str:
     """Returns the NumPy call that makes class indices of labels in another form."""
     if labels.ndim == 2 and labels.shape[1] > 1:
-        return "labels.argmax(axis=1)"
+        if ((labels != 0).sum(axis=1) == 1).all():
+            return "labels.argmax(axis=1)"
+        return "labels.argmax(axis=1), if the largest of these soft labels is the true class"
     if labels.dtype.kind in "US":
         return "numpy.unique(labels, return_inverse=True)[1], if the model's classes are sorted"
     return "labels.astype('int64')"

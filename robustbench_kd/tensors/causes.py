@@ -43,7 +43,7 @@ _ADVICE = {
         "data set it was trained on"
     ),
     r"(?i)channels|multiplied|size of tensor|kernel size|shape|size mismatch|too small|image size"
-    r"|height|spatial": "choose the data set it was trained on",
+    r"|height|spatial": "choose the data set it was trained on, or its size (folder:PATH@SIZE)",
 }
 
 

@@ -16,6 +16,7 @@ _GAIN = 0.1  # of accuracy, as in `normalisation`
 # concerned on any 5 to 100 consecutive images.
 _SIGNIFICANT = 0.02
 _MOST_NAMED = 5
+_CLOSE = 0.05  # of accuracy: changes of one kind that differ by less are not told apart
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,13 @@ def _explained(name: str, remedy: str, before: Tensor, after: Tensor) -> _Explan
 
 
 def _best(kind: list[_Explanation]) -> _Explanation:
-    """Returns the change of one kind that gains most; the best of several is lucky more often."""
+    """Returns the change of one kind that gains most; the best of several is lucky more often.
+
+    Where others gain nearly as much, it says so: a few images do not tell them apart.
+    """
     best = max(kind, key=lambda one: one.gain)
-    return replace(best, luck=best.luck * min(len(kind), 2))
+    close = [one.name for one in kind if one is not best and one.gain > best.gain - _CLOSE]
+    remedy = best.remedy
+    if close and best.gain > 0:
+        remedy += f" (nearly as good: {', '.join(close[:_MOST_NAMED])})"
+    return replace(best, remedy=remedy, luck=best.luck * min(len(kind), 2))

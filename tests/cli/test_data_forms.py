@@ -201,3 +201,78 @@ def test_a_number_without_checks_is_unchecked_until_it_is_checked(rkd, digits_ne
     assert "the earlier result lacked checks" in told.stderr
     assert "unchecked" not in told.stdout
     assert "stored result" in rkd("eval", *digits_net, "--no-probes").stderr
+
+
+# Images and models of unusual sizes
+
+SIZES = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+class Resizing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(48, 10)
+    def forward(self, x):
+        return self.head(functional.interpolate(x, size=(4, 4)).flatten(1))
+
+class Many(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(3, 21843)
+        with torch.no_grad():
+            self.head.bias[:10] += 3
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+
+class Fixed(Many):
+    def forward(self, x):
+        assert x.shape[-1] == 224, f"Input image size ({x.shape[-2]}*{x.shape[-1]}) is not 224"
+        return super().forward(x)
+"""
+
+
+@pytest.fixture
+def sizes(tmp_path, monkeypatch):
+    (tmp_path / "sizes.py").write_text(SIZES)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    exec(SIZES, namespace)  # our own text
+    return namespace
+
+
+def own_labels(network, images, path):
+    """Saves images with the labels that a network gives them, up to every fourth."""
+    with torch.no_grad():
+        labels = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
+    labels[::4] = (labels[::4] + 1) % 10
+    np.savez(path, images=images, labels=labels, classes=10)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (1, 6), (4, 4)])
+def test_images_that_are_not_square_give_the_accuracy_that_they_have(evaluated, sizes, shape):
+    images = np.random.default_rng(0).integers(0, 256, (40, *shape, 3), dtype=np.uint8)
+    own_labels(sizes["Resizing"]().eval(), images, "mine.npz")
+    record, _ = evaluated("sizes.py:Resizing", "--dataset", "npz:mine.npz", threat="linf:0.00001")
+    assert record["clean"]["value"] == 0.75
+    assert record["robust"]["value"] == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_model_of_thousands_of_classes_is_attacked(evaluated, sizes):
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+    own_labels(sizes["Many"]().eval(), images, "mine.npz")
+    record, _ = evaluated("sizes.py:Many", "--dataset", "npz:mine.npz", threat="linf:0.5")
+    assert record["clean"]["value"] == 0.75
+    assert record["robust"]["value"] < 0.75
+
+
+def test_a_model_of_one_size_says_so_in_one_line(rkd, sizes):
+    images = np.zeros((4, 32, 32, 3), dtype=np.uint8)
+    np.savez("mine.npz", images=images, labels=np.arange(4))
+    asked = ["--dataset", "npz:mine.npz", "--threat", "linf:0.1"]
+    line = rkd("eval", "sizes.py:Fixed", *asked).error(2)
+    assert "Input image size (32*32) is not 224" in line
+    assert "folder:PATH@SIZE" in line

@@ -1,5 +1,6 @@
 """Clean answers that do not fit the labels: found and explained, and never on honest networks."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -261,3 +262,22 @@ def test_a_renaming_gains_nothing_from_answers_by_luck(seed):
     generator = torch.Generator().manual_seed(seed)
     labels, answers = torch.randint(10, (2, 200), generator=generator)
     assert float(right_after_renaming(answers, labels).float().mean()) < 0.25
+
+
+def test_exchanged_axes_are_named():
+    turned = replace(DATA, images=DATA.images.transpose(2, 3).contiguous())
+    finding = the_finding(digits("plain"), turned)
+    assert best(finding).startswith("height and width exchanged")
+    assert "height before width" in finding.advice
+
+
+def test_normalisations_that_gain_nearly_as_much_are_named_too():
+    wanted = PRESETS["cifar10"]
+    mean, std = (torch.tensor(part).view(1, -1, 1, 1) for part in (wanted.mean, wanted.std))
+    images = torch.rand(len(DATA), 3, 4, 4)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).eval()
+    labels = network((images - mean) / std).argmax(dim=1)
+    data = replace(DATA, images=images, labels=labels)
+    finding = the_finding(network, data)
+    assert best(finding).startswith("normalisation cifar10")
+    assert re.search(r"\(nearly as good: .*normalisation cifar100\)", finding.advice)

@@ -229,3 +229,10 @@ def test_files_with_a_common_name_are_told_apart_by_their_folders(tmp_path):
         "seed-2-best",
     ]
     assert name_of(tmp_path / "seed-1" / "resnet.pt") == "resnet"
+
+
+def test_a_key_may_leave_out_the_usual_wrapper():
+    file = {"state_dict": prefixed("student.", weights()) | prefixed("teacher.", OTHER)}
+    network, _, notes = load(file, key="teacher")
+    assert holds(network, OTHER)
+    assert notes[0] == "weights found under 'state_dict.teacher'"

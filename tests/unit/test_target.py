@@ -11,7 +11,7 @@ from robustbench_kd.checkpoints.architecture import build_network
 from robustbench_kd.checkpoints.card import Architecture, Card, Normalisation, write_card
 from robustbench_kd.checkpoints.convert import write_weights
 from robustbench_kd.checkpoints.subject import Choices
-from robustbench_kd.checkpoints.target import describe
+from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.core.errors import CheckpointError, MissingError, UsageError
 
 HALF = Normalisation(mean=(0.5,), std=(0.25,))
@@ -229,3 +229,34 @@ def test_a_published_checkpoint_loads_through_a_factory(name, factory, parameter
     assert subject.architecture == f"real_models.py:{factory}"
     assert subject.parameters == parameters
     assert subject.model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+# The number of classes
+
+
+def saved_for(classes, path, prefix=""):
+    network = build_network("small_cnn", {"width": 2}, classes=classes, shape=(3, 8, 8))
+    state = {prefix + name: value for name, value in network.state_dict().items()}
+    torch.save(state, path)
+    return network
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_of_more_classes_than_the_data_are_taken_as_they_are(prefix, tmp_path):
+    network = saved_for(100, tmp_path / "hundred.pth", prefix)
+    choices = Choices(architecture="small_cnn", arguments={"width": 2})
+    (target,) = describe(str(tmp_path / "hundred.pth"), choices)
+    subject = load(target, classes=98, shape=(3, 8, 8))
+    assert subject.parameters == sum(value.numel() for value in network.parameters())
+    assert "took 100 classes from the file; the data set has 98" in subject.notes
+
+
+@pytest.mark.parametrize(
+    ("classes", "arguments"), [(101, {}), (98, {"classes": 98}), (98, {"width": 3})]
+)
+def test_weights_of_another_network_are_refused_all_the_same(classes, arguments, tmp_path):
+    saved_for(100, tmp_path / "hundred.pth")
+    choices = Choices(architecture="small_cnn", arguments={"width": 2} | arguments)
+    (target,) = describe(str(tmp_path / "hundred.pth"), choices)
+    with pytest.raises(CheckpointError, match="of another shape"):
+        load(target, classes=classes, shape=(3, 8, 8))

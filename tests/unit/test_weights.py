@@ -27,6 +27,7 @@ from torch import nn
 from weights_files import WEIGHTS, refusal, same, save, torch_bytes
 
 from robustbench_kd.checkpoints.weights import Inert, read_weights
+from robustbench_kd.core.errors import CheckpointError
 
 FORMATS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 
@@ -262,3 +263,11 @@ def test_a_file_of_endless_classes_is_given_up(tmp_path):
     assert "more than 200 unknown classes" in refusal(
         save_opcodes(tmp_path / "net.pt", b"\x80\x02" + opcodes + b"N.")
     )
+
+
+@pytest.mark.parametrize(("name", "saved"), [("w.npz", np.savez), ("w.npy", np.save)])
+def test_files_of_numpy_get_a_recipe(name, saved, tmp_path):
+    path = tmp_path / name
+    saved(path, np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"holds numpy arrays, .*torch\.from_numpy"):
+        read_weights(path)

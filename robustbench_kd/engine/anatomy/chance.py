@@ -22,7 +22,7 @@ _DRAWS = 10  # draws that one step of a search averages over
 _LIMIT = 1e-4  # of the range of logits, as for the check `randomness`
 _TRIALS = 20  # answers that are compared; a defence of few members may draw the same one again
 _FEW_IMAGES = 8  # between which answers are compared
-_FEW = 3  # trials where no generator was asked
+_FEW = 8  # trials where no generator was asked, or where draws repeat
 _MOST_MEMBERS = 8
 _COPIES = 4
 _WAYPOINTS = 7
@@ -202,13 +202,19 @@ def find_chance(model: nn.Module, images: Images) -> Chance | None:
     if not differs:
         return None
 
-    repeats = not _differ(_under(1, model, images), _under(1, model, images))
+    repeats = _repeats(model, images, trials=_FEW if asked else _TRIALS)
     rows_differ = _rows_differ(model, few)
     seeds: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
     if repeats and not rows_differ:
         seeds, shares = _members(model, _between(few))
     return Chance(rows_differ, repeats, seeds, shares)
+
+
+def _repeats(model: nn.Module, images: Images, *, trials: int) -> bool:
+    """Returns whether equal seeds give equal answers, also where calls are counted."""
+    first = _under(1, model, images)
+    return not any(_differ(first, _under(1, model, images)) for _ in range(trials))
 
 
 def _rows_differ(model: nn.Module, images: Images) -> bool:

@@ -200,6 +200,8 @@ def _findings(oracle: Oracle, data: Dataset, threat: Threat, scope: Scope) -> li
     sample = probe_of(oracle, data, threat, scope) if len(data) else None
     if not sample or not len(sample):
         message = "no image is classified correctly, so nothing could be probed"
+        if oracle.randomized:
+            message = "the one draw that was to be probed classifies no image correctly"
         advice = "check the labels and the order of classes; 'rkd check' tries normalisations"
         return [
             Finding(check="no-sample", severity=Severity.YELLOW, message=message, advice=advice)

@@ -112,6 +112,12 @@ def _altered(
             partial(sample.images.flip, 1),
         )
     yield change(
+        "axes",
+        "height and width exchanged",
+        "save images.transpose with height before width: arrays of uint8 are (n, height, width, c)",
+        lambda: sample.images.transpose(2, 3).contiguous(),
+    )
+    yield change(
         "scale",
         f"pixels times {_BRIGHTEST}",
         "pixels are scaled twice, by the file and by the model, or were cast to whole numbers "
