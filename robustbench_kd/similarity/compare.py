@@ -25,7 +25,7 @@ from robustbench_kd.tensors.ascent import ascend
 from robustbench_kd.tensors.contracts import Dataset, Images, Labels
 from robustbench_kd.tensors.geometry import steepest
 from robustbench_kd.tensors.losses import cross_entropy
-from robustbench_kd.tensors.oracle import Oracle, full_precision
+from robustbench_kd.tensors.oracle import Oracle, changes_argument, full_precision
 from robustbench_kd.tensors.probe import NoGradientError, differentiated
 
 STEPS = 5  # of the transferred attack, as in the paper
@@ -147,6 +147,11 @@ def _network(subject: Subject, comparison: Comparison) -> _Network:
     if classes < comparison.data.classes:
         raise UsageError(
             f"'{subject.name}' has {classes} classes, the data set has {comparison.data.classes}"
+        )
+    if changes_argument(oracle.model, first.to(comparison.device)):
+        raise UsageError(
+            f"'{subject.name}' writes into the images that it is given, which others see: compute "
+            "out of place (x = x - mean, not x.sub_(mean))"
         )
     return _Network(subject.name, oracle, last_map(oracle.model, first.to(comparison.device)))
 

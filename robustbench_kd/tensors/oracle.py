@@ -100,6 +100,14 @@ def refused(what: str, error: BaseException, unknown: str = "") -> ModelError:
     return ModelError("; ".join(filter(None, parts)))
 
 
+@torch.no_grad()
+def changes_argument(model: nn.Module, images: Images) -> bool:
+    """Returns whether a model writes into the images it is given, or writes the same ones again."""
+    given = images.clone()
+    model(given)
+    return given._version > 0 or not torch.equal(given, images)  # noqa: SLF001
+
+
 @contextmanager
 def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
     """Puts a network into training or evaluation mode and every module back afterwards."""

@@ -16,7 +16,7 @@ from robustbench_kd.core.errors import UsageError
 from robustbench_kd.tensors import stored_logits
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.defence import is_randomized
-from robustbench_kd.tensors.oracle import freeze
+from robustbench_kd.tensors.oracle import changes_argument, freeze, guarded
 from robustbench_kd.tensors.stored_logits import Archive, Source, StoredLogits, Views
 from robustbench_kd.training.recipe import Recipe
 
@@ -115,4 +115,10 @@ def _load(target: Target, data: Dataset, card: Path) -> Subject:
             f"teacher '{subject.name}' is randomized: choose one that always gives the same answer"
         )
     freeze(subject.model)
+    with guarded(f"teacher '{subject.name}' cannot take images of the data set"):
+        if changes_argument(subject.model, data.images[:2]):
+            raise UsageError(
+                f"teacher '{subject.name}' writes into the images that it is given, which the "
+                "student sees: compute out of place (x = x - mean, not x.sub_(mean))"
+            )
     return subject

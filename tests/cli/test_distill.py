@@ -321,3 +321,25 @@ def test_a_teacher_that_answers_by_chance_is_refused(distill, rkd, folder):
     )
     said = distill("kd", "--teacher", folder / "noisy.toml").error(2)
     assert said.startswith("teacher 'noisy' is randomized")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return self.head(x.mul_(0.9).flatten(1))", "writes into the images"),
+        ("raise ValueError('own failure')", "cannot take images of the data set: own failure"),
+    ],
+)
+def test_a_teacher_that_would_spoil_the_training_is_refused(distill, tmp_path, body, said):
+    (tmp_path / "teacher.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.head = nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        f"        {body}\n"
+    )
+    teacher = f"{tmp_path / 'teacher.py'}:Net"
+    line = distill("kd", "--teacher", teacher, "--dataset", "digits", "--threat", "linf:0.1")
+    assert said in line.error(2)

@@ -189,6 +189,19 @@ def test_a_randomized_network_is_refused():
         compare(comparison_of(linear(), Random()))
 
 
+def test_a_network_that_writes_into_its_images_is_refused():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = linear()
+
+        def forward(self, images):
+            return self.network(images.mul_(0.9))
+
+    with pytest.raises(UsageError, match="'net-1' writes into the images"):
+        compare(comparison_of(linear(), Writing()))
+
+
 @pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.5"])
 def test_the_transferred_attack_climbs_and_stays_inside(threat):
     network = linear()

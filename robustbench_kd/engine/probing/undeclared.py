@@ -12,7 +12,7 @@ from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.engine.anatomy.chance import Chance, Unkeyed, find_chance, finding
 from robustbench_kd.engine.passes.batching import with_fewer
 from robustbench_kd.tensors.contracts import Images, Logits
-from robustbench_kd.tensors.oracle import Oracle, guarded, is_out_of_memory
+from robustbench_kd.tensors.oracle import Oracle, changes_argument, guarded, is_out_of_memory
 
 _IMAGES = 16
 _NAMES = ("logits", "output", "outputs", "preds", "predictions")
@@ -108,7 +108,7 @@ def with_chance(oracle: Oracle, images: Images) -> tuple[Oracle, tuple[Finding, 
         few = images[:size].to(oracle.device)
         oracle.logits(few)
         with guarded("the model answered a few images, and failed on the same ones again"):
-            return _writes(oracle.model, few), find_chance(Fresh(oracle.model), few)
+            return changes_argument(oracle.model, few), find_chance(Fresh(oracle.model), few)
 
     writes, chance = with_fewer(min(_IMAGES, len(images)), look)
     found: tuple[Finding, ...] = ()
@@ -117,14 +117,6 @@ def with_chance(oracle: Oracle, images: Images) -> tuple[Oracle, tuple[Finding, 
     if chance is None:
         return oracle, found
     return oracle.around(Unkeyed(oracle.model, chance)), (*found, finding(chance))
-
-
-@torch.no_grad()
-def _writes(model: nn.Module, images: Images) -> bool:
-    """Returns whether a model changes the images it is given, or writes the same ones again."""
-    given = images.clone()
-    model(given)
-    return given._version > 0 or not torch.equal(given, images)  # noqa: SLF001
 
 
 @torch.no_grad()
