@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from robustbench_kd.checkpoints._text import one_line
+from robustbench_kd.checkpoints.sources import digest
 from robustbench_kd.core.errors import CheckpointError, RkdError, UsageError, unknown_name
 
 # The folder of each module that a file has imported from beside itself.
@@ -23,13 +24,17 @@ def is_factory(name: str) -> bool:
 
 
 def code_digest(name: str) -> str:
-    """Returns the sha256 of a factory's source file, empty for the architectures of `models/`."""
+    """Returns the sha256 of a factory's source file and of the files beside it that it imports.
+
+    It is empty for the architectures of `models/`.
+    """
     if not is_factory(name):
         return ""
     file = _import(name.rpartition(":")[0]).__file__
     if not file:
         return ""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    folder = Path(file).resolve().parent
+    return digest(Path(file), [folder, _root(folder), Path.cwd()])
 
 
 def find_code(name: str) -> Callable[..., Any]:
@@ -142,9 +147,9 @@ def _import(source: str) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"there is no file '{path}'")
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
     # A name inside of its package allows relative imports.
-    name = ".".join([*_package(path.resolve().parent), f"_rkd_{path.stem}_{digest[:8]}"])
+    name = ".".join([*_package(path.resolve().parent), f"_rkd_{path.stem}_{key[:8]}"])
     if name in sys.modules:
         return sys.modules[name]
 

@@ -1,5 +1,7 @@
 """Code that a person names finds what `python file.py` and `python -m module` would find."""
 
+import hashlib
+import shutil
 import sys
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from targets import DIGITS
 
 from robustbench_kd.checkpoints.architecture import build_network
+from robustbench_kd.checkpoints.imports import code_digest
 from robustbench_kd.core.errors import CheckpointError, UsageError
 
 SIBLING = """
@@ -128,3 +131,43 @@ def test_what_is_installed_below_the_folder_of_a_file_is_imported_once(repositor
     before = sys.modules["once_only"]
     weights(f"{repository / 'second' / 'script.py'}:make")
     assert sys.modules["once_only"] is before
+
+
+# The digest of the code
+
+
+@pytest.mark.parametrize(
+    ("name", "sibling"),
+    [
+        ("first/script.py:make", "first/models/small.py"),
+        ("first/late.py:make", "first/models/small.py"),
+        ("first/models/relative.py:make", "first/models/small.py"),
+        ("first.script:make", None),
+        ("first/models/small.py:make", None),
+    ],
+)
+def test_the_digest_of_code_covers_what_it_imports_from_beside_itself(
+    repository, monkeypatch, name, sibling
+):
+    monkeypatch.chdir(repository)
+    (repository / "first" / "script.py").write_text(
+        "import torch\nfrom models.small import make\n"
+        if sibling
+        else "from pathlib import Path\ndef make():\n    return Path()\n"
+    )
+    before = code_digest(name)
+    if sibling is None:
+        file = repository / (name.partition(":")[0].removesuffix(".py").replace(".", "/") + ".py")
+        assert before == hashlib.sha256(file.read_bytes()).hexdigest()
+        return
+    (repository / "second" / "models" / "small.py").write_text("changed = 1\n")
+    assert code_digest(name) == before
+    (repository / sibling).write_text(SIBLING.format(seed=7))
+    assert code_digest(name) != before
+
+
+def test_the_digest_of_code_is_that_of_any_copy(repository, monkeypatch, tmp_path_factory):
+    copy = shutil.copytree(repository / "first", tmp_path_factory.mktemp("other") / "elsewhere")
+    assert code_digest(f"{repository}/first/script.py:make") == code_digest(
+        f"{copy}/script.py:make"
+    )
