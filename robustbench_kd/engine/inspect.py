@@ -114,6 +114,8 @@ def inspect(
         found = checkup(oracle, data, correct.nonzero()[:, 0].tolist(), threat, scope).findings
         anatomy = examine(oracle, data, threat, seed)
         mismatch = clean_checks(oracle, logits[:, :classes], data, subject.normalisation).findings
+        if mismatch:  # it tries the same normalisations, and more
+            found = [one for one in found if one.check != "normalisation"]
         found = [*chance, *mismatch, *anatomy_findings(anatomy), *found]
         with guarded("the model failed while it was timed"):
             speed = _speed(oracle, data.images[:batch_size])
