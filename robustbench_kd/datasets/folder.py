@@ -132,7 +132,8 @@ def _read(file: Path, wish: _Wish, loader: Any) -> Pixels:
         image = loader(file)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
         raise DatasetError(
-            f"'{file}': expected an image, got a file that cannot be read ({error})"
+            f"'{file}': expected an image, got a file that cannot be read "
+            f"({type(error).__name__}); replace it, or leave it out"
         ) from error
     if wish.grey:
         image = image.convert("L")

@@ -27,6 +27,10 @@ ARGUMENT = "FILE"
 Array = NDArray[Any]
 
 _REQUIRED = ("images", "labels")
+_USUAL = {  # what other tools call them
+    "images": ("image", "data", "x", "X", "x_test", "X_test"),
+    "labels": ("label", "targets", "y", "y_test", "Y"),
+}
 
 # What a truncated or altered archive raises, found by altering one at random.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
@@ -93,7 +97,8 @@ def _member(path: Path, archive: NpzFile, name: str) -> Array:
 
 
 def _missing(path: Path, wanted: str, found: list[str]) -> DatasetError:
-    close = get_close_matches(wanted, set(found) - set(_REQUIRED), n=1, cutoff=0.5)
+    usual = [name for name in _USUAL[wanted] if name in found]
+    close = usual or get_close_matches(wanted, set(found) - set(_REQUIRED), n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return DatasetError(
         f"'{path}': expected an array '{wanted}', got {', '.join(found) or 'none'}: {hint}{_HOW}"

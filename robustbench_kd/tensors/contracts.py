@@ -21,6 +21,7 @@ Classifier: TypeAlias = Callable[[Images], Logits]
 Split: TypeAlias = Literal["train", "test"]
 
 _BRIGHTEST = 255  # the largest value of a pixel that is stored in one byte
+_ROUNDING = 0.02  # by how much resizing or rounding may leave [0, 1]
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,8 @@ class Dataset:
         low = float(self.images.min())
         high = float(self.images.max())
         if not (low >= 0 and high <= 1):
-            advice = "undo any normalisation, it belongs inside the model"
-            if low >= 0 and high <= _BRIGHTEST:
-                advice = "divide them by 255"
-            raise self._wrong("pixels in [0, 1]", f"[{low:.3g}, {high:.3g}]; {advice}")
+            got = f"[{low:.6g}, {high:.6g}]"
+            raise self._wrong("pixels in [0, 1]", f"{got}; {_remedy(low, high)}")
 
         least = int(self.labels.min())
         most = int(self.labels.max())
@@ -100,3 +99,12 @@ class Dataset:
 
     def _wrong(self, expected: str, found: str) -> DatasetError:
         return DatasetError(f"data set '{self.name}': expected {expected}, got {found}")
+
+
+def _remedy(low: float, high: float) -> str:
+    """Returns what to do about pixels outside [0, 1]."""
+    if low > -_ROUNDING and high < 1 + _ROUNDING:
+        return "where rounding or resizing brought them there, save images.clip(0, 1)"
+    if low >= 0 and high <= _BRIGHTEST:
+        return "divide them by 255"
+    return "undo any normalisation, it belongs inside the model"

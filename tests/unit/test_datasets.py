@@ -152,7 +152,12 @@ def test_the_variant_of_a_name_reaches_the_component(monkeypatch):
 
 @pytest.mark.parametrize(
     ("lowest", "highest", "advice"),
-    [(0, 255, "divide them by 255"), (-2, 2, "undo any normalisation"), (0, 300, "undo")],
+    [
+        (0, 255, "divide them by 255"),
+        (-2, 2, "undo any normalisation"),
+        (0, 300, "undo"),
+        (-0.0001, 1.0001, r"1\.0001\]; .*images\.clip\(0, 1\)"),
+    ],
 )
 def test_pixels_outside_the_box_come_with_the_likely_cure(lowest, highest, advice):
     images = torch.tensor([lowest, highest], dtype=torch.float32).view(1, 1, 1, 2)
@@ -385,6 +390,14 @@ def test_nan_pixels_are_refused_with_their_row(save):
 def test_a_missing_array_gets_the_nearest_name(save):
     with pytest.raises(DatasetError, match=r"expected an array 'images'.*did you mean 'image'"):
         open_dataset(save(image=IMAGES, labels=LABELS))
+
+
+@pytest.mark.parametrize(("images", "labels"), [("data", "targets"), ("x_test", "y_test")])
+def test_the_usual_names_of_other_tools_are_known(save, images, labels):
+    with pytest.raises(DatasetError, match=f"'images'.*did you mean '{images}'"):
+        open_dataset(save(**{images: IMAGES, labels: LABELS}))
+    with pytest.raises(DatasetError, match=f"'labels'.*did you mean '{labels}'"):
+        open_dataset(save(images=IMAGES, **{labels: LABELS}))
 
 
 def test_a_missing_array_without_a_near_name_lists_what_there_is(save):
