@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from robustbench_kd.checkpoints._text import one_line, pairs
+from robustbench_kd.checkpoints.budget import MOST_PARAMETERS, without_memory
 from robustbench_kd.checkpoints.imports import find_code, import_path, is_factory
 from robustbench_kd.checkpoints.state import fit
 from robustbench_kd.checkpoints.statistics import State
@@ -16,13 +17,18 @@ from robustbench_kd.core.plugins import components, find, module
 
 
 def build_network(
-    name: str, arguments: Mapping[str, Any], *, classes: int, shape: tuple[int, int, int]
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    classes: int,
+    shape: tuple[int, int, int],
+    most: int = MOST_PARAMETERS,
 ) -> nn.Module:
     """Builds an architecture for `classes` and images of `shape` (channels, height, width).
 
     Arguments override what follows from the data set. A factory gets these arguments only. Raises
-    `UsageError` for an unknown name or an argument that is unknown or impossible, `CheckpointError`
-    where a factory fails.
+    `UsageError` for an unknown name, an argument that is unknown or impossible, or a network of
+    more than `most` parameters, `CheckpointError` where a factory fails.
     """
     if is_factory(name):
         return _from_factory(name, arguments)
@@ -39,7 +45,10 @@ def build_network(
 
     from_data = {"classes": classes, "channels": shape[0], "size": shape[1]}
     fitting = {key: value for key, value in from_data.items() if key in accepted}
-    return _built(name, build, {**fitting, **component.arguments, **arguments})
+    chosen = {**fitting, **component.arguments, **arguments}
+    with without_memory(most):
+        _built(name, build, chosen)
+    return _built(name, build, chosen)
 
 
 def nearest_architecture(state: State, *, classes: int, shape: tuple[int, int, int]) -> str:

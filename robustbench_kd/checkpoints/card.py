@@ -2,7 +2,6 @@
 
 import math
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,15 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 from pydantic_core import ErrorDetails
 
 from robustbench_kd.core.errors import CheckpointError, UsageError, unknown_name
-from robustbench_kd.core.records import Frozen
+from robustbench_kd.core.received import read_toml
+from robustbench_kd.core.records import Frozen, Name
 from robustbench_kd.core.rundir import write_text
+from robustbench_kd.core.text import shortened
 from robustbench_kd.core.threat import Threat
+
+MOST_PARTS = 256  # of a defence, those of its parts included
+_MOST_CHANNELS = 64
+_LONGEST_NAME = 200
 
 Argument = bool | int | float | str
 Arguments = dict[str, Argument | list[Argument]]
@@ -34,9 +39,14 @@ class Normalisation(Frozen):
 
     @model_validator(mode="after")
     def _can_divide(self) -> "Normalisation":
+        means, deviations = len(self.mean), len(self.std)
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
-        if not finite or not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
-            raise ValueError(f"expected as many positive deviations as means, got {self}")
+        fits = 0 < means == deviations <= _MOST_CHANNELS
+        if not fits or not finite or min(self.std) <= 0:
+            raise ValueError(
+                f"expected as many positive deviations as means, at most {_MOST_CHANNELS}, got "
+                f"{shortened(str(self), most=60)}"
+            )
         return self
 
     def __str__(self) -> str:
@@ -98,7 +108,7 @@ class Card(Frozen):
     order of the outputs.
     """
 
-    name: str = Field(min_length=1)
+    name: Name = Field(min_length=1, max_length=_LONGEST_NAME)
     family: str = "classifier"
     classes: int = Field(ge=2)
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -107,7 +117,7 @@ class Card(Frozen):
     licence: str = ""
     architecture: Architecture | None = None
     normalisation: Normalisation | None = None
-    parts: tuple[str, ...] = ()
+    parts: tuple[str, ...] = Field(default=(), max_length=MOST_PARTS)
     arguments: Arguments = Field(default_factory=dict)
     weights: Weights | None = None
     teachers: tuple[Teacher, ...] = ()
@@ -181,12 +191,7 @@ def is_file_name(text: str) -> bool:
 def read_card(path: Path) -> Card:
     """Reads a card; raises `CheckpointError` that names the file, the field and the problem."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Card.model_validate(content)
-    except OSError as error:
-        raise CheckpointError(f"cannot read card '{path}': {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"card '{path}' is not TOML: {error}") from error
+        return Card.model_validate(read_toml(path, "card", CheckpointError))
     except ValidationError as error:
         raise CheckpointError(f"card '{path}': {_first_problem(error.errors()[0])}") from error
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from robustbench_kd.checkpoints._text import one_line
 from robustbench_kd.core.errors import CheckpointError
+from robustbench_kd.core.received import read_text
 
 INDEX = ".index.json"
 _LARGEST_INDEX = 50 * 2**20  # bytes
@@ -22,12 +23,9 @@ def shards(index: Path) -> list[Path]:
 
     Raises `CheckpointError` for what is no index, and for names that lead elsewhere.
     """
+    text = read_text(index, "index", CheckpointError, most=_LARGEST_INDEX)
     try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise CheckpointError(f"'{index}' is larger than any index: expected JSON of names")
-        names = _names(json.loads(index.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CheckpointError(f"cannot read '{index}': {error.strerror}") from error
+        names = _names(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"'{index}' is no index of weights ({one_line(error)}): expected a 'weight_map' of "

@@ -24,6 +24,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "param
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "swa_model", "swa_state_dict")
 _USUAL = frozenset({*_WRAPPERS, *_AVERAGED})
 _EXTRA = "_extra_state"  # what a module keeps beside its tensors
+_MOST_REPEATED = 2**27  # bytes of a tensor that repeats what its file holds once
 _DEEPEST = 16  # a hostile file can hold a list that holds itself
 
 
@@ -58,6 +59,12 @@ def find_state(content: Any, key: str = "", *, source: str) -> Found:
         raise CheckpointError(
             f"'{source}': expected plain tensors, the file holds sparse, quantised, complex or "
             f"empty ones ({listed(unusable)}): save the state dict of an ordinary network"
+        )
+    endless = next((name for name, value in state.items() if _is_endless(value)), None)
+    if endless is not None:
+        raise CheckpointError(
+            f"'{source}': '{one_line(endless)}' repeats a few numbers to "
+            f"{state[endless].numel():,}: save it by .clone()"
         )
     extra = {name: value for name, value in content.items() if _is_extra(name, value)}
     left = len(content) - len(state) - len(extra)
@@ -308,6 +315,12 @@ def _kind(content: Any) -> str:
     if isinstance(content, Mapping | list | tuple) and not content:
         return f"an empty {name}"
     return name
+
+
+def _is_endless(value: Tensor) -> bool:
+    """Tells a tensor that repeats few numbers so often that a copy of it would fill the memory."""
+    held = value.untyped_storage().nbytes()
+    return value.numel() * value.element_size() > max(_MOST_REPEATED, held)
 
 
 def _is_plain(value: Tensor) -> bool:

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from robustbench_kd.checkpoints._text import pairs
 from robustbench_kd.checkpoints.architecture import build_network, nearest_architecture
-from robustbench_kd.checkpoints.card import Architecture, Arguments, Card, Normalisation, read_card
+from robustbench_kd.checkpoints.budget import parameters_for
+from robustbench_kd.checkpoints.card import (
+    Arguments,
+    Normalisation,
+    read_card,
+)
+from robustbench_kd.checkpoints.card_target import target_of_card
 from robustbench_kd.checkpoints.composite import build_family, compose
 from robustbench_kd.checkpoints.imports import code_digest, is_factory
 from robustbench_kd.checkpoints.listing import (
@@ -130,7 +136,13 @@ def _network(
     library = _library(target.architecture)
     if library in ZOOS:
         return load_from_zoo(library, target.architecture.partition(":")[2])
-    network = build_network(target.architecture, target.arguments, classes=classes, shape=shape)
+    network = build_network(
+        target.architecture,
+        target.arguments,
+        classes=classes,
+        shape=shape,
+        most=parameters_for(target.weights),
+    )
     return network, None
 
 
@@ -238,59 +250,7 @@ def _from_card(path: Path, choices: Choices) -> Target:
     card = read_card(path)
     if card.parts and (choices.architecture or choices.normalisation):
         raise UsageError(f"'{card.name}' is made of parts: leave out --arch and --normalisation")
-    return _named(_from_content(path, card, choices, ()), choices)
-
-
-def _from_content(path: Path, card: Card, choices: Choices, within: tuple[Path, ...]) -> Target:
-    """Returns the target of a card; `within` are the cards that it is a part of."""
-    if card.parts:
-        target = _composed(path, card, choices, within)
-    else:
-        target = _described(path, card, choices)
-    if card.weights is None:
-        return target
-    return replace(target, weights=path.parent / card.weights.file, sha256=card.weights.sha256)
-
-
-def _described(path: Path, card: Card, choices: Choices) -> Target:
-    architecture = card.architecture or Architecture(name="")
-    if is_factory(architecture.name) and not (choices.trust_code or choices.architecture):
-        raise CheckpointError(
-            f"card '{path}' names code, {architecture.name}: read it, then give --trust-code to "
-            "run it"
-        )
-    arguments = architecture.arguments
-    if not is_factory(architecture.name):
-        arguments = {"classes": card.classes, "channels": card.image_shape[0]} | arguments
-    return Target(
-        name=card.name,
-        architecture=architecture.name,
-        arguments=arguments,
-        normalisation=card.normalisation,
-        family=card.family,
-        card=card,
-    )
-
-
-def _composed(path: Path, card: Card, choices: Choices, within: tuple[Path, ...]) -> Target:
-    """Returns the target of a card with parts, each described by a card beside it."""
-    here = path.resolve()
-    if here in within:
-        raise CheckpointError(f"card '{path}' is a part of itself: name other parts")
-
-    of_parts = Choices(trust_code=choices.trust_code)
-    parts: list[Target] = []
-    for name in card.parts:
-        file = path.parent / name
-        parts.append(_from_content(file, read_card(file), of_parts, (*within, here)))
-    return Target(
-        name=card.name,
-        architecture="",
-        arguments=dict(card.arguments),
-        family=card.family,
-        card=card,
-        parts=tuple(parts),
-    )
+    return _named(target_of_card(path, card, choices), choices)
 
 
 def _from_code(name: str, text: str, choices: Choices) -> Target:

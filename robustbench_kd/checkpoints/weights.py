@@ -6,7 +6,6 @@ is replaced by an inert stub, which takes every argument and does nothing. Names
 machine are refused.
 """
 
-import builtins
 import hashlib
 import pickle
 import re
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from robustbench_kd.checkpoints._text import listed, one_line
+from robustbench_kd.checkpoints.safe_globals import GrowthError, bounded
 from robustbench_kd.checkpoints.sharded import is_index, shards
 from robustbench_kd.core.errors import CheckpointError
 
@@ -28,7 +28,10 @@ WHOLE_MODULE = (
     "holds a whole pickled module, which only code can rebuild: save its state_dict() instead"
 )
 _MAX_STUBS = 200
+_MOST_UNPACKED = 4  # times the size of an archive: torch.save does not compress
+_LITTLE = 2**20  # bytes
 _NPY = b"\x93NUMPY"
+_UNRECOGNISED = re.compile(r"unrecognized function <\w+ '?([\w.]+)")
 _UNKNOWN = re.compile(r"GLOBAL (\S+)")
 _FILLED = re.compile(
     rf"Can only (SETITEM|append|extend).* got <class '{re.escape(__name__)}\.(.+)'>"
@@ -41,12 +44,6 @@ _ACTING = frozenset([
 ])  # fmt: skip
 _LOADERS = frozenset({"load", "loads", "open", "save", "fromfile", "memmap", "tofile"})
 _LOWER_CASE_CLASSES = frozenset({"torch", "numpy", "datetime", "collections", "functools"})
-# No type of numpy is among them: its dtypes trust forged flags in a file, and arrays of such a
-# dtype crash Python.
-_PLAIN_BUILTINS = (
-    "list", "dict", "set", "frozenset", "tuple", "range", "slice", "int", "float", "complex",
-    "bool", "str", "bytes", "object",
-)  # fmt: skip
 # The errors of torch's safe reader on pickles that torch.save did not write in its usual protocol.
 _OTHER_PICKLES = (f"Unsupported operand {pickle.FRAME[0]}", "Invalid magic number")
 
@@ -106,6 +103,7 @@ def sha256(path: Path) -> str:
     if is_index(path):
         digests = "".join(sha256(shard) for shard in shards(path))
         return hashlib.sha256(digests.encode()).hexdigest()
+    _check_regular(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -155,8 +153,15 @@ def _read_shards(index: Path) -> Read:
     return Read(found, (f"joined {len(files)} files",))
 
 
+def _check_regular(path: Path) -> None:
+    """Raises `CheckpointError` for a pipe or a device, which may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise CheckpointError(f"'{path}' is no regular file: name a file of weights")
+
+
 def _head(path: Path) -> bytes:
     """Returns the first bytes; raises `CheckpointError` for what failed downloads leave behind."""
+    _check_regular(path)
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -189,12 +194,19 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            unpacked = sum(member.file_size for member in archive.infolist())
     except Exception as error:  # a damaged list of contents can raise anything
         raise CheckpointError(
             f"'{path}' is a truncated or damaged archive ({one_line(error)}): "
             "download or copy it again"
         ) from error
 
+    packed = path.stat().st_size
+    if unpacked > _MOST_UNPACKED * packed + _LITTLE:
+        raise CheckpointError(
+            f"'{path}' has {packed:,} bytes, {unpacked:,} when unpacked; torch.save does not "
+            "compress: save the weights anew"
+        )
     if any("/code/" in name or name.endswith("constants.pkl") for name in names):
         raise CheckpointError(
             f"'{path}' is TorchScript, which carries code: save a state dict with "
@@ -205,7 +217,7 @@ def _check_archive(path: Path) -> None:
             f"'{path}' is an exported program, which carries code: save a state dict instead"
         )
     if not any(name.endswith("data.pkl") for name in names):
-        if all(name.endswith(".npy") for name in names):
+        if names and all(name.endswith(".npy") for name in names):
             raise CheckpointError(_numpy_arrays(path, "numpy.load(FILE)"))
         raise CheckpointError(
             f"'{path}' is a zip archive but no torch checkpoint: it holds "
@@ -228,16 +240,17 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _restricted_load(path: Path) -> Read:
     """Loads with the allow-list, with an inert stub for each unknown name in the file."""
-    plain = [(getattr(builtins, name), f"builtins.{name}") for name in _PLAIN_BUILTINS]
     stubs: dict[str, type] = {}
     while len(stubs) < _MAX_STUBS:
         inert = [(stub, name) for name, stub in stubs.items()]
         try:
-            content = _load_allowed(path, [*plain, *inert])
+            content = _load_allowed(path, inert)
         except pickle.UnpicklingError as error:
             stubs |= _next_stub(path, str(error), stubs)
         except _CalledError as error:
             raise _wants_to_run(path, str(error)) from error
+        except GrowthError as error:
+            raise _grows(path, str(error)) from error
         # A damaged pickle can raise anything; nothing of it was executed.
         except Exception as error:
             raise _damaged(path, error) from error
@@ -250,7 +263,7 @@ def _restricted_load(path: Path) -> Read:
 
 
 def _load_allowed(path: Path, allowed: list[Any]) -> Any:
-    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+    with torch.serialization.safe_globals(allowed), bounded(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -274,6 +287,13 @@ def _next_stub(path: Path, message: str, stubs: dict[str, type]) -> dict[str, ty
     if "." not in name or _acts(name):
         raise _wants_to_run(path, name)
     return {name: type(name, (_Function if _is_function(name) else Inert,), {})}
+
+
+def _grows(path: Path, call: str) -> CheckpointError:
+    return CheckpointError(
+        f"'{path}' asks for more memory than it holds ({one_line(call)}): refused; where it was "
+        "made, save a state dict of tensors alone"
+    )
 
 
 def _wants_to_run(path: Path, name: str) -> CheckpointError:
@@ -309,6 +329,9 @@ def _damaged(path: Path, error: Exception | str) -> CheckpointError:
     """Returns the error that says why torch's reader stopped."""
     text = str(error)
     reason = (text.partition("WeightsUnpickler error: ")[2] or text).strip()
+    called = _UNRECOGNISED.search(reason)
+    if called:
+        return (_grows if called[1].startswith("torch") else _wants_to_run)(path, called[1])
     if "persistent_load" in reason:
         return CheckpointError(f"'{path}' {WHOLE_MODULE}")
     if reason.startswith(_OTHER_PICKLES):

@@ -11,7 +11,7 @@ import click
 from robustbench_kd.cli._failures import own_error
 from robustbench_kd.core.errors import unknown_name
 from robustbench_kd.core.plugins import components
-from robustbench_kd.core.text import printable
+from robustbench_kd.core.text import printable, shortened
 
 # Threads that spin while they wait slow each other down on shared cores: an evaluation beside two
 # other processes on two cores took over 60 s instead of 18 s. This must be set before torch starts
@@ -81,7 +81,7 @@ class Commands(click.Group):
 
 def _fail(message: str, code: int) -> NoReturn:
     """Writes one line to standard error, whatever names the message holds, and exits."""
-    text = printable(" ".join(message.split()))
+    text = shortened(printable(" ".join(message.split())))
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {text}", err=True)
     sys.exit(code)
 

@@ -321,6 +321,6 @@ def parse_examples(text: str) -> int | None:
 def _value(text: str) -> Argument:
     try:
         value: Argument = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return value

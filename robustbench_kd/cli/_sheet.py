@@ -1,6 +1,5 @@
 """Reads what `rkd suite` is to evaluate: a TOML file whose lists are multiplied with each other."""
 
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, Validati
 from robustbench_kd.cli import _eval_options
 from robustbench_kd.cli._eval_options import EvalOptions
 from robustbench_kd.core.errors import RkdError, UsageError, unknown_name
+from robustbench_kd.core.received import parse_toml, read_text
 from robustbench_kd.core.records import Frozen
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import parse_curve
@@ -74,15 +74,11 @@ def read_sheet(path: Path, *, trust_code: bool) -> tuple[Sheet, EvalOptions]:
     Raises `UsageError` that names the file, the line, the field and the problem. A sheet that names
     code of its author needs `trust_code`.
     """
+    file = _File(path, read_text(path, "suite", UsageError))
     try:
-        file = _File(path, path.read_text(encoding="utf-8"))
-        sheet = Sheet.model_validate(tomllib.loads(file.text))
-    except OSError as error:
-        raise UsageError(f"cannot read '{path}': {error.strerror}") from error
+        sheet = Sheet.model_validate(parse_toml(file.text, f"suite '{path}'", UsageError))
     except ValidationError as error:
         raise _first_problem(file, error) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"'{path}' is not TOML: {error}") from error
 
     if not trust_code:
         _check_code(file, sheet)

@@ -1,5 +1,7 @@
 """Text that is safe to show, wherever it came from, and numbers as people read them."""
 
+_GAP = " ... "
+
 
 def printable(text: str) -> str:
     r"""Returns a text with line breaks, control characters and bytes that are no text spelled out.
@@ -8,6 +10,18 @@ def printable(text: str) -> str:
     'net\\n2'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Returns a text of at most so many characters: the middle of a longer one is left out.
+
+    >>> shortened("expected one word, got a whole book; write less", most=36)
+    'expected one word,  ... ; write less'
+    """
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - len(_GAP)]}{_GAP}{text[-end:]}"
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustbench_kd.core.errors import DatasetError
+from robustbench_kd.core.received import read_text
+
+_LARGEST = 2**24  # bytes: all classes of ImageNet-21k take a fortieth
 
 Names = Sequence[tuple[str, ...]]  # of each class all that it may be called
 
@@ -16,10 +19,10 @@ def read_class_names(path: Path) -> Names:
     of names, or maps numbers to names or to lists of names, or names to numbers. Raises
     `DatasetError`.
     """
+    text = read_text(path, "class list", DatasetError, most=_LARGEST)
     try:
-        text = path.read_text(encoding="utf-8")
         names = _of_json(json.loads(text)) if path.suffix == ".json" else _of_lines(text)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DatasetError(
             f"'{path}': expected a class list, one name a line or JSON, in the order of the "
             f"model's classes, got {error}"

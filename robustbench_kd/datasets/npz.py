@@ -8,8 +8,6 @@ split: `train` and `test` read the same rows.
     numpy.savez_compressed("mine.npz", images=images, labels=labels, classes=10)
 """
 
-import zipfile
-import zlib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from robustbench_kd.core.errors import DatasetError
+from robustbench_kd.core.text import shortened
 from robustbench_kd.datasets._common import build
 from robustbench_kd.tensors.contracts import DataRequest, Dataset
 
@@ -32,8 +31,9 @@ _USUAL = {  # what other tools call them
     "labels": ("label", "targets", "y", "y_test", "Y"),
 }
 
-# What a truncated or altered archive raises, found by altering one at random.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+# Real images are hardly compressed; an archive that is over and above this one is a trap.
+_MOST_COMPRESSED = 100
+_LITTLE = 2**30  # bytes that may be of any kind
 _HOW = "write one with numpy.savez_compressed(FILE, images=images, labels=labels)"
 
 
@@ -60,16 +60,25 @@ def load(request: DataRequest) -> Dataset:
 
 
 def _read(path: Path) -> dict[str, Array]:
+    if not _is_file(path):
+        raise DatasetError(f"expected an npz file at '{shortened(str(path))}', got none; {_HOW}")
     try:
-        if not path.is_file():
-            raise DatasetError(f"expected an npz file at '{path}', got none; {_HOW}")
         with path.open("rb") as stream:
             return _members(path, np.load(stream, allow_pickle=False))
-    except _DAMAGE as error:
+    except DatasetError:
+        raise
+    except Exception as error:  # a damaged header can raise anything
         raise DatasetError(
             f"'{path}': expected a whole npz file, got one that is damaged or of another kind "
             f"({type(error).__name__}); {_HOW}"
         ) from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        return False
 
 
 def _members(path: Path, archive: Any) -> dict[str, Array]:
@@ -78,11 +87,21 @@ def _members(path: Path, archive: Any) -> dict[str, Array]:
     for wanted in _REQUIRED:
         if wanted not in archive.files:
             raise _missing(path, wanted, archive.files)
-    return {
-        name: _member(path, archive, name)
-        for name in (*_REQUIRED, "classes")
-        if name in archive.files
-    }
+    names = [name for name in (*_REQUIRED, "classes") if name in archive.files]
+    _check_size(path, archive, names)
+    return {name: _member(path, archive, name) for name in names}
+
+
+def _check_size(path: Path, archive: NpzFile, names: list[str]) -> None:
+    """Raises `DatasetError` for arrays that would fill the memory from a small file."""
+    members = [archive.zip.getinfo(f"{name}.npy") for name in names]  # type: ignore[union-attr]
+    unpacked = sum(member.file_size for member in members)
+    packed = path.stat().st_size
+    if unpacked > max(_LITTLE, _MOST_COMPRESSED * packed):
+        raise DatasetError(
+            f"'{path}' has {packed:,} bytes, {unpacked:,} when unpacked: if they are real images, "
+            "write them by numpy.savez, which does not compress"
+        )
 
 
 def _member(path: Path, archive: NpzFile, name: str) -> Array:

@@ -24,6 +24,7 @@ from torch import nn
 
 from robustbench_kd.core import plugins
 from robustbench_kd.core.errors import UsageError, unknown_name
+from robustbench_kd.core.received import read_toml
 from robustbench_kd.distill import open_method
 from robustbench_kd.tensors.distillation import BatchContext, Method, MethodOptions, Objective
 
@@ -163,7 +164,7 @@ def load_recipe(
     >>> load_recipe("digits-plain", {"epochs": "3"}).epochs
     3
     """
-    values = _read(_locate(name_or_path))
+    values = read_toml(_locate(name_or_path), "recipe", UsageError)
     for key, text in (overrides or {}).items():
         _place(values, key, _value(key, text))
     for key in values:
@@ -201,15 +202,6 @@ def _locate(name_or_path: str) -> Path:
     return known[name_or_path]
 
 
-def _read(path: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"recipe '{path}' cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe '{path}' is not a TOML file: {error}") from None
-
-
 def _place(values: dict[str, object], key: str, value: Any) -> None:
     """Sets what a dotted key such as `additions.igdm.alpha` leads to."""
     *tables, last = key.split(".")
@@ -226,7 +218,7 @@ def _value(key: str, text: str) -> Any:
         return text
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = {}
     if list(parsed) != ["value"]:
         raise UsageError(

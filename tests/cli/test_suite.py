@@ -182,7 +182,7 @@ examples = 5
         ),
         ("net.toml", "net.py:make", "line 1: checkpoints: 'net.py:make' names code"),
         ("examples = 5", "examples = ", "is not TOML: Invalid value .at line 8"),
-        ("examples = 5", f"examples = {'[' * 5000}", "is not TOML: "),
+        ("examples = 5", f"examples = {'[' * 5000}", "is nested too deep"),
         ("examples = 5", f"examples = {'9' * 5000}", "is not TOML: "),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_recipe_is_read_from_a_file(tmp_path):
     ("name", "overrides", "message"),
     [
         ("digits-plian", {}, "unknown recipe 'digits-plian': did you mean 'digits-plain'?"),
-        ("nowhere.toml", {}, "recipe 'nowhere.toml' cannot be read: No such file"),
+        ("nowhere.toml", {}, "cannot read recipe 'nowhere.toml': No such file"),
         ("digits-plain", {"epoch": "3"}, "unknown recipe key 'epoch': did you mean 'epochs'?"),
         (
             "digits-plain",
@@ -170,7 +170,7 @@ def test_an_impossible_recipe_is_refused_in_one_line(name, overrides, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs = ", "is not a TOML file"),
+        ("epochs = ", "is not TOML"),
         ('method = "plain"', "epochs: expected a value, got none"),
     ],
 )
