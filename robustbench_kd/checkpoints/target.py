@@ -31,6 +31,7 @@ from robustbench_kd.checkpoints.subject import Choices, Subject, Target
 from robustbench_kd.checkpoints.weights import read_weights, sha256
 from robustbench_kd.checkpoints.zoo import ZOOS, load_from_zoo
 from robustbench_kd.core.errors import CheckpointError, MissingError, UsageError
+from robustbench_kd.core.text import printable
 from robustbench_kd.tensors.oracle import guarded
 
 
@@ -41,7 +42,8 @@ def describe(text: str, choices: Choices) -> list[Target]:
     """
     if _library(text) not in ZOOS and Path(text).is_dir():
         return _from_folder(Path(text), choices)
-    return [replace(_describe_one(text, choices), text=text)]
+    described = _describe_one(text, choices)
+    return [replace(described, name=printable(described.name), text=text)]
 
 
 def _describe_one(text: str, choices: Choices) -> Target:

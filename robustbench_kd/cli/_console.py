@@ -16,7 +16,7 @@ from rich.tree import Tree
 
 from robustbench_kd.cli._streams import data
 from robustbench_kd.core.records import Accuracy, Finding, Severity, verdict_words
-from robustbench_kd.core.text import percent_interval
+from robustbench_kd.core.text import percent_interval, printable
 
 _UNBOUNDED = 10_000  # a width at which nothing is cut off
 out = Console(file=cast("TextIO", data), highlight=False, emoji=False, width=_UNBOUNDED)
@@ -34,12 +34,12 @@ _PLAIN_SECONDS = 10.0
 
 def say(text: str, style: str = "") -> None:
     """Writes a line for a person to standard error, uninterpreted."""
-    err.print(escape(text), style=style, soft_wrap=True)
+    err.print(plain(text), style=style, soft_wrap=True)
 
 
 def write(text: str) -> None:
     """Writes data to standard output, uninterpreted and unwrapped."""
-    out.print(text, markup=False, soft_wrap=True)
+    out.print(plain(text), soft_wrap=True)
 
 
 def write_json(content: object) -> None:
@@ -95,8 +95,8 @@ def say_finding(finding: Finding) -> None:
 
 
 def plain(text: str) -> str:
-    """Returns text that rich will not take for markup."""
-    return escape(text)
+    """Returns text that neither rich nor a terminal takes for anything but text."""
+    return escape("\n".join(map(printable, text.split("\n"))))
 
 
 def accuracy_text(accuracy: Accuracy | None) -> str:
@@ -117,7 +117,7 @@ def verdict(name: str | None) -> str:
 def table(title: str, columns: dict[str, str]) -> Table:
     """Returns an empty table; `columns` maps headings to `left` or `right`."""
     made = Table(
-        title=escape(title),
+        title=plain(title),
         title_justify="left",
         header_style="bold",
         box=None,
@@ -141,7 +141,7 @@ class Line:
     def show(self, label: str, done: int, total: int, details: str) -> None:
         """Shows `done` of `total` under a label, with details behind it."""
         if self._bar and self._task is not None:
-            text = f"[bold]{escape(label)}[/] {done}/{total} [dim]{escape(details)}[/]"
+            text = f"[bold]{plain(label)}[/] {done}/{total} [dim]{plain(details)}[/]"
             self._bar.update(self._task, description=text, completed=done, total=total)
             return
         last_label, shown_at = self._last

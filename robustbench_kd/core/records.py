@@ -248,13 +248,13 @@ class Source(Frozen):
     It changes no verdict and no run id. `rkd verify` looks for both there again.
     """
 
-    target: str = ""
-    arch: str = ""
-    arch_arg: tuple[str, ...] = ()
-    normalisation: str = ""
-    weights_key: str = ""
-    dataset: str = ""
-    data_dir: str = ""
+    target: Name = ""
+    arch: Name = ""
+    arch_arg: tuple[Name, ...] = ()
+    normalisation: Name = ""
+    weights_key: Name = ""
+    dataset: Name = ""
+    data_dir: Name = ""
 
 
 class RunRecord(Frozen):
