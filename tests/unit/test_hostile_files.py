@@ -38,6 +38,7 @@ from robustbench_kd.checkpoints.subject import Choices
 from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.checkpoints.weights import read_weights, sha256
 from robustbench_kd.datasets import open_dataset
+from robustbench_kd.models.small_cnn import build
 
 
 def survives(call, *arguments, **named):
@@ -192,6 +193,22 @@ def family(folder, name, parts):
     fields = {key: CARD[key] for key in ("classes", "image_shape", "dataset")}
     content = {**fields, "name": name, "family": "ensemble", "parts": parts}
     return written(folder / f"{name}.toml", tomli_w.dumps(content))
+
+
+@pytest.mark.parametrize("arguments", [{"depth": 10**7}, {"width": 3_000}])
+def test_a_front_end_larger_than_any_is_not_built(arguments, tmp_path):
+    torch.save(build(classes=10, channels=1, size=8, width=2).state_dict(), tmp_path / "part.pt")
+    own = {"file": "part.pt", "sha256": sha256(tmp_path / "part.pt")}
+    card_file(
+        tmp_path,
+        "part",
+        architecture={"name": "small_cnn", "arguments": {"width": 2}},
+        weights=own,
+    )
+    fields = {key: CARD[key] for key in ("name", "classes", "image_shape", "dataset")}
+    fields |= {"family": "frontend", "parts": ["part.toml"], "arguments": arguments}
+    path = written(tmp_path / "net.toml", tomli_w.dumps({**fields, "weights": own}))
+    assert "the network would have more than" in refusal(loaded, path)
 
 
 def test_parts_of_parts_of_parts_are_counted(tmp_path):
