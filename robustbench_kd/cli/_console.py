@@ -15,8 +15,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from robustbench_kd.cli._streams import data
-from robustbench_kd.core.records import Accuracy, Finding, Severity, verdict_words
+from robustbench_kd.core.records import Accuracy, Finding, Severity
 from robustbench_kd.core.text import percent_interval
+from robustbench_kd.core.verdicts import verdict_words
 
 _UNBOUNDED = 10_000  # a width at which nothing is cut off
 out = Console(file=cast("TextIO", data), highlight=False, emoji=False, width=_UNBOUNDED)

@@ -1,4 +1,4 @@
-"""Writes `examples.csv`, and reads one back, whatever it holds."""
+"""Writes `examples.csv`, and reads one or `draws.csv` back, whatever they hold."""
 
 import csv
 import io
@@ -6,19 +6,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.rows import ExampleRow
+from robustbench_kd.core.files import read_bytes
+from robustbench_kd.core.rows import DrawRow, ExampleRow
 from robustbench_kd.core.text import printable
 
 # Columns are checked as a whole: row by row it would take longer than everything else that a report
 # does.
-_COLUMNS: dict[str, TypeAdapter[Any]] = {
+_Schema: TypeAlias = dict[str, TypeAdapter[Any]]
+_EXAMPLES: _Schema = {
     name: TypeAdapter(list[kind])  # type: ignore[valid-type]  # known only when it runs
-    for name, kind in ExampleRow.__annotations__.items()
+    for name, kind in get_type_hints(ExampleRow, include_extras=True).items()
+}
+_DRAWS: _Schema = {
+    name: TypeAdapter(list[kind])  # type: ignore[valid-type]  # known only when it runs
+    for name, kind in get_type_hints(DrawRow, include_extras=True).items()
+    if name in DrawRow.model_fields
 }
 _ADVICE = "restore the file, or delete its folder and run again"
 
@@ -46,22 +53,33 @@ def read_columns(path: Path, *names: str) -> dict[str, list[Any]]:
     Raises `RecordError` that names the file, the line and the first thing wrong with it; what is
     wrong in other columns goes unseen.
     """
+    return _read(path, _EXAMPLES, ["index", *names])
+
+
+def read_draws(path: Path) -> dict[str, list[Any]]:
+    """Reads the columns of a `draws.csv`; raises like `read_columns`."""
+    return _read(path, _DRAWS, list(_DRAWS))
+
+
+def _read(path: Path, schema: _Schema, names: Sequence[str]) -> dict[str, list[Any]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            columns, numbers = _cells(file, path, ["index", *names])
+        file = io.StringIO(read_bytes(path).decode(), newline="")
     except OSError as error:
         raise RecordError(f"cannot read '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecordError(
             f"'{path}' is no text: {error.reason} at byte {error.start}; {_ADVICE}"
         ) from error
-    values = {name: _checked(name, cells, path, numbers) for name, cells in columns.items()}
+    columns, numbers = _cells(file, path, schema, names)
+    values = {}
+    for name, cells in columns.items():
+        values[name] = _checked(name, cells, schema[name], path, numbers)
     _check_indices(values["index"], path, numbers)
     return values
 
 
 def _cells(
-    file: TextIO, path: Path, names: Sequence[str]
+    file: TextIO, path: Path, schema: Iterable[str], names: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[int]]:
     """Returns the cells of some columns, and the number of the line of each; the first is 1."""
     reader = csv.reader(file, strict=True)
@@ -69,7 +87,7 @@ def _cells(
     numbers: list[int] = []
     try:
         header = next(filter(None, reader), [])
-        _check_header(header, path)
+        _check_header(header, schema, path)
         wanted = itemgetter(*map(header.index, names))
         for line in filter(None, reader):
             if len(line) != len(header):
@@ -83,16 +101,18 @@ def _cells(
     return {name: cells[place :: len(names)] for place, name in enumerate(names)}, numbers
 
 
-def _check_header(header: list[str], path: Path) -> None:
-    missing = [name for name in ExampleRow._fields if name not in header]
+def _check_header(header: list[str], schema: Iterable[str], path: Path) -> None:
+    missing = [name for name in schema if name not in header]
     if missing:
         raise _wrong(path, 1, f"the header '{','.join(header)[:40]}' lacks {', '.join(missing)}")
 
 
-def _checked(name: str, texts: Sequence[str], path: Path, numbers: Sequence[int]) -> list[Any]:
+def _checked(
+    name: str, texts: Sequence[str], kind: TypeAdapter[Any], path: Path, numbers: Sequence[int]
+) -> list[Any]:
     known = texts if name == "broken_by" else [text or None for text in texts]
     try:
-        checked: list[Any] = _COLUMNS[name].validate_python(known)
+        checked: list[Any] = kind.validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
         row = int(first["loc"][0])

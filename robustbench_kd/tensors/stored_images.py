@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.rundir import write_bytes
+from robustbench_kd.core.files import write_bytes
 
 SHOWN = 8  # clean images that are stored too: a page shows no more
 
