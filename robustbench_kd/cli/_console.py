@@ -55,7 +55,11 @@ def show_table(table: Table, *, spare: Sequence[str] = ()) -> None:
     one, and texts are folded. If the table is still too wide, the terminal wraps it: nothing is cut
     off.
     """
-    room = Console().width if out.is_terminal else _UNBOUNDED
+    if not out.is_terminal:  # to measure thousands of rows takes longer than to read them
+        show(table)
+        return
+
+    room = Console().width
     if _measure(table).maximum > room:
         table.padding = (0, 0, 0, 2)
         for column in table.columns:
