@@ -37,7 +37,7 @@ from robustbench_kd.engine.probing.undeclared import first_logits
 from robustbench_kd.engine.record import early_stop
 from robustbench_kd.engine.record.build import adversarial_images, interrupted_record
 from robustbench_kd.engine.record.header import RunHeader, header_of, read_header, write_header
-from robustbench_kd.engine.record.merge import write_all
+from robustbench_kd.engine.record.merge import remove_ledgers, write_all
 from robustbench_kd.engine.run.division import require_divisible, require_sequential
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
 from robustbench_kd.engine.run.plan import Plan, make_plan
@@ -96,7 +96,7 @@ def evaluate(
         with Ledger(folder / LEDGER) as ledger:
             stored = None if fresh else stored_record(folder)
             if stored and _suffices(stored, request, folder):
-                ledger.remove()
+                remove_ledgers(ledger, folder)
                 return Outcome(stored, folder, stored=True)
 
             for text in ledger.damage:

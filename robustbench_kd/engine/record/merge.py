@@ -22,12 +22,14 @@ def merge(folder: Path) -> RunRecord:
     `IncompleteError` that names missing shards, `RecordError` where files are damaged or a shard is
     still running.
     """
+    path = folder / LEDGER
     stored = stored_record(folder)
     if stored:
+        with Ledger(path) as ledger:
+            remove_ledgers(ledger, folder)
         return stored
 
     header = read_header(folder)
-    path = folder / LEDGER
     _require_finished(read_ledger(path), folder)  # nothing is changed before all is known
     with Ledger(path) as ledger:
         _require_finished(Stored(ledger.entries, ledger.damage), folder)
@@ -53,6 +55,11 @@ def write_all(header: RunHeader, ledger: Ledger, folder: Path) -> RunRecord:
     record = finished_record(header, ledger.entries)
     index = LedgerIndex(ledger.entries)
     write_record(folder, record, example_rows(header, index), draw_rows(header, index))
+    remove_ledgers(ledger, folder)
+    return record
+
+
+def remove_ledgers(ledger: Ledger, folder: Path) -> None:
+    """Removes what a finished run needs no more; a killed process may have left some of it."""
     ledger.remove()
     (folder / JOB).unlink(missing_ok=True)
-    return record
