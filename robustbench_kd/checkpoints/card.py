@@ -10,9 +10,9 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 from pydantic_core import ErrorDetails
 
 from robustbench_kd.core.errors import CheckpointError, UsageError, unknown_name
+from robustbench_kd.core.files import write_text
 from robustbench_kd.core.received import MOST_CLASSES, read_toml
 from robustbench_kd.core.records import Frozen, Name
-from robustbench_kd.core.rundir import write_text
 from robustbench_kd.core.text import shortened
 from robustbench_kd.core.threat import Threat
 

@@ -13,11 +13,17 @@ from robustbench_kd.core.rundir import EXAMPLES
 HEADER = ",".join(ExampleRow._fields)
 LINE = "0,7,7,True,False,apgd-ce,3,0.1,-0.5,12,11"
 NUMBERS = st.floats(allow_nan=False)
+COUNTS = st.integers(0, 2**40)
 ROWS = st.builds(
     ExampleRow,
-    index=st.integers(),
+    index=COUNTS,
+    label=COUNTS,
+    clean_prediction=COUNTS,
+    adversarial_prediction=st.none() | COUNTS,
+    forwards=st.none() | COUNTS,
+    backwards=st.none() | COUNTS,
     broken_by=st.text().filter(str.isprintable),
-    distance=st.none() | NUMBERS,
+    distance=st.none() | st.floats(min_value=0, allow_nan=False),
     margin=NUMBERS,
 )
 
@@ -105,7 +111,7 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path):
     with pytest.raises(RecordError, match=r"cannot read .*examples\.csv': No such file"):
         read_examples(tmp_path / EXAMPLES)
     (tmp_path / EXAMPLES).mkdir()
-    with pytest.raises(RecordError, match=r"cannot read .*examples\.csv': Is a directory"):
+    with pytest.raises(RecordError, match="expected a regular file, got a folder"):
         read_examples(tmp_path / EXAMPLES)
 
 
