@@ -10,7 +10,7 @@ import click
 
 from robustbench_kd.cli import _signals
 from robustbench_kd.cli._failures import own_error
-from robustbench_kd.core.errors import unknown_name
+from robustbench_kd.core.errors import MissingError, unknown_name
 from robustbench_kd.core.plugins import components
 from robustbench_kd.core.text import printable, shortened
 
@@ -19,6 +19,7 @@ from robustbench_kd.core.text import printable, shortened
 # its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+_LONG, _LONGEST = 300, 1000  # characters of an error
 _KIND = "cli"
 
 
@@ -77,12 +78,14 @@ class Commands(click.Group):
             if isinstance(error, OSError):
                 _leave_output_alone()
             own = own_error(error)
-            _fail(str(own), own.exit_code)
+            # What a person has to say yet is named whole.
+            most = _LONGEST if isinstance(own, MissingError) else _LONG
+            _fail(str(own), own.exit_code, most=most)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, *, most: int = _LONG) -> NoReturn:
     """Writes one line to standard error, whatever names the message holds, and exits."""
-    text = shortened(printable(" ".join(message.split())))
+    text = shortened(printable(" ".join(message.split())), most)
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {text}", err=True)
     sys.exit(code)
 
