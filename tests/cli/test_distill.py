@@ -257,7 +257,7 @@ def test_a_file_that_is_no_stopped_training_is_refused(distill, folder):
         ),
         (
             ["rslad", "--recipe", "none.toml", "--threat", "linf:0.2"],
-            "recipe 'none.toml' cannot be read",
+            "cannot read recipe 'none.toml'",
         ),
         (
             ["rslad", "--set", "epoch=3", "--threat", "linf:0.2"],
