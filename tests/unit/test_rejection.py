@@ -328,7 +328,7 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, left):
     rest = failing()
     resumed = run(Wary(near, rest), data, tmp_path)
     assert resumed.detection == expected.detection
-    assert rest.calls < 52 * (2 if left > 52 else 1) + 10
+    assert rest.calls < 52 * (2 if left > 52 else 1) + 15
 
 
 def test_an_ordinary_defence_has_no_detection(tmp_path):

@@ -130,7 +130,7 @@ def test_what_was_decided_before_an_interruption_is_not_computed_again(tmp_path)
     model = conv()
     data = images_for(model)
     whole, first, second = (
-        Failing(model, KeyboardInterrupt(), after=after) for after in (10**9, 40, 10**9)
+        Failing(model, KeyboardInterrupt(), after=after) for after in (10**9, 45, 10**9)
     )
     evaluate(request(whole, data, batch_size=8), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
