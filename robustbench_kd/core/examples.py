@@ -4,6 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -111,7 +112,8 @@ class _Table:
     def wrong(self, row: int, what: str) -> RecordError:
         """Returns the error for a row; only here its line is looked up, the first being 1."""
         reader = self._reader()
-        next(islice(filter(None, reader), row + 1, None))
+        with suppress(csv.Error):  # a cell may be longer than the reader takes
+            next(islice(filter(None, reader), row + 1, None))
         return _wrong(self.path, reader.line_num, what)
 
     def _reader(self) -> Any:

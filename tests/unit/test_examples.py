@@ -93,7 +93,7 @@ def test_windows_line_ends_and_a_missing_last_one_do_no_harm(tmp_path):
         (f'{HEADER}\n"{LINE}\n', "line 2: unexpected end of data"),
         (
             f"{HEADER}\n{LINE.replace('3', 'x' * 200_000)}\n",
-            "line 2: field larger than field limit",
+            "line 2: adversarial_prediction: Input should be a valid integer",
         ),
         (f"{HEADER}\n{LINE}\n".encode("utf-16"), "is no text: invalid start byte at byte 0"),
     ],
