@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from fake_runs import planted, store
@@ -88,7 +89,7 @@ def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path, mine, m
     replaced = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (made.append(a), replaced(a, b)))
     write_text(tmp_path / "report.html", "one")
-    os.symlink(mine, made[0])
+    Path(made[0]).symlink_to(mine)
     write_text(tmp_path / "report.html", "two")
     assert (mine.read_text(), (tmp_path / "report.html").read_text()) == ("mine", "two")
 
@@ -104,12 +105,12 @@ def test_files_of_killed_writers_are_removed_and_those_of_living_ones_are_not(tm
     living = made[0].replace(f".{os.getpid()}.", f".{os.getppid()}.")
     dead = made[0].replace(f".{os.getpid()}.", ".4194999.")
     for name in (living, dead):
-        open(name, "w").close()
+        Path(name).touch()
     write_text(tmp_path / "file", "two")
-    assert os.path.exists(living)
-    assert not os.path.exists(dead)
+    assert Path(living).exists()
+    assert not Path(dead).exists()
     with Ledger(tmp_path / LEDGER):  # whoever has the run alone knows that nobody writes there
-        assert not os.path.exists(living)
+        assert not Path(living).exists()
 
 
 def test_a_pipe_and_a_device_are_not_waited_for(tmp_path):
