@@ -22,9 +22,10 @@ from torch import nn
 
 from robustbench_kd.checkpoints.subject import Choices, Subject
 from robustbench_kd.checkpoints.target import describe, load
-from robustbench_kd.core.records import RunRecord, verdict_words
+from robustbench_kd.core.records import RunRecord
 from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Threat
+from robustbench_kd.core.verdicts import verdict_words
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.run.request import Request

@@ -18,7 +18,7 @@ from robustbench_kd.analysis.gate import Gate, Limits, gate_runs
 from robustbench_kd.analysis.paired import listed
 from robustbench_kd.analysis.repeat import CHECKPOINT, repetition
 from robustbench_kd.analysis.runs import Run, read_runs
-from robustbench_kd.core.rundir import write_text
+from robustbench_kd.core.files import write_text
 
 ROOT = Path(__file__).parent.parent
 STORED, CARDS, FRESH = ROOT / "results", ROOT / "checkpoints", ROOT / "build" / "regression"

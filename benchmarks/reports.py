@@ -20,11 +20,11 @@ from robustbench_kd.core.records import (
     RunRecord,
     Severity,
     StageResult,
-    verdict,
 )
 from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.rundir import run_folder, write_record
 from robustbench_kd.core.statistics import interval
+from robustbench_kd.core.verdicts import verdict
 
 MODELS, EXAMPLES = 50, 1000
 RADII = ((2, "2/255"), (4, "4/255"), (8, "8/255"), (16, "16/255"))

@@ -23,8 +23,9 @@ from robustbench_kd.analysis.paired import ALPHA, Change, change
 from robustbench_kd.checkpoints.subject import Choices, Subject
 from robustbench_kd.checkpoints.target import describe, load
 from robustbench_kd.core.examples import read_examples
+from robustbench_kd.core.files import write_text
 from robustbench_kd.core.records import Accuracy, Frozen, RunRecord
-from robustbench_kd.core.rundir import EXAMPLES, RECORD, read_record, to_csv, write_text
+from robustbench_kd.core.rundir import EXAMPLES, RECORD, read_record, to_csv
 from robustbench_kd.core.statistics import holm
 from robustbench_kd.core.text import percent
 from robustbench_kd.core.threat import Threat

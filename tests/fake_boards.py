@@ -14,7 +14,10 @@ from robustbench_kd.core.records import (
     Severity,
     StageResult,
 )
+from robustbench_kd.core.rows import DrawRow, ExampleRow
+from robustbench_kd.core.rundir import run_folder, write_record
 from robustbench_kd.core.statistics import interval
+from robustbench_kd.core.verdicts import SAMPLED, verdict
 
 AUTOATTACK = ["apgd-ce", "apgd-t", "fab-t", "square"]
 HOSTILE = [
@@ -44,7 +47,7 @@ HOSTILE = [
 
 
 def accuracy(share, n=200):
-    low, high = interval(round(share * n), n)
+    low, high = interval(share * n, n)
     return Accuracy(value=share, n=n, ci_low=low, ci_high=high)
 
 
@@ -133,6 +136,62 @@ def adaptive(model="ensemble", standard=0.8, robust=0.2, **identity):
 
 def fast(model="hasty", robust=0.6, missed=0.015, **identity):
     return run(model, robust, mode="fast", **identity).model_copy(update={"missed": missed})
+
+
+def put(results, record):
+    """Stores a record with tables that it follows from, and returns its folder.
+
+    What made-up runs leave open is made to agree: ids, verdict, bound, the accuracies of draws.
+    """
+    identity = record.identity
+    n = identity.examples
+    findings = list(record.findings)
+    if record.missed:
+        note = {"check": SAMPLED, "severity": Severity.INFO, "message": "sampled"}
+        findings.append(Finding(**note, value=record.missed))
+    rows = [row_of(n, record, index) for index in range(n)]
+    drawn = [draw_of(n, record, index) for index in range(n)] if record.robust_draws else []
+    changes = {
+        "run_id": identity.run_id(),
+        "findings": findings,
+        "verdict": verdict(findings),
+    }
+    if record.robust_draws:
+        majority = accuracy(sum(row.robust for row in rows) / n, n)
+        draws = record.robust_draws.model_copy(update={"majority": majority})
+        changes["robust_draws"] = draws
+    folder = run_folder(results, identity.model, identity.run_id())
+    write_record(folder, record.model_copy(update=changes), rows, drawn)
+    return folder
+
+
+def row_of(n, record, index):
+    """An image that the first stage breaks which leaves fewer images than its index."""
+    broken_by = ""
+    for stage in reversed(record.stages):
+        if index >= round(stage.accuracy.value * n):
+            broken_by = stage.stage
+    return ExampleRow(
+        index=index,
+        label=index % 10,
+        clean_prediction=(index + (broken_by == "clean")) % 10,
+        clean_correct=broken_by != "clean",
+        robust=not broken_by,
+        broken_by=broken_by,
+        adversarial_prediction=(index + 1) % 10 if broken_by else None,
+        distance=0.1 if broken_by else None,
+        margin=-0.25 if broken_by else 1.5,
+        forwards=None,
+        backwards=None,
+    )
+
+
+def draw_of(n, record, index):
+    """The answers to an image: the first images never fail, the others equally often."""
+    draws = record.robust_draws
+    never = round(draws.all_correct.value * n)
+    others = 1 - (draws.mean.value * n - never) / (n - never)
+    return DrawRow(index=index, clean_wrong=0.0, wrong=0.0 if index < never else others)
 
 
 def published(model="Other2024", robust=0.7, **fields):

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from robustbench_kd.analysis.runs import Run
-from robustbench_kd.core.records import Accuracy, Identity, RunRecord, StageResult
+from robustbench_kd.core.records import (
+    Accuracy,
+    Finding,
+    Identity,
+    RunRecord,
+    Severity,
+    StageResult,
+)
 from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.rundir import run_folder, write_record
 from robustbench_kd.core.statistics import interval
@@ -95,9 +102,21 @@ def record(asked, examples, **fields):
         "clean": stages[0].accuracy,
         "robust": stages[-1].accuracy,
         "stages": stages,
+        "forwards": sum(stage.forwards for stage in stages),
+        "seconds": sum(stage.seconds for stage in stages),
         "verdict": "consistent",
     }
-    return RunRecord.model_validate(known | fields)
+    return RunRecord.model_validate(known | {"findings": reasons(fields)} | fields)
+
+
+def reasons(fields):
+    """Findings that explain a verdict."""
+    severity = {"unreliable": Severity.RED, "suspicious": Severity.YELLOW}.get(
+        fields.get("verdict")
+    )
+    if severity is None:
+        return []
+    return [Finding(check="planted", severity=severity, message="a planted finding")]
 
 
 USUAL = Planted()

@@ -24,7 +24,7 @@ FLOORS = {
     "cli": 5,
 }
 # The rooms of the engine from the top down; a room imports only rooms below it.
-DOORS = {"evaluate", "inspect", "forecast", "clean_pass", "engines"}
+DOORS = {"evaluate", "decide", "inspect", "forecast", "clean_pass", "engines"}
 ROOMS = [
     "record",
     "reverify",

@@ -1,6 +1,6 @@
 """The baseline of a gate: one run per model and protocol, in folders like those of results.
 
-It keeps `run.json` and `examples.csv` of a run unchanged.
+It keeps `run.json`, `examples.csv` and `draws.csv` of a run unchanged.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from pathlib import Path
 from robustbench_kd.analysis.leaderboard import title
 from robustbench_kd.analysis.runs import Key, Run, read_runs, threat
 from robustbench_kd.core.errors import NotComparableError, RecordError
+from robustbench_kd.core.files import read_bytes, require_own_folder, write_bytes
 from robustbench_kd.core.rundir import (
     ATTACKS,
     DRAWS,
@@ -17,7 +18,6 @@ from robustbench_kd.core.rundir import (
     FINDINGS,
     RECORD,
     run_folder,
-    write_text,
 )
 
 
@@ -56,8 +56,9 @@ def update(folder: Path, known: dict[Key, Run], runs: dict[Key, Run]) -> list[st
 
 def _put(folder: Path, run: Run, old: Run | None) -> str:
     place = run_folder(folder, run.model, run.folder.name)
-    for name in (EXAMPLES, RECORD):
-        write_text(place / name, (run.folder / name).read_bytes().decode())
+    require_own_folder(place)
+    for name in (EXAMPLES, *((DRAWS,) if run.randomized else ()), RECORD):
+        write_bytes(place / name, read_bytes(run.folder / name))
     if old is not None and old.folder.resolve() != place.resolve():
         _remove(old.folder)
     name = f"{run.model} {threat(run.identity)}"
@@ -73,6 +74,7 @@ def _remove(folder: Path) -> None:
 
     `run.json` goes first: it vouches for the others.
     """
+    require_own_folder(folder)
     for name in (RECORD, EXAMPLES, DRAWS, ATTACKS, FINDINGS):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):

@@ -17,7 +17,8 @@ from robustbench_kd.analysis.compare import (
 from robustbench_kd.analysis.leaderboard import title
 from robustbench_kd.analysis.paired import Change
 from robustbench_kd.analysis.runs import Key, Run
-from robustbench_kd.core.statistics import holm, mcnemar_drop
+from robustbench_kd.core.mcnemar import mcnemar_drop
+from robustbench_kd.core.statistics import holm
 from robustbench_kd.core.text import percent, printable
 
 

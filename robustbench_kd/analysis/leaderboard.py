@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from robustbench_kd.analysis.published import Published
-from robustbench_kd.core.errors import RecordError, unknown_name
-from robustbench_kd.core.records import Identity, RunRecord, verdict_words
-from robustbench_kd.core.rundir import RECORD, read_record
+from robustbench_kd.core.agreement import checked_columns, checked_record, in_its_place
+from robustbench_kd.core.errors import RecordError, RkdError, unknown_name
+from robustbench_kd.core.records import Identity, RunRecord
+from robustbench_kd.core.rundir import RECORD
 from robustbench_kd.core.text import printable
 from robustbench_kd.core.threat import Threat
+from robustbench_kd.core.verdicts import verdict_words
 
 KEYS = (
     "model",
@@ -90,17 +92,17 @@ def read_records(results: Path) -> tuple[dict[Path, RunRecord], tuple[str, ...]]
     records, left_out = {}, []
     for path in sorted(results.glob(f"*/*/{RECORD}")):
         try:
-            record = read_record(path)
-        except RecordError as error:
+            records[path.parent] = _finished(path.parent)
+        except RkdError as error:
             left_out.append(str(error))
-            continue
-        if record.status == "complete":
-            records[path.parent] = record
-        else:
-            left_out.append(
-                f"'{path.parent}' is unfinished: run the same 'rkd eval' again to resume it"
-            )
     return records, tuple(left_out)
+
+
+def _finished(folder: Path) -> RunRecord:
+    """Returns the record of a run that follows from its files; raises like `read_run`."""
+    record = checked_record(folder)
+    checked_columns(folder, in_its_place(folder, record))
+    return record
 
 
 def show(records: Iterable[RunRecord], view: View) -> tuple[Board, ...]:
@@ -118,9 +120,10 @@ def show(records: Iterable[RunRecord], view: View) -> tuple[Board, ...]:
 
 def rank(records: Iterable[RunRecord]) -> list[Board]:
     """Returns one board per protocol, in the order of data set, threat and suite."""
-    groups: dict[str, list[RunRecord]] = {}
+    groups: dict[tuple[str, int], list[RunRecord]] = {}
     for record in sorted(records, key=_place):
-        groups.setdefault(record.protocol_hash, []).append(record)
+        identity = record.identity
+        groups.setdefault((identity.protocol_hash(), identity.examples), []).append(record)
     titles = Counter(title(group[0].identity) for group in groups.values())
     return [_board(group, titles) for group in groups.values()]
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from robustbench_kd.core.statistics import mcnemar, paired_interval
+from robustbench_kd.core.mcnemar import mcnemar
+from robustbench_kd.core.statistics import paired_interval
 
 ALPHA = 0.05
 MOST = 20  # ids and rows that are listed for a person; JSON has all

@@ -16,9 +16,10 @@ from robustbench_kd.analysis.security import Security, security
 from robustbench_kd.analysis.table import Table, accuracy_text, legend, mode, tabulate
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import read_columns
-from robustbench_kd.core.records import Finding, RunRecord, Severity, Verdict, verdict_words
+from robustbench_kd.core.records import Finding, RunRecord, Severity, Verdict
 from robustbench_kd.core.rundir import EXAMPLES
 from robustbench_kd.core.text import duration
+from robustbench_kd.core.verdicts import verdict_words
 
 if TYPE_CHECKING:  # comparing loads statistics, which a report without a baseline does not need
     from robustbench_kd.analysis.flips import Flips

@@ -1,21 +1,17 @@
 """Finds stored runs and reads them with their examples."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from robustbench_kd.core.errors import IncompleteError, RecordError, RkdError, UsageError
-from robustbench_kd.core.examples import read_columns
-from robustbench_kd.core.records import Accuracy, Identity, RunRecord
+from robustbench_kd.core.agreement import checked_columns, checked_record, in_its_place
+from robustbench_kd.core.errors import RecordError, RkdError, UsageError
+from robustbench_kd.core.records import Identity, RunRecord
 from robustbench_kd.core.rows import ExampleRow
-from robustbench_kd.core.rundir import EXAMPLES, RECORD, read_record
+from robustbench_kd.core.rundir import RECORD, read_record
 from robustbench_kd.core.text import printable
 
 Key = tuple[str, str]
-
-_SHARED = ("clean_correct", "robust", "broken_by")  # columns that the record repeats as accuracies
-_CLOSE = 1e-9  # accuracies are written with every digit, so that only rounding may part them
 
 
 @dataclass(frozen=True)
@@ -63,12 +59,7 @@ def read_run(folder: Path) -> Run:
 
     Raises `RecordError` for a damaged one and `IncompleteError` for an unfinished one.
     """
-    record = read_record(folder / RECORD)
-    if record.status != "complete":
-        raise IncompleteError(
-            f"'{folder}' is unfinished: run the same 'rkd eval' again to resume it"
-        )
-    return with_examples(folder, record)
+    return with_examples(folder, checked_record(folder))
 
 
 def with_examples(folder: Path, record: RunRecord) -> Run:
@@ -76,14 +67,14 @@ def with_examples(folder: Path, record: RunRecord) -> Run:
 
     Raises `RecordError` where they are damaged or contradict the record.
     """
-    columns = _consistent(folder, record, ExampleRow._fields[1:])
+    columns = checked_columns(folder, record, ExampleRow._fields[1:])
     rows = map(ExampleRow, *columns.values())
     return Run(folder, record, dict(zip(columns["index"], rows, strict=True)))
 
 
 def read_verdicts(folder: Path, record: RunRecord) -> Verdicts:
     """Reads labels and verdicts of a complete run and no more; raises like `with_examples`."""
-    columns = _consistent(folder, record, ("label", *_SHARED))
+    columns = checked_columns(folder, record, ("label",))
     index = columns["index"]
     return Verdicts(
         labels=dict(zip(index, columns["label"], strict=True)),
@@ -96,7 +87,9 @@ def read_runs(results: Path) -> tuple[list[Run], list[str]]:
     runs, problems = [], []
     for path in sorted(results.glob(f"*/*/{RECORD}")):
         try:
-            runs.append(read_run(path.parent))
+            run = read_run(path.parent)
+            in_its_place(run.folder, run.record)
+            runs.append(run)
         except RkdError as error:
             problems.append(str(error))
     return runs, problems
@@ -149,47 +142,3 @@ def _described(folder: Path) -> str:
         return f"{folder.name} ({threat(read_record(folder / RECORD).identity)})"
     except RecordError:
         return f"{folder.name} (damaged)"
-
-
-def _consistent(folder: Path, record: RunRecord, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Reads columns of the examples, `_SHARED` among them.
-
-    Raises `RecordError` where they and the record contradict each other.
-    """
-    if record.clean is None or record.robust is None:
-        raise RecordError(
-            f"'{folder / RECORD}' calls itself complete but lacks accuracies; delete it and run "
-            "again"
-        )
-    path = folder / EXAMPLES
-    columns = read_columns(path, *names)
-    got = len(columns["index"])
-    if got != record.clean.n:
-        raise RecordError(f"'{path}': expected {record.clean.n} examples as in {RECORD}, got {got}")
-    if record.robust_draws is None:  # otherwise the accuracies are expectations
-        _check_stages(path, record, columns)
-        _check_accuracy(folder, "clean", record.clean, columns["clean_correct"])
-        _check_accuracy(folder, "robust", record.robust, columns["robust"])
-    return columns
-
-
-def _check_stages(path: Path, record: RunRecord, columns: Mapping[str, Sequence[Any]]) -> None:
-    known = {stage.stage for stage in record.stages}
-    rows = zip(columns["index"], columns["robust"], columns["broken_by"], strict=True)
-    for index, robust, broken_by in rows:
-        consistent = not broken_by if robust else broken_by in known
-        if not consistent:
-            state = "robust" if robust else "not robust"
-            raise RecordError(
-                f"'{path}': example {index} is {state}, broken by '{printable(broken_by)}'; "
-                "delete its folder and run again"
-            )
-
-
-def _check_accuracy(folder: Path, kind: str, recorded: Accuracy, counted: Sequence[bool]) -> None:
-    fraction = sum(counted) / max(1, len(counted))
-    if not abs(recorded.value - fraction) < _CLOSE:
-        raise RecordError(
-            f"'{folder}': {RECORD} has {recorded.value:.4g} {kind} accuracy, {EXAMPLES} has "
-            f"{fraction:.4g}: the files are of different runs; delete the folder and run again"
-        )

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from robustbench_kd.analysis.leaderboard import Board, gap
 from robustbench_kd.analysis.published import Published
-from robustbench_kd.core.records import Accuracy, Identity, RunRecord, verdict_words
+from robustbench_kd.core.records import Accuracy, Identity, RunRecord
 from robustbench_kd.core.text import duration, percent, percent_interval, printable
+from robustbench_kd.core.verdicts import verdict_words
 
 PUBLISHED = "published, not run here"
 

@@ -31,7 +31,17 @@ def parameters_for(weights: Path | None) -> int:
 def without_memory(most: int) -> Iterator[None]:
     """Lets networks be built without memory for their tensors, as long as they are small enough.
 
-    Random numbers are not used up. Raises `UsageError` once there are more than `most` parameters.
+    Random numbers are not used up. Raises like `counted`.
+    """
+    with counted(most), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        yield
+
+
+@contextmanager
+def counted(most: int) -> Iterator[None]:
+    """Raises `UsageError` once what is built has more than `most` parameters or too many modules.
+
+    A layer registers its parameters before it fills them, so that memory is only reserved.
     """
     parameters = modules = 0
 
@@ -58,8 +68,7 @@ def without_memory(most: int) -> Iterator[None]:
         hooks.register_module_module_registration_hook(count_modules),
     ]
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            yield
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -10,15 +10,17 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 from pydantic_core import ErrorDetails
 
 from robustbench_kd.core.errors import CheckpointError, UsageError, unknown_name
-from robustbench_kd.core.received import read_toml
+from robustbench_kd.core.files import write_text
+from robustbench_kd.core.received import MOST_CLASSES, read_toml
 from robustbench_kd.core.records import Frozen, Name
-from robustbench_kd.core.rundir import write_text
 from robustbench_kd.core.text import shortened
 from robustbench_kd.core.threat import Threat
 
 MOST_PARTS = 256  # of a defence, those of its parts included
 _MOST_CHANNELS = 64
 _LONGEST_NAME = 200
+_LONGEST_FILE_NAME = 255  # that file systems take
+_MOST_PIXELS = 2**26  # numbers in an image
 
 Argument = bool | int | float | str
 Arguments = dict[str, Argument | list[Argument]]
@@ -110,7 +112,7 @@ class Card(Frozen):
 
     name: Name = Field(min_length=1, max_length=_LONGEST_NAME)
     family: str = "classifier"
-    classes: int = Field(ge=2)
+    classes: int = Field(ge=2, le=MOST_CLASSES)
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     dataset: str
     threats: tuple[str, ...] = ()
@@ -124,6 +126,13 @@ class Card(Frozen):
     class_names: tuple[str, ...] = ()
     made: dict[str, Any] = Field(default_factory=dict)
     claims: tuple[ClaimedNumber, ...] = ()
+
+    @field_validator("image_shape")
+    @classmethod
+    def _can_be_held(cls, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        if math.prod(shape) > _MOST_PIXELS:
+            raise ValueError(f"expected at most {_MOST_PIXELS:,} numbers in an image")
+        return shape
 
     @field_validator("parts")
     @classmethod
@@ -185,6 +194,8 @@ _SECTIONS: dict[str, type[Frozen]] = {
 
 def is_file_name(text: str) -> bool:
     """Tells whether a text names a file inside a folder, on any system."""
+    if len(text) > _LONGEST_FILE_NAME:
+        return False
     return text.isprintable() and text not in {"", ".", ".."} and not set(text) & {"/", "\\"}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustbench_kd.checkpoints._text import listed, one_line, pairs
+from robustbench_kd.checkpoints.budget import counted, parameters_for
 from robustbench_kd.checkpoints.state import find_state
 from robustbench_kd.checkpoints.subject import Subject, Target
 from robustbench_kd.checkpoints.weights import read_weights, sha256
@@ -23,7 +24,10 @@ def compose(
 ) -> Subject:
     """Builds a composed defence of loaded parts; raises like `checkpoints.target.load`."""
     models = [part.model for part in parts]
-    defence = build_family(target.family, models, target.arguments, classes=classes, shape=shape)
+    with counted(parameters_for(target.weights)):
+        defence = build_family(
+            target.family, models, target.arguments, classes=classes, shape=shape
+        )
     _fill(defence, target)
     defence.eval()
 

@@ -132,15 +132,21 @@ def _is_extra(name: object, value: object) -> bool:
     return is_named and not isinstance(value, Tensor) and _holds_plain_values(value)
 
 
-def _holds_plain_values(value: object, depth: int = 0) -> bool:
+def _holds_plain_values(value: object) -> bool:
     """Tells numbers, texts, tensors and containers of them from what a file left inert."""
-    if depth > _DEEPEST:
-        return False
-    if isinstance(value, Mapping):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple | set):
-        return all(_holds_plain_values(part, depth + 1) for part in value)
-    return value is None or isinstance(value, str | bytes | int | float | Tensor)
+    level = [value]
+    seen: set[int] = set()  # a hostile file can hold a container many times, or within itself
+    for _ in range(_DEEPEST):
+        inner: list[object] = []
+        for part in level:
+            if isinstance(part, Mapping | list | tuple | set):
+                if id(part) not in seen:
+                    inner += [*part, *part.values()] if isinstance(part, Mapping) else part
+                seen.add(id(part))
+            elif not (part is None or isinstance(part, str | bytes | int | float | Tensor)):
+                return False
+        level = inner
+    return not level
 
 
 def _extra_states(extra: Mapping[str, object], names: Iterable[str]) -> dict[str, object]:

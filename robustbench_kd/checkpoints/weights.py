@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from robustbench_kd.checkpoints._text import listed, one_line
+from robustbench_kd.checkpoints.pickle_weight import check_weight
 from robustbench_kd.checkpoints.safe_globals import GrowthError, bounded
 from robustbench_kd.checkpoints.sharded import is_index, shards
 from robustbench_kd.core.errors import CheckpointError
@@ -136,6 +137,7 @@ def read_weights(path: Path) -> Read:
             f"'{path}' is neither safetensors nor a file of torch.save: it begins with "
             f"{head[:12]!r}; unpack it if it is an archive, or else download it again"
         )
+    check_weight(path)
     return _restricted_load(path)
 
 

@@ -15,8 +15,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from robustbench_kd.cli._streams import data
-from robustbench_kd.core.records import Accuracy, Finding, Severity, verdict_words
+from robustbench_kd.core.records import Accuracy, Finding, Severity
 from robustbench_kd.core.text import percent_interval, printable
+from robustbench_kd.core.verdicts import verdict_words
 
 _UNBOUNDED = 10_000  # a width at which nothing is cut off
 out = Console(file=cast("TextIO", data), highlight=False, emoji=False, width=_UNBOUNDED)
@@ -54,7 +55,11 @@ def show_table(table: Table, *, spare: Sequence[str] = ()) -> None:
     one, and texts are folded. If the table is still too wide, the terminal wraps it: nothing is cut
     off.
     """
-    room = Console().width if out.is_terminal else _UNBOUNDED
+    if not out.is_terminal:  # to measure thousands of rows takes longer than to read them
+        show(table)
+        return
+
+    room = Console().width
     if _measure(table).maximum > room:
         table.padding = (0, 0, 0, 2)
         for column in table.columns:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
+from robustbench_kd.cli import _signals
 from robustbench_kd.cli._failures import own_error
 from robustbench_kd.core.errors import MissingError, unknown_name
 from robustbench_kd.core.plugins import components
@@ -20,7 +21,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _LONG, _LONGEST = 300, 1000  # characters of an error
 _KIND = "cli"
-_INTERRUPTED = 130
 
 
 class Commands(click.Group):
@@ -54,16 +54,17 @@ class Commands(click.Group):
             formatter.write_dl([(name, component.summary) for name, component in commands])
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Runs a command; exit codes are those of the error tree, and 130."""
+        """Runs a command; exit codes are those of the error tree, and 128 plus a signal."""
         try:
-            return super().main(*args, **{**extra, "standalone_mode": False})
+            with _signals.stopping():
+                return super().main(*args, **{**extra, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(error.exit_code)
         except click.UsageError as error:
             where = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
             _fail(error.format_message() + where, error.exit_code)
-        except (KeyboardInterrupt, click.Abort):
+        except (KeyboardInterrupt, click.Abort) as error:
             # Python started by -m remembers an interrupt inside exec, which imports use, and would
             # end by the signal: this makes it forget.
             exec("")  # noqa: S102
@@ -72,7 +73,7 @@ class Commands(click.Group):
                 "run the same command to resume it.",
                 err=True,
             )
-            sys.exit(_INTERRUPTED)
+            sys.exit(_signals.exit_code(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001  # exit code 1 is the gate's alone
             if isinstance(error, OSError):
                 _leave_output_alone()
@@ -109,5 +110,5 @@ def main() -> None:
     Exit codes:
       0 done, 1 the gate failed, 2 usage or a bad model or data set,
       3 unreliable under --strict, 4 incomplete or not comparable,
-      70 an error of the program itself, 130 interrupted
+      70 an error of the program itself, 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP
     """

@@ -91,6 +91,7 @@ def outcomes_of(
                 observer=observer,
                 fresh=options.fresh,
                 spread=partial(spread, asked, observer) if spread else None,
+                say=partial(_console.say, style="yellow"),
             )
         # A randomized defence almost never fails on every draw, so nothing carries over to the next
         # radius.

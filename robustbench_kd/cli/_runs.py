@@ -11,6 +11,7 @@ from robustbench_kd.core.rundir import ADVERSARIAL
 from robustbench_kd.core.text import duration, percent
 from robustbench_kd.engine.evaluate import Outcome
 from robustbench_kd.engine.run.progress import Observer, Progress
+from robustbench_kd.engine.run.run import RESUMED
 
 
 def observer(line: _console.Line, label: str) -> Observer:
@@ -40,6 +41,8 @@ def announce(outcome: Outcome) -> None:
     origin = "stored result"
     if not outcome.stored:
         origin = f"done in {duration(outcome.record.seconds)}"
+        resumed = outcome.record.environment.get(RESUMED)
+        origin += f", resumed {resumed}" if resumed else ""
     if outcome.again:
         lacked = "images" if (outcome.folder / ADVERSARIAL).exists() else "checks"
         origin = f"the earlier result lacked {lacked}, {origin}"

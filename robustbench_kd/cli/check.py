@@ -144,7 +144,7 @@ def _threat(text: str, target: "Target") -> Threat:
 def _facts(checked: _Checked) -> dict[str, object]:
     """Returns what was found, as JSON."""
     from robustbench_kd.cli import _anatomy
-    from robustbench_kd.core.records import verdict
+    from robustbench_kd.core.verdicts import verdict
 
     subject = checked.subject
     inspection = checked.inspection

@@ -165,7 +165,7 @@ def _runs(results: Path, baseline: Path) -> tuple[list["Run"], list[str]]:
 
 def _write(gate: "Gate", options: GateOptions) -> None:
     from robustbench_kd.analysis import badge, junit, markdown
-    from robustbench_kd.core.rundir import write_text
+    from robustbench_kd.core.files import write_text
 
     if options.junit:
         write_text(options.junit, junit.render(gate))

@@ -146,7 +146,7 @@ def _with_published(leaderboard: "Leaderboard", path: Path | None) -> "Leaderboa
 
 
 def _write(results: Path, leaderboard: "Leaderboard", writers: "Iterable[ModuleType]") -> list[str]:
-    from robustbench_kd.core.rundir import write_text
+    from robustbench_kd.core.files import write_text
 
     written = []
     for writer in writers:

@@ -37,7 +37,7 @@ def command(results: Path, *, output: Path | None, baseline: Path | None) -> Non
     """
     from robustbench_kd.analysis.report import read_report, render
     from robustbench_kd.cli import _console
-    from robustbench_kd.core.rundir import write_text
+    from robustbench_kd.core.files import write_text
 
     report = read_report(results, _flips(results, baseline) if baseline else None)
     for reason in report.left_out:

@@ -95,7 +95,8 @@ def command(options: SimilarityOptions) -> None:
         --baseline checkpoints/digits-plain.toml
     """
     from robustbench_kd.cli import _console
-    from robustbench_kd.core.rundir import run_folder, to_csv, write_text
+    from robustbench_kd.core.files import write_text
+    from robustbench_kd.core.rundir import run_folder, to_csv
     from robustbench_kd.similarity.bootstrap import Row
 
     comparison = _comparison(options)

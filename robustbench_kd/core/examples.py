@@ -1,24 +1,34 @@
-"""Writes `examples.csv`, and reads one back, whatever it holds."""
+"""Writes `examples.csv`, and reads one or `draws.csv` back, whatever they hold."""
 
 import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TypeAlias, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.rows import ExampleRow
+from robustbench_kd.core.files import read_bytes
+from robustbench_kd.core.rows import DrawRow, ExampleRow
 from robustbench_kd.core.text import printable
 
 # Columns are checked as a whole: row by row it would take longer than everything else that a report
 # does.
-_COLUMNS: dict[str, TypeAdapter[Any]] = {
+_Schema: TypeAlias = dict[str, TypeAdapter[Any]]
+_EXAMPLES: _Schema = {
     name: TypeAdapter(list[kind])  # type: ignore[valid-type]  # known only when it runs
-    for name, kind in ExampleRow.__annotations__.items()
+    for name, kind in get_type_hints(ExampleRow, include_extras=True).items()
+}
+_DRAWS: _Schema = {
+    name: TypeAdapter(list[kind])  # type: ignore[valid-type]  # known only when it runs
+    for name, kind in get_type_hints(DrawRow, include_extras=True).items()
+    if name in DrawRow.model_fields
 }
 _ADVICE = "restore the file, or delete its folder and run again"
 
@@ -46,66 +56,95 @@ def read_columns(path: Path, *names: str) -> dict[str, list[Any]]:
     Raises `RecordError` that names the file, the line and the first thing wrong with it; what is
     wrong in other columns goes unseen.
     """
+    return _read(path, _EXAMPLES, ["index", *names])
+
+
+def read_draws(path: Path) -> dict[str, list[Any]]:
+    """Reads the columns of a `draws.csv`; raises like `read_columns`."""
+    return _read(path, _DRAWS, list(_DRAWS))
+
+
+def _read(path: Path, schema: _Schema, names: Sequence[str]) -> dict[str, list[Any]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            columns, numbers = _cells(file, path, ["index", *names])
+        text = read_bytes(path).decode()
     except OSError as error:
         raise RecordError(f"cannot read '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecordError(
             f"'{path}' is no text: {error.reason} at byte {error.start}; {_ADVICE}"
         ) from error
-    values = {name: _checked(name, cells, path, numbers) for name, cells in columns.items()}
-    _check_indices(values["index"], path, numbers)
+    table = _Table(path, text)
+    values = {}
+    for name, cells in table.columns(schema, names).items():
+        values[name] = _checked(name, cells, schema[name], table)
+    _check_indices(values["index"], table)
     return values
 
 
-def _cells(
-    file: TextIO, path: Path, names: Sequence[str]
-) -> tuple[dict[str, list[str]], list[int]]:
-    """Returns the cells of some columns, and the number of the line of each; the first is 1."""
-    reader = csv.reader(file, strict=True)
-    cells: list[str] = []
-    numbers: list[int] = []
-    try:
-        header = next(filter(None, reader), [])
-        _check_header(header, path)
-        wanted = itemgetter(*map(header.index, names))
-        for line in filter(None, reader):
-            if len(line) != len(header):
-                raise _wrong(
-                    path, reader.line_num, f"expected {len(header)} cells, got {len(line)}"
-                )
-            cells += wanted(line)
-            numbers.append(reader.line_num)
-    except csv.Error as error:
-        raise _wrong(path, reader.line_num, str(error)) from error
-    return {name: cells[place :: len(names)] for place, name in enumerate(names)}, numbers
+@dataclass(frozen=True)
+class _Table:
+    """The text of a CSV file: a header, and rows counted from 0; empty lines are passed over."""
+
+    path: Path
+    text: str
+
+    def columns(self, schema: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
+        """Returns the cells of some columns of a header that has all names of a schema."""
+        lines = self._lines()
+        header = lines.pop(0) if lines else []
+        _check_header(header, schema, self.path)
+        if set(map(len, lines)) - {len(header)}:
+            row = next(row for row, line in enumerate(lines) if len(line) != len(header))
+            raise self.wrong(row, f"expected {len(header)} cells, got {len(lines[row])}")
+        return {name: list(map(itemgetter(header.index(name)), lines)) for name in names}
+
+    def _lines(self) -> list[list[str]]:
+        if (
+            '"' not in self.text and "\r" not in self.text
+        ):  # as we write it; this takes half the time
+            return [line.split(",") for line in self.text.split("\n") if line]
+        reader = self._reader()
+        try:
+            return list(filter(None, reader))
+        except csv.Error as error:
+            raise _wrong(self.path, reader.line_num, str(error)) from error
+
+    def wrong(self, row: int, what: str) -> RecordError:
+        """Returns the error for a row; only here its line is looked up, the first being 1."""
+        reader = self._reader()
+        with suppress(csv.Error):  # a cell may be longer than the reader takes
+            next(islice(filter(None, reader), row + 1, None))
+        return _wrong(self.path, reader.line_num, what)
+
+    def _reader(self) -> Any:
+        return csv.reader(io.StringIO(self.text, newline=""), strict=True)
 
 
-def _check_header(header: list[str], path: Path) -> None:
-    missing = [name for name in ExampleRow._fields if name not in header]
+def _check_header(header: list[str], schema: Iterable[str], path: Path) -> None:
+    missing = [name for name in schema if name not in header]
     if missing:
         raise _wrong(path, 1, f"the header '{','.join(header)[:40]}' lacks {', '.join(missing)}")
 
 
-def _checked(name: str, texts: Sequence[str], path: Path, numbers: Sequence[int]) -> list[Any]:
-    known = texts if name == "broken_by" else [text or None for text in texts]
+def _checked(name: str, texts: list[str], kind: TypeAdapter[Any], table: _Table) -> list[Any]:
+    known: list[str | None] = [*texts]
+    if name != "broken_by" and "" in texts:
+        known = [text or None for text in texts]
     try:
-        checked: list[Any] = _COLUMNS[name].validate_python(known)
+        checked: list[Any] = kind.validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
         row = int(first["loc"][0])
-        raise _wrong(path, numbers[row], f"{name}: {first['msg']}, got '{texts[row]}'") from error
+        raise table.wrong(row, f"{name}: {first['msg']}, got '{texts[row]}'") from error
     return checked
 
 
-def _check_indices(indices: Sequence[int], path: Path, numbers: Sequence[int]) -> None:
+def _check_indices(indices: Sequence[int], table: _Table) -> None:
     if len(set(indices)) == len(indices):
         return
     index, _ = Counter(indices).most_common(1)[0]
     again = indices.index(index, indices.index(index) + 1)
-    raise _wrong(path, numbers[again], f"example {index} is there a second time")
+    raise table.wrong(again, f"example {index} is there a second time")
 
 
 def _wrong(path: Path, line: int, what: str) -> RecordError:

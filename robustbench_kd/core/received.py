@@ -12,6 +12,7 @@ from robustbench_kd.core.errors import RkdError
 from robustbench_kd.core.text import printable
 
 MOST_BYTES = 2**20
+MOST_CLASSES = 1_000_000  # the largest data sets have 22,000
 _MOST_KEYS = 64  # in a dotted key, or tables and arrays within each other
 _MOST_SHOWN = 120
 

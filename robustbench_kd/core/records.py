@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from robustbench_kd.core.ranges import Count, Finite, Fraction, Positive, Seconds
 from robustbench_kd.core.text import printable
 
 # Names come from files and command lines, and go to terminals and tables.
@@ -50,16 +51,16 @@ class Finding(Frozen):
     advice: str = ""
     value: float | None = None
     threshold: float | None = None
-    examples: list[int] = Field(default_factory=list)
+    examples: list[Count] = Field(default_factory=list)
 
 
 class Accuracy(Frozen):
     """A fraction of `n` examples with its 95 % interval."""
 
-    value: float
-    n: int
-    ci_low: float
-    ci_high: float
+    value: Fraction
+    n: Positive
+    ci_low: Fraction
+    ci_high: Fraction
 
 
 class Draws(Frozen):
@@ -71,7 +72,7 @@ class Draws(Frozen):
     """
 
     exact: bool
-    draws: int
+    draws: Positive
     mean: Accuracy
     all_correct: Accuracy
     majority: Accuracy
@@ -86,8 +87,8 @@ class Caught(Frozen):
     sets is empty.
     """
 
-    n: int
-    auc: float | None = None
+    n: Count
+    auc: Fraction | None = None
     tpr_5: Accuracy | None = None
     tpr_10: Accuracy | None = None
 
@@ -98,7 +99,7 @@ class Roc(Frozen):
     It saw `clean` images, `attempts` on them, and those `successes` that fool the classifier.
     """
 
-    clean: int
+    clean: Count
     attempts: Caught
     successes: Caught
 
@@ -133,9 +134,9 @@ class Claim(Frozen):
 
     text: str
     holds: bool
-    evaluated: int
-    population: int
-    mistakes: float
+    evaluated: Positive
+    population: Positive
+    mistakes: Fraction
 
 
 _PROTOCOL = {"dataset", "data_fingerprint", "norm", "eps", "suite", "attacks", "engine", "mode"}
@@ -157,9 +158,9 @@ class Identity(Frozen):
     code_sha256: str = ""
     dataset: Name
     data_fingerprint: str
-    examples: int
+    examples: Positive
     norm: str
-    eps: float
+    eps: Finite
     eps_text: str
     suite: str
     attacks: list[str]
@@ -167,7 +168,7 @@ class Identity(Frozen):
     engine: str
     mode: str = "exact"
     seed: int
-    batch_size: int
+    batch_size: Count
     device: str
     precision: str = "fp32"
     carried: str = ""
@@ -190,6 +191,10 @@ class Identity(Frozen):
         """Returns the name of the run's folder: 16 hexadecimal digits of the hash of all fields."""
         return _digest(self.model_dump())
 
+    def stored_run_id(self) -> str:
+        """Returns the run id by the fields that were given: those of the version that stored it."""
+        return _digest(self.model_dump(exclude_unset=True))
+
     def protocol_hash(self) -> str:
         """Returns the hash of what two runs must share to be ranked together.
 
@@ -207,12 +212,12 @@ class Work(Frozen):
     1e-3 in size, where rounding could decide; `undefined` counts answers that were NaN or infinite.
     """
 
-    computed: int = 0
-    live: int = 0
-    disagreements: int = 0
-    marginal: int = 0
-    undefined: int = 0
-    model_seconds: float = 0.0
+    computed: Count = 0
+    live: Count = 0
+    disagreements: Count = 0
+    marginal: Count = 0
+    undefined: Count = 0
+    model_seconds: Seconds = 0.0
 
     def plus(self, other: "Work") -> "Work":
         """Returns the work of both together."""
@@ -231,9 +236,9 @@ class StageResult(Frozen):
 
     stage: str
     accuracy: Accuracy
-    forwards: int
-    backwards: int
-    seconds: float
+    forwards: Count
+    backwards: Count
+    seconds: Seconds
     work: Work | None = None
 
     @property
@@ -277,15 +282,15 @@ class RunRecord(Frozen):
     clean_draws: Draws | None = None
     robust_draws: Draws | None = None
     detection: Detection | None = None
-    missed: float | None = None
+    missed: Fraction | None = None
     claim: Claim | None = None
     stages: list[StageResult] = Field(default_factory=list)
-    forwards: int = 0
-    backwards: int = 0
-    seconds: float = 0.0
+    forwards: Count = 0
+    backwards: Count = 0
+    seconds: Seconds = 0.0
     findings: list[Finding] = Field(default_factory=list)
     verdict: Verdict | None = None
-    parameters: int = 0
+    parameters: Count = 0
     environment: dict[str, str] = Field(default_factory=dict)
     source: Source = Source()
 
@@ -303,29 +308,6 @@ class RunRecord(Frozen):
     def passes(self) -> int:
         """Forward and backward passes together."""
         return self.forwards + self.backwards
-
-
-def verdict(findings: list[Finding], *, checked: bool = True) -> Verdict:
-    """Returns what the findings say of the number.
-
-    Any red finding makes it unreliable, any yellow one suspicious. Without either, a number whose
-    model was not `checked` is unchecked.
-    """
-    severities = {finding.severity for finding in findings}
-    if Severity.RED in severities:
-        return "unreliable"
-    if Severity.YELLOW in severities:
-        return "suspicious"
-    return "consistent" if checked else "unchecked"
-
-
-def verdict_words(name: str) -> str:
-    """Returns a verdict as people read it; the files keep the names.
-
-    >>> verdict_words("consistent")
-    'no findings'
-    """
-    return "no findings" if name == "consistent" else name
 
 
 def _digest(content: object) -> str:

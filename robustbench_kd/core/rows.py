@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from robustbench_kd.core.ranges import Count, Fraction, Nonnegative
 from robustbench_kd.core.records import Frozen, Name, RunRecord, StageResult
 
 
@@ -14,17 +15,17 @@ class ExampleRow(NamedTuple):  # a page reads them by the hundred thousand
     frequent one, and `robust` says whether it is right.
     """
 
-    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody asks of a row
-    label: int
-    clean_prediction: int
+    index: Count  # type: ignore[assignment]  # hides the method of tuples, which nobody asks of a row
+    label: Count
+    clean_prediction: Count
     clean_correct: bool
     robust: bool
     broken_by: str
-    adversarial_prediction: int | None
-    distance: float | None
+    adversarial_prediction: Count | None
+    distance: Nonnegative | None
     margin: float
-    forwards: int | None
-    backwards: int | None
+    forwards: Count | None
+    backwards: Count | None
 
 
 class DrawRow(Frozen):
@@ -34,9 +35,9 @@ class DrawRow(Frozen):
     adversarial image.
     """
 
-    index: int
-    clean_wrong: float
-    wrong: float
+    index: Count
+    clean_wrong: Fraction
+    wrong: Fraction
 
 
 class AttackRow(Frozen):

@@ -2,16 +2,15 @@
 
 import csv
 import io
-import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.examples import to_text
+from robustbench_kd.core.files import read_bytes, write_text
 from robustbench_kd.core.records import Finding, RunRecord
 from robustbench_kd.core.rows import AttackRow, DrawRow, ExampleRow, attack_rows
 
@@ -34,33 +33,6 @@ def run_folder(results: Path, model: str, run_id: str) -> Path:
     """
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"
     return results / slug[:100] / run_id
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file like `write_bytes`."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically.
-
-    Raises `RecordError` where the disk is full or the folder not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RecordError(
-            f"cannot write '{path}': {error.strerror}; free space or choose another place"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def to_csv(rows: Sequence[BaseModel], schema: type[BaseModel]) -> str:
@@ -99,12 +71,12 @@ def write_interrupted(folder: Path, record: RunRecord) -> None:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Reads a `run.json`.
+    """Reads a `run.json` as it is: what it says may follow from nothing.
 
     Raises `RecordError` that names the file and the first thing wrong with it.
     """
     try:
-        return RunRecord.model_validate_json(path.read_bytes())
+        return RunRecord.model_validate_json(read_bytes(path))
     except OSError as error:
         raise RecordError(f"cannot read '{path}': {error.strerror}") from error
     except ValidationError as error:
@@ -113,12 +85,3 @@ def read_record(path: Path) -> RunRecord:
         raise RecordError(
             f"'{path}' is not a run record: {where}: {first['msg']}; delete it and run again"
         ) from error
-
-
-def stored_record(folder: Path) -> RunRecord | None:
-    """Returns the complete record of a run, or None where there is none yet."""
-    path = folder / RECORD
-    if not path.exists():
-        return None
-    record = read_record(path)
-    return record if record.status == "complete" else None

@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
-from scipy.special import betainc
-
 from robustbench_kd.core.records import Accuracy
 
 CONFIDENCE = 0.95
@@ -66,26 +64,6 @@ def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
     down, up = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
     half = _QUANTILE * math.sqrt((down + up - (up - down) ** 2) / (n + 2))
     return max(-1.0, up - down - half), min(1.0, up - down + half)
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """Returns McNemar's exact two-sided p-value that losses and gains are equally likely.
-
-    Source: McNemar 1947, with the binomial distribution.
-
-    >>> mcnemar(lost=5, gained=0)
-    0.0625
-    """
-    return min(1.0, 2 * mcnemar_drop(max(lost, gained), min(lost, gained)))
-
-
-def mcnemar_drop(lost: int, gained: int) -> float:
-    """Returns the exact one-sided p-value of the losses, if losses and gains are equally likely.
-
-    >>> mcnemar_drop(lost=5, gained=0)
-    0.03125
-    """
-    return float(betainc(lost, gained + 1, 0.5)) if lost else 1.0
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from robustbench_kd.core.errors import DatasetError
+from robustbench_kd.core.received import MOST_CLASSES
 from robustbench_kd.core.text import shortened
 from robustbench_kd.datasets._common import build
 from robustbench_kd.tensors.contracts import DataRequest, Dataset
@@ -32,8 +33,8 @@ _USUAL = {  # what other tools call them
 }
 
 # Real images are hardly compressed; an archive that is over and above this one is a trap.
-_MOST_COMPRESSED = 100
-_LITTLE = 2**30  # bytes that may be of any kind
+_MOST_COMPRESSED = 20
+_LITTLE = 2**28  # bytes that may be of any kind
 _HOW = "write one with numpy.savez_compressed(FILE, images=images, labels=labels)"
 
 
@@ -206,12 +207,20 @@ def _indices(labels: Array) -> str:
 
 def _classes(path: Path, labels: Array, stated: Array | None) -> int:
     seen = max(2, int(labels.max()) + 1)
+    if seen > MOST_CLASSES:
+        raise DatasetError(
+            f"'{path}': expected labels below {MOST_CLASSES:,}, got {seen - 1}: correct it"
+        )
     if stated is None:
         return seen
-    if stated.size != 1 or stated.dtype.kind not in "iu" or int(stated.item()) < seen:
+    if (
+        stated.size != 1
+        or stated.dtype.kind not in "iu"
+        or not (seen <= int(stated.item()) <= MOST_CLASSES)
+    ):
         raise DatasetError(
             f"'{path}': expected classes as one whole number of at least {seen}, which the labels "
-            "need, "
-            f"got {stated.tolist()}; correct it or leave it out"
+            f"need, and at most {MOST_CLASSES:,}, got {shortened(str(stated), most=60)}; "
+            "correct it or leave it out"
         )
     return int(stated.item())

@@ -4,59 +4,54 @@ The examples may be decided in parts: by shards, each in a process of its own, o
 until a claim is settled.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
+from robustbench_kd.core.agreement import stored_record
 from robustbench_kd.core.engines import engine_traits
-from robustbench_kd.core.errors import IncompleteError, UsageError
+from robustbench_kd.core.errors import IncompleteError, RecordError, UsageError
 from robustbench_kd.core.ledger import Entry, Ledger, finished, unfinished
-from robustbench_kd.core.records import Finding, RunRecord, Severity
+from robustbench_kd.core.records import RunRecord
 from robustbench_kd.core.rundir import (
     ADVERSARIAL,
-    JOB,
     LEDGER,
     RECORD,
-    stored_record,
     write_interrupted,
-    write_text,
 )
 from robustbench_kd.core.shards import Shard
+from robustbench_kd.core.verdicts import is_unchecked
 from robustbench_kd.engine import clean_pass
-from robustbench_kd.engine.autoattack.cascade import CHECKS
-from robustbench_kd.engine.engines import open_engine
-from robustbench_kd.engine.judging import rejection, rescore
-from robustbench_kd.engine.passes.batch_size import batch_size
+from robustbench_kd.engine.decide import (
+    SAVING,
+    choose_search_model,
+    decide,
+    lacks_checks,
+    saves_images,
+)
 from robustbench_kd.engine.passes.batching import one_must_fit
-from robustbench_kd.engine.passes.speedups import Speedups, search_model
-from robustbench_kd.engine.probing.checkup import PROBES
 from robustbench_kd.engine.probing.look import looked_at
-from robustbench_kd.engine.probing.mismatch import CLEAN_CHECKS, clean_checks
 from robustbench_kd.engine.probing.undeclared import first_logits
 from robustbench_kd.engine.record import early_stop
 from robustbench_kd.engine.record.build import adversarial_images, interrupted_record
-from robustbench_kd.engine.record.header import RunHeader, header_of
-from robustbench_kd.engine.record.merge import write_all
+from robustbench_kd.engine.record.header import RunHeader, header_of, read_header, write_header
+from robustbench_kd.engine.record.merge import remove_ledgers, write_all
 from robustbench_kd.engine.run.division import require_divisible, require_sequential
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
 from robustbench_kd.engine.run.plan import Plan, make_plan
 from robustbench_kd.engine.run.progress import Observer, Tracker, nobody
 from robustbench_kd.engine.run.request import Request
-from robustbench_kd.engine.run.run import CLEAN, SMALLER, Run
-from robustbench_kd.engine.run.stages import with_search_model
 from robustbench_kd.tensors import stored_images
-from robustbench_kd.tensors.contracts import Classifier, Dataset
 from robustbench_kd.tensors.meter import Meter
 from robustbench_kd.tensors.oracle import Oracle, full_precision
 
-_SAVING = "saving"  # marks a ledger whose decisions hold their images
-_SPEEDUPS = "speedups"
-_TRIAL_IMAGES = 256
-
 Spread = Callable[[], None]
+
+
+def silent(_text: str) -> None:
+    """Says nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +68,6 @@ class Outcome:
     again: bool = False
 
 
-class _SearchModel(NamedTuple):
-    """What searches ask in place of the defence, and about how many images at once."""
-
-    model: Classifier
-    batch_size: int
-
-
 def evaluate(
     request: Request,
     results: Path,
@@ -87,6 +75,7 @@ def evaluate(
     observer: Observer = nobody,
     fresh: bool = False,
     spread: Spread | None = None,
+    say: Callable[[str], None] = silent,
 ) -> Outcome:
     """Evaluates a defence and writes its run directory under `results`; resumes an unfinished run.
 
@@ -94,7 +83,8 @@ def evaluate(
     where images are asked for, unchecked ones where the model is to be checked. An unfinished run
     that keeps its images goes on keeping them.
     `spread` is called in place of the engine where other processes decide: it returns once they
-    have called `evaluate_shard` for every shard. Raises `ModelError` for a model that does not give
+    have called `evaluate_shard` for every shard. `say` is called with what is damaged in an
+    unfinished run. Raises `ModelError` for a model that does not give
     finite logits for these images and labels, `RecordError` where results cannot be written,
     `IncompleteError` where memory ends. After an interruption the record says `interrupted` and the
     ledger keeps what was decided.
@@ -106,20 +96,22 @@ def evaluate(
         with Ledger(folder / LEDGER) as ledger:
             stored = None if fresh else stored_record(folder)
             if stored and _suffices(stored, request, folder):
-                ledger.remove()
+                remove_ledgers(ledger, folder)
                 return Outcome(stored, folder, stored=True)
 
+            for text in ledger.damage:
+                say(text)
             plan = _looked_or_interrupted(plan, ledger, folder)
             require_sequential(plan)
             if spread:
                 require_divisible(plan)
 
-            lacks_images = request.saves and not _saves_images(ledger)
+            lacks_images = request.saves and not saves_images(ledger)
             again = bool(stored or (lacks_images and ledger.entries)) and not fresh
             if fresh or lacks_images:
                 ledger.clear()
             if request.saves and not ledger.entries:
-                ledger.append(Entry(stage=_SAVING))
+                ledger.append(Entry(stage=SAVING))
 
             record = _decided_record(plan, tracker, ledger, folder, spread)
             return Outcome(record, folder, stored=False, again=again)
@@ -145,27 +137,48 @@ def evaluate_shard(
         if shard.count > n:
             raise UsageError(f"expected at most {n} shards, as many as examples, got {shard.count}")
         with Ledger(folder / LEDGER, shard) as ledger:
-            if finished(shard) in ledger.entries:
+            if _is_done(plan, ledger, shard, folder):
                 return folder
             plan = looked_at(plan)
             require_divisible(plan)
-            if request.saves and not _saves_images(ledger):
+            if request.saves and not saves_images(ledger):
                 raise UsageError(
                     "shards keep no images by themselves: leave --save-adversarial out, or use "
                     "--workers"
                 )
-            write_text(folder / JOB, header_of(plan).model_dump_json() + "\n")
+            write_header(folder, header_of(plan))
             part = request.data.take(torch.tensor(shard.rows(n)))
-            search = _search_model(plan, part)
-            _decide(plan, tracker, ledger, part, search, first=shard.number == 1)
+            search = choose_search_model(plan, part)
+            decide(plan, tracker, ledger, part, search, first=shard.number == 1)
             ledger.append(finished(shard))
         return folder
 
 
+def _is_done(plan: Plan, ledger: Ledger, shard: Shard, folder: Path) -> bool:
+    """Returns whether a shard has nothing left to do; the first one also checks the model."""
+    if finished(shard) not in ledger.entries:
+        return False
+    if shard.number == 1 and lacks_checks(plan, LedgerIndex(ledger.entries)):
+        return False
+    try:
+        read_header(folder)
+    except RecordError:  # it is written anew
+        return False
+    return True
+
+
 def _suffices(stored: RunRecord, request: Request, folder: Path) -> bool:
     """Returns whether a stored result has the images and the checks that are asked for."""
-    has_images = not request.saves or (folder / ADVERSARIAL).exists()
-    return has_images and not (request.probes and stored.verdict == "unchecked")
+    has_images = not request.saves or _holds_images(folder, stored.run_id)
+    return has_images and not (request.probes and is_unchecked(stored))
+
+
+def _holds_images(folder: Path, run: str) -> bool:
+    """Returns whether a folder has images of a run; others of that name are as good as none."""
+    try:
+        return stored_images.read(folder / ADVERSARIAL, most=0).run == run
+    except RecordError:
+        return False
 
 
 def _planned(request: Request, tracker: Tracker) -> Plan:
@@ -199,7 +212,7 @@ def _decided_record(
             (folder / RECORD).unlink(missing_ok=True)
             with ledger.lent():
                 spread()
-        elif unfinished(ledger.entries):
+        elif unfinished(ledger.entries) or lacks_checks(plan, LedgerIndex(ledger.entries)):
             header = _decide_enough(plan, header, tracker, ledger)
     except (KeyboardInterrupt, IncompleteError):
         write_interrupted(folder, interrupted_record(header, ledger.entries))
@@ -209,7 +222,7 @@ def _decided_record(
             write_interrupted(folder, interrupted_record(header, ledger.entries))
         raise
 
-    if _saves_images(ledger):
+    if saves_images(ledger):
         images = adversarial_images(header, plan.request.data, ledger.entries)
         stored_images.write(folder / ADVERSARIAL, images)
     else:
@@ -220,114 +233,17 @@ def _decided_record(
 def _decide_enough(plan: Plan, header: RunHeader, tracker: Tracker, ledger: Ledger) -> RunHeader:
     """Decides all examples, or as many as settle a claim, and returns the header of these."""
     request = plan.request
-    search = _search_model(plan, request.data)
+    search = choose_search_model(plan, request.data)
     if request.at_least is None:
-        _decide(plan, tracker, ledger, request.data, search, first=True)
+        decide(plan, tracker, ledger, request.data, search, first=True)
         return header
 
     seen: set[int] = set()
     for rows in early_stop.chunks(request.data, request.seed):
         chunk = request.data.take(rows)
-        _decide(plan, tracker, ledger, chunk, search, first=not seen)
+        decide(plan, tracker, ledger, chunk, search, first=not seen)
         seen.update(chunk.ids)
         settled = early_stop.settled(header, seen, ledger.entries, request.at_least)
         if settled:
             return settled
     raise AssertionError("all examples together settle every claim")
-
-
-def _decide(
-    plan: Plan,
-    tracker: Tracker,
-    ledger: Ledger,
-    data: Dataset,
-    search: _SearchModel,
-    *,
-    first: bool,
-) -> None:
-    """Decides some examples into the ledger; with the `first` ones the model is checked."""
-    logits, clean = clean_pass.clean_pass(plan.oracle, data, plan.request.threat, search.batch_size)
-    run = Run(
-        plan=plan,
-        data=data,
-        logits=logits,
-        stages=with_search_model(plan.stages, plan.oracle, search.model),
-        batch_size=search.batch_size,
-        tracker=tracker,
-        index=LedgerIndex(ledger.entries),
-        saves_images=_saves_images(ledger),
-    )
-    for entry in _entries(run, clean, first=first):
-        ledger.append(entry)
-
-    notes = getattr(search.model, "notes", ())  # some show only at the first pass
-    if notes:
-        findings = [_left_out(note) for note in notes]
-        ledger.append(Entry(stage=_SPEEDUPS, findings=findings))
-
-
-def _entries(run: Run, clean: list[Entry], *, first: bool) -> Iterator[Entry]:
-    """Yields everything that is decided in its order, unless the ledger holds it already."""
-    index = run.index
-    request = run.plan.request
-    if not index.decisions(CLEAN).keys() >= set(run.data.ids):
-        yield from clean
-    if request.smaller and not index.entries(SMALLER):
-        yield clean_pass.smaller_radius(request.smaller, with_images=run.saves_images)
-    if first:
-        yield from _checks(run)
-
-    yield from open_engine(request.engine).attack(run)
-    yield from rescore.entries(run)
-    yield from rejection.entries(run)
-
-
-def _checks(run: Run) -> Iterator[Entry]:
-    """Yields what checks find on all images of the request, unless the ledger holds it already.
-
-    Clean answers are looked at in every evaluation, the model only where probes are asked for.
-    """
-    index = run.index
-    request = run.plan.request
-    looks_at_answers = not index.entries(CLEAN_CHECKS)
-    probes = request.probes and not (index.entries(CHECKS) or index.entries(PROBES))
-    if not (looks_at_answers or probes):
-        return
-
-    if len(run.data) < len(request.data):
-        logits, _ = clean_pass.clean_pass(run.oracle, request.data, request.threat, run.batch_size)
-        run = replace(run, data=request.data, logits=logits)
-    if looks_at_answers:
-        yield clean_checks(run.oracle, run.logits, run.data, request.subject.normalisation)
-    if probes:
-        yield open_engine(request.engine).check_model(run)
-
-
-def _saves_images(ledger: Ledger) -> bool:
-    """Returns whether the decisions of a ledger hold their images: all do, or none does."""
-    return any(entry.stage == _SAVING for entry in ledger.entries)
-
-
-def _search_model(plan: Plan, data: Dataset) -> _SearchModel:
-    """Returns the batch size, and the model that searches ask in place of the defence."""
-    request = plan.request
-    model = plan.oracle.model
-    speedups = request.speedups
-    device = request.device
-    trial = data.images[:_TRIAL_IMAGES]
-    with one_must_fit():
-        if speedups == Speedups():
-            size = request.batch_size or batch_size(plan.oracle, trial, device, most=len(data))
-            return _SearchModel(model, size)
-
-        probe = data.images[:4]
-        eager = search_model(model, device, replace(speedups, compile=False), size=0, probe=probe)
-        size = request.batch_size or batch_size(eager, trial, device, most=len(data))
-        if not speedups.compile:
-            return _SearchModel(eager, size)
-        compiled = search_model(model, device, speedups, size=size, probe=probe)
-        return _SearchModel(compiled, size)
-
-
-def _left_out(note: str) -> Finding:
-    return Finding(check="lever-left-out", severity=Severity.INFO, message=note)

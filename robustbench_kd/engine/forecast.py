@@ -6,8 +6,9 @@ from typing import Literal
 
 import torch
 
+from robustbench_kd.core.agreement import stored_record
 from robustbench_kd.core.records import Identity
-from robustbench_kd.core.rundir import LEDGER, stored_record
+from robustbench_kd.core.rundir import LEDGER
 from robustbench_kd.engine.engines import open_engine
 from robustbench_kd.engine.run.plan import make_plan
 from robustbench_kd.engine.run.request import Request

@@ -83,6 +83,8 @@ class Dataset:
                 f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}",
             )
 
+        if not self.images.numel():
+            raise self._wrong("images with pixels", f"{tuple(self.images.shape)}")
         if bool(self.images.isnan().any()):
             raise self._wrong("pixels in [0, 1]", "NaN")
         low = float(self.images.min())

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from robustbench_kd.core.errors import CheckpointError
-from robustbench_kd.core.rundir import write_bytes
+from robustbench_kd.core.files import write_bytes
 
 _SEAL = "sha256"
 

@@ -3,6 +3,7 @@
 This file needs no torch, so that reports can read the images without it.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.rundir import write_bytes
+from robustbench_kd.core.files import write_bytes
 
 SHOWN = 8  # clean images that are stored too: a page shows no more
 
@@ -52,7 +53,7 @@ def write(path: Path, stored: StoredImages) -> None:
     tensors = {}
     for name in (*_NUMBERS, *_PICTURES):
         tensors[name] = np.ascontiguousarray(getattr(stored, name))
-    write_bytes(path, save(tensors, header))
+    write_bytes(path, _in_order(save(tensors, header)))
 
 
 def read(path: Path, *, most: int | None = None) -> StoredImages:
@@ -75,6 +76,17 @@ def read(path: Path, *, most: int | None = None) -> StoredImages:
     if len(set(tensors["ids"].tolist())) < count:
         raise _wrong(path, "expected one image for each example, got several for one")
     return StoredImages(run=header["run"], threat=header["threat"], **tensors)
+
+
+def _in_order(content: bytes) -> bytes:
+    """Returns a safetensors file with a sorted header: the library's order differs by the call.
+
+    The header is JSON behind its length of eight bytes, filled with blanks to a multiple of eight.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _kinds(count: int, shape: tuple[int, ...]) -> dict[str, _Kind]:

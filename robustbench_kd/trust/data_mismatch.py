@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from robustbench_kd.core.mcnemar import mcnemar_drop
 from robustbench_kd.core.records import Finding, Severity
-from robustbench_kd.core.statistics import mcnemar_drop
 from robustbench_kd.tensors.clean_answers import CleanAnswers
 from robustbench_kd.trust._agreement import renaming, right_after_renaming, tells_nothing
 

@@ -8,10 +8,9 @@ import sys
 from html import escape, unescape
 
 import pytest
-from fake_boards import HOSTILE, run
+from fake_boards import HOSTILE, put, run
 from fake_runs import Planted, store
 
-from robustbench_kd.core.rundir import write_record
 from robustbench_kd.core.text import printable
 
 CHROMIUM = next(
@@ -113,9 +112,9 @@ def report(rkd, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
     for number in range(10):
         clean, robust = 0.9 - 0.01 * number, 0.1 + 0.05 * (number * 7 % 10)
-        write_record(results / "nets" / str(number), run(f"net-{number}", robust, clean=clean), [])
-    for number, name in enumerate(HOSTILE[1:4]):
-        write_record(results / "hostile" / str(number), run(name, 0.01, clean=0.5), [])
+        put(results, run(f"net-{number}", robust, clean=clean))
+    for name in HOSTILE[1:4]:
+        put(results, run(name, 0.01, clean=0.5))
     rkd("report", results)
     return results / "report.html"
 

@@ -238,7 +238,7 @@ EDITS = {
     "another clean prediction": (standing, {"clean_prediction": "11"}, "clean answers"),
     "another label": (standing, {"label": "11"}, "labels"),
     "a contradiction": (broken, {"robust": "True"}, "examples.csv"),
-    "no number": (broken, {"distance": "nan"}, "distances"),
+    "no number": (broken, {"distance": "nan"}, "files"),
     "no such column": (broken, {"distance": "far"}, "files"),
     "a stranger": (broken, {"index": "1000000"}, "files"),
 }  # fmt: skip

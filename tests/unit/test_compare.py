@@ -244,7 +244,7 @@ def test_an_unfinished_run_is_to_be_resumed(tmp_path):
     [
         (
             lambda record, lines: (record | {"robust": None}, lines),
-            "calls itself complete but lacks accuracies",
+            "its robust accuracy is None",
         ),
         (
             lambda record, lines: (record, lines[:-1]),
@@ -266,11 +266,11 @@ def test_an_unfinished_run_is_to_be_resumed(tmp_path):
         ),
         (
             lambda record, lines: (record | {"clean": record["clean"] | {"value": 0.5}}, lines),
-            "has 0.5 clean",
+            "its clean accuracy is 0.5, by the rest of it 1",
         ),
         (
             lambda record, lines: (record | {"robust": record["robust"] | {"value": "NaN"}}, lines),
-            "has nan robust",
+            "robust.value: Input should be less than or equal to 1",
         ),
     ],
 )

@@ -13,11 +13,17 @@ from robustbench_kd.core.rundir import EXAMPLES
 HEADER = ",".join(ExampleRow._fields)
 LINE = "0,7,7,True,False,apgd-ce,3,0.1,-0.5,12,11"
 NUMBERS = st.floats(allow_nan=False)
+COUNTS = st.integers(0, 2**40)
 ROWS = st.builds(
     ExampleRow,
-    index=st.integers(),
+    index=COUNTS,
+    label=COUNTS,
+    clean_prediction=COUNTS,
+    adversarial_prediction=st.none() | COUNTS,
+    forwards=st.none() | COUNTS,
+    backwards=st.none() | COUNTS,
     broken_by=st.text().filter(str.isprintable),
-    distance=st.none() | NUMBERS,
+    distance=st.none() | st.floats(min_value=0, allow_nan=False),
     margin=NUMBERS,
 )
 
@@ -87,7 +93,7 @@ def test_windows_line_ends_and_a_missing_last_one_do_no_harm(tmp_path):
         (f'{HEADER}\n"{LINE}\n', "line 2: unexpected end of data"),
         (
             f"{HEADER}\n{LINE.replace('3', 'x' * 200_000)}\n",
-            "line 2: field larger than field limit",
+            "line 2: adversarial_prediction: Input should be a valid integer",
         ),
         (f"{HEADER}\n{LINE}\n".encode("utf-16"), "is no text: invalid start byte at byte 0"),
     ],
@@ -105,7 +111,7 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path):
     with pytest.raises(RecordError, match=r"cannot read .*examples\.csv': No such file"):
         read_examples(tmp_path / EXAMPLES)
     (tmp_path / EXAMPLES).mkdir()
-    with pytest.raises(RecordError, match=r"cannot read .*examples\.csv': Is a directory"):
+    with pytest.raises(RecordError, match="expected a regular file, got a folder"):
         read_examples(tmp_path / EXAMPLES)
 
 

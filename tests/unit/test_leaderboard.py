@@ -4,7 +4,7 @@ Order, ties, separate tables, what is shown, and what is left out.
 """
 
 import pytest
-from fake_boards import adaptive, fast, leaderboard, published, run
+from fake_boards import adaptive, fast, leaderboard, published, put, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,13 +22,7 @@ from robustbench_kd.analysis.leaderboard import (
 )
 from robustbench_kd.analysis.table import Cell, duration, mode, tabulate
 from robustbench_kd.core.errors import RecordError, UsageError
-from robustbench_kd.core.rundir import RECORD, run_folder, write_interrupted, write_record
-
-
-def store(results, record):
-    folder = run_folder(results, record.identity.model, record.run_id)
-    write_record(folder, record, [])
-    return folder
+from robustbench_kd.core.rundir import RECORD, run_folder, write_interrupted
 
 
 def models(board):
@@ -113,18 +107,18 @@ def test_tables_that_would_have_one_title_have_two():
 
 def test_stored_runs_are_found_and_read(tmp_path):
     for record in (run("a", 0.3), run("b/c", 0.5)):
-        store(tmp_path, record)
+        put(tmp_path, record)
     found = read_leaderboard(tmp_path)
     assert [models(board) for board in found.boards] == [["b/c", "a"]]
     assert found.left_out == ()
 
 
 def test_what_cannot_be_ranked_is_left_out_and_named(tmp_path):
-    broken = store(tmp_path, run("broken"))
+    broken = put(tmp_path, run("broken"))
     (broken / RECORD).write_text("{")
     unfinished = run("unfinished").model_copy(update={"status": "interrupted", "robust": None})
     write_interrupted(run_folder(tmp_path, "unfinished", unfinished.run_id), unfinished)
-    store(tmp_path, run("good"))
+    put(tmp_path, run("good"))
     found = read_leaderboard(tmp_path)
     assert [models(board) for board in found.boards] == [["good"]]
     assert len(found.left_out) == 2

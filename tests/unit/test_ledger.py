@@ -16,6 +16,8 @@ from robustbench_kd.core.records import Finding, Severity, Work
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
 
 numbers = st.floats(allow_nan=False)
+lengths = st.floats(min_value=0, allow_nan=False)
+seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 counts = st.integers(0, 2**40)
 decisions = st.builds(
     Decision,
@@ -23,7 +25,7 @@ decisions = st.builds(
     broken=st.booleans(),
     prediction=counts,
     margin=numbers,
-    distance=st.none() | numbers,
+    distance=st.none() | lengths,
     forwards=st.none() | counts,
     backwards=st.none() | counts,
 )
@@ -40,9 +42,9 @@ entries = st.builds(
     decisions=st.lists(decisions, max_size=4),
     forwards=counts,
     backwards=counts,
-    seconds=numbers,
+    seconds=seconds,
     findings=st.lists(findings, max_size=2),
-    work=st.none() | st.builds(Work, computed=counts, live=counts, model_seconds=numbers),
+    work=st.none() | st.builds(Work, computed=counts, live=counts, model_seconds=seconds),
 )
 
 

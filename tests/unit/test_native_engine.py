@@ -19,6 +19,7 @@ from robustbench_kd.core.suites import parse_suite
 from robustbench_kd.core.threat import Norm, Threat
 from robustbench_kd.datasets import open_dataset
 from robustbench_kd.engine import evaluate as evaluation
+from robustbench_kd.engine.decide import SearchModel
 from robustbench_kd.engine.evaluate import evaluate
 from robustbench_kd.engine.native.queue import Queue
 from robustbench_kd.engine.passes.speedups import Speedups
@@ -61,7 +62,7 @@ def passes(name, suite):
 
 def asking(model):
     """Lets the search ask something else in place of the model."""
-    return lambda plan, _data: evaluation._SearchModel(model(plan.oracle), plan.request.batch_size)
+    return lambda plan, _data: SearchModel(model(plan.oracle), plan.request.batch_size)
 
 
 def verdicts(outcome):
@@ -163,7 +164,9 @@ def test_what_the_search_alone_believes_is_no_success(digits, tmp_path, monkeypa
     """A search that sees every image as broken is refused each time, and the run ends with the
     clean accuracy."""
     monkeypatch.setattr(
-        evaluation, "_search_model", asking(lambda oracle: lambda images: -oracle.model(images))
+        evaluation,
+        "choose_search_model",
+        asking(lambda oracle: lambda images: -oracle.model(images)),
     )
     square = replace(parse_suite("square"), budgets={"square": {"queries": 3}})
     record = evaluate(request(digits, threat="linf:1/2550", suite=square), tmp_path).record
@@ -182,7 +185,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_changes_no_verdict(
 
         return model
 
-    monkeypatch.setattr(evaluation, "_search_model", asking(crowded))
+    monkeypatch.setattr(evaluation, "choose_search_model", asking(crowded))
     outcome = evaluate(request(digits), tmp_path)
     assert verdicts(outcome) == expected
     assert "halved to 9" in " ".join(finding.message for finding in outcome.record.findings)
@@ -195,7 +198,7 @@ def test_where_not_even_one_image_fits_the_run_stops_and_can_be_resumed(
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_search_model", asking(lambda _oracle: full))
+        patch.setattr(evaluation, "choose_search_model", asking(lambda _oracle: full))
         with pytest.raises(IncompleteError, match="one image"):
             evaluate(request(digits), tmp_path)
     assert verdicts(evaluate(request(digits), tmp_path)) == expected

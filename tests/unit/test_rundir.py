@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from robustbench_kd.core import rundir
+from robustbench_kd.core import files, rundir
+from robustbench_kd.core.agreement import stored_record
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.records import Accuracy, Identity, RunRecord
+from robustbench_kd.core.files import write_text
+from robustbench_kd.core.records import Identity, RunRecord, StageResult
 from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.rundir import (
     ATTACKS,
@@ -19,12 +21,11 @@ from robustbench_kd.core.rundir import (
     RECORD,
     read_record,
     run_folder,
-    stored_record,
     to_csv,
     write_interrupted,
     write_record,
-    write_text,
 )
+from robustbench_kd.core.statistics import mean_accuracy
 
 
 class Pair(BaseModel):
@@ -53,14 +54,20 @@ def record(status="complete"):
         device="cpu",
         versions={},
     )
-    accuracy = Accuracy(value=1.0, n=1, ci_low=0.2, ci_high=1.0)
+    accuracy = mean_accuracy([1.0])
     return RunRecord(
         run_id=identity.run_id(),
         status=status,
         identity=identity,
-        protocol_hash="0",
+        protocol_hash=identity.protocol_hash(),
         clean=accuracy,
         robust=accuracy,
+        stages=[
+            StageResult(stage=name, accuracy=accuracy, forwards=1, backwards=0, seconds=0.0)
+            for name in ("clean", "apgd-ce")
+        ],
+        forwards=2,
+        verdict="consistent",
     )
 
 
@@ -121,7 +128,7 @@ def test_an_interruption_leaves_neither_half_a_file_nor_a_temporary_one(
     def stop(_):
         raise error
 
-    monkeypatch.setattr(rundir.os, "fsync", stop)
+    monkeypatch.setattr(files.os, "fsync", stop)
     with pytest.raises(error):
         write_text(tmp_path / "file.txt", "text")
     assert names(tmp_path) == []
@@ -148,10 +155,11 @@ def test_a_complete_run_is_all_its_files_and_is_found_again(tmp_path):
         forwards=None,
         backwards=None,
     )
-    write_record(tmp_path, record(), [row])
-    assert names(tmp_path) == sorted([RECORD, EXAMPLES, ATTACKS, FINDINGS])
-    assert stored_record(tmp_path) == record()
-    assert (tmp_path / FINDINGS).read_text() == "[]\n"
+    folder = tmp_path / record().run_id
+    write_record(folder, record(), [row])
+    assert names(folder) == sorted([RECORD, EXAMPLES, ATTACKS, FINDINGS])
+    assert stored_record(folder) == record()
+    assert (folder / FINDINGS).read_text() == "[]\n"
 
 
 def test_run_json_is_written_last(tmp_path, monkeypatch):

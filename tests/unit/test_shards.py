@@ -178,7 +178,7 @@ def test_what_is_missing_is_named(tmp_path):
     evaluate_shard(request(model, images_for(model)), tmp_path, Shard(1, 3))
     evaluate_shard(request(model, images_for(model)), tmp_path, Shard(3, 3))
     (folder / JOB).write_text("{}")
-    with pytest.raises(RecordError, match="is no job"):
+    with pytest.raises(RecordError, match=r"job\.json' is damaged"):
         merge(folder)
 
 

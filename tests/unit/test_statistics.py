@@ -8,14 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from robustbench_kd.core.statistics import (
-    holm,
-    interval,
-    mcnemar,
-    mcnemar_drop,
-    paired_interval,
-    settled,
-)
+from robustbench_kd.core.mcnemar import mcnemar, mcnemar_drop
+from robustbench_kd.core.statistics import holm, interval, paired_interval, settled
 
 Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 

@@ -6,22 +6,22 @@ from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from fake_boards import HOSTILE, adaptive, run
+from fake_boards import HOSTILE, adaptive, put, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_kd.analysis.tracking import entry
 from robustbench_kd.core.plugins import components
-from robustbench_kd.core.rundir import run_folder, write_record
 
 RECORD = adaptive("net", 0.8, 0.2)
+RUN = RECORD.identity.run_id()  # as it is stored
 
 
 @pytest.fixture
 def results(tmp_path):
     folder = tmp_path / "results"
     for record in (RECORD, run("other")):
-        write_record(run_folder(folder, record.identity.model, record.run_id), record, [])
+        put(folder, record)
     return folder
 
 
@@ -122,11 +122,11 @@ def test_wandb_gets_a_run_by_its_id(rkd, results, monkeypatch):
     assert (options["project"], options["resume"], options["id"]) == (
         "robustness",
         "allow",
-        RECORD.run_id,
+        RUN,
     )
     assert options["config"]["norm"] == "linf"
     assert "adaptive-gap" in options["notes"]
-    assert sessions.runs[RECORD.run_id]["robust"] == 0.2
+    assert sessions.runs[RUN]["robust"] == 0.2
 
 
 def test_a_tracker_that_refuses_is_one_clear_error(rkd, results, monkeypatch):
@@ -153,7 +153,7 @@ def test_tensorboard_reads_back_what_was_written(rkd, results, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for _ in range(2):
         assert rkd("log", results, "--to", f"tensorboard:{tmp_path / 'tb'}").code == 0
-    read = events.EventAccumulator(str(tmp_path / "tb" / "net" / RECORD.run_id)).Reload()
+    read = events.EventAccumulator(str(tmp_path / "tb" / "net" / RUN)).Reload()
     assert [scalar.value for scalar in read.Scalars("robust")] == [pytest.approx(0.2)]
     assert read.Scalars("stages/apgd-ce/passes")[0].value == 36_360
     (findings,) = read.Tensors("findings")

@@ -1,10 +1,12 @@
 """TensorBoard: event files under a folder, one per run."""
 
+import io
 import time
 from pathlib import Path
 
 from robustbench_kd.analysis.trackers._library import library
 from robustbench_kd.analysis.tracking import Entry
+from robustbench_kd.core.files import write_bytes
 from robustbench_kd.core.rundir import run_folder
 
 
@@ -23,12 +25,12 @@ def log(entry: Entry, place: str) -> str:
     values.append(_text("findings", entry.findings))
 
     path = run_folder(Path(place or "runs"), entry.model, entry.run_id) / "events.out.tfevents.rkd"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        writer, now = records.RecordWriter(file), time.time()
-        writer.write(event.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-        content = summary.Summary(value=values)
-        writer.write(event.Event(wall_time=now, step=0, summary=content).SerializeToString())
+    file = io.BytesIO()
+    writer, now = records.RecordWriter(file), time.time()
+    writer.write(event.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    content = summary.Summary(value=values)
+    writer.write(event.Event(wall_time=now, step=0, summary=content).SerializeToString())
+    write_bytes(path, file.getvalue())
     return str(path)
 
 

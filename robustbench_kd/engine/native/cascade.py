@@ -77,6 +77,8 @@ def _stage_entries(
 
     attacked = partial(_attacked, run, stage, stage.attack, costs=costs, batch_size=batch_size)
     if stage.fraction < 1:
+        if subsampling.closed(run, stage):
+            return
         chosen = set(subsampling.sampled(run, stage))
         rows = [row for row in run.pending(stage) if row in chosen]
         yield from attacked(rows)

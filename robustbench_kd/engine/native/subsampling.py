@@ -12,12 +12,12 @@ from scipy.stats import hypergeom
 
 from robustbench_kd.core.ledger import Entry
 from robustbench_kd.core.records import Finding, Severity
+from robustbench_kd.core.verdicts import SAMPLED
 from robustbench_kd.engine.judging.judge import survival
 from robustbench_kd.engine.run.run import Run
 from robustbench_kd.engine.run.stages import Stage
 from robustbench_kd.tensors.keyed_random import uniform
 
-SAMPLED = "sampled"
 _DOUBT = 0.05
 
 
@@ -37,6 +37,12 @@ def broke_any(run: Run, stage: Stage) -> bool:
     """Returns whether a stage has broken any example."""
     decisions = run.index.decisions(stage.name).values()
     return any(decision.broken for decision in decisions)
+
+
+def closed(run: Run, stage: Stage) -> bool:
+    """Returns whether the ledger says of a stage already that its sample is enough."""
+    entries = run.index.entries(stage.name)
+    return any(finding.check == SAMPLED for entry in entries for finding in entry.findings)
 
 
 def left_out_of_sample(run: Run, stage: Stage) -> Entry:

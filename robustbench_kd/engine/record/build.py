@@ -5,33 +5,34 @@ example. Only the AutoAttack package counts in another way: for it an example is
 single wrong draw.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from robustbench_kd.core.errors import RecordError
 from robustbench_kd.core.ledger import Decision, Entry
 from robustbench_kd.core.records import (
     Accuracy,
     Draws,
     Finding,
     RunRecord,
+    Severity,
     StageResult,
     Work,
-    verdict,
 )
 from robustbench_kd.core.statistics import mean_accuracy
+from robustbench_kd.core.verdicts import UNCHECKED, missed, verdict
 from robustbench_kd.engine.autoattack.cascade import CHECKS
 from robustbench_kd.engine.judging import rejection
 from robustbench_kd.engine.judging.packing import unpack
 from robustbench_kd.engine.judging.rescore import DRAWS
 from robustbench_kd.engine.judging.rescore import STANDARD as STANDARD_SCORE
-from robustbench_kd.engine.native.subsampling import SAMPLED
 from robustbench_kd.engine.probing.checkup import PROBES, facts_of, review
 from robustbench_kd.engine.record.fates import Fate, fates
 from robustbench_kd.engine.record.header import RunHeader
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
-from robustbench_kd.engine.run.run import CLEAN, SMALLER
+from robustbench_kd.engine.run.run import CLEAN, RESUMED, SMALLER
 from robustbench_kd.tensors.contracts import Dataset
 from robustbench_kd.tensors.stored_images import SHOWN, StoredImages
 
@@ -62,11 +63,16 @@ def interrupted_record(header: RunHeader, ledger: Sequence[Entry]) -> RunRecord:
 
 
 def finished_record(header: RunHeader, ledger: Sequence[Entry]) -> RunRecord:
-    """Returns the record of a ledger in which everything is decided."""
+    """Returns the record of a ledger in which everything is decided.
+
+    Raises `RecordError` where it is not, or where the ledger is about other examples.
+    """
     index = LedgerIndex(ledger)
     stages = _stages(header, index)
+    _require_complete(header, ledger, stages)
     facts = facts_of(header.stages, index, examples=len(header.labels), composite=header.composite)
-    findings = _merged([*header.findings, *_entry_findings(ledger), *review(facts)])
+    reviewed = [*review(facts), *_unchecked(index)]
+    findings = _merged([*header.findings, *_entry_findings(ledger), *reviewed])
 
     found = fates(header, index)
     drawn = _drawn_results(header, found, stages)
@@ -80,10 +86,31 @@ def finished_record(header: RunHeader, ledger: Sequence[Entry]) -> RunRecord:
             "clean_draws": drawn.clean_draws,
             "robust_draws": drawn.robust_draws,
             "detection": rejection.report(index, pairs),
-            "missed": _missed(header, findings),
-            "verdict": verdict(findings, checked=_was_checked(index)),
+            "missed": missed(header.identity.mode, findings),
+            "verdict": verdict(findings),
         }
     )
+
+
+def _require_complete(
+    header: RunHeader, ledger: Sequence[Entry], stages: Sequence[StageResult]
+) -> None:
+    """Raises `RecordError` for a ledger that no run of ours has closed."""
+    names = {stage.stage for stage in stages}
+    missing = [name for name in (CLEAN, *header.attacks) if name not in names]
+    unknown = [one for one in _examples(ledger) if one not in header.labels]
+    if missing or unknown:
+        problem = f"has no result of '{missing[0]}'" if missing else f"has example {unknown[0]}"
+        raise RecordError(
+            f"the ledger of run {header.identity.run_id()} {problem}, which no evaluation can have "
+            "written: run it again with --fresh"
+        )
+
+
+def _examples(ledger: Iterable[Entry]) -> Iterator[int]:
+    for entry in ledger:
+        yield from (decision.index for decision in entry.decisions)
+        yield from (score.index for score in entry.scores)
 
 
 def adversarial_images(header: RunHeader, data: Dataset, ledger: Sequence[Entry]) -> StoredImages:
@@ -129,7 +156,7 @@ def _record(
         seconds=costs.seconds,
         findings=findings,
         parameters=header.parameters,
-        environment=header.environment,
+        environment=_environment(header, ledger),
         source=header.source,
         claim=header.claim,
     )
@@ -147,6 +174,8 @@ def _stages(header: RunHeader, index: LedgerIndex) -> list[StageResult]:
             return results  # this accuracy is not known yet, nor is any later one
 
         for example, decision in decisions.items():
+            if example not in error_rates:
+                continue  # a resumed claim has decided examples that it has not looked at yet
             rate = decision.error_rate
             if header.one_draw_breaks:
                 rate = float(decision.broken)
@@ -179,14 +208,6 @@ def _costs(entries: Iterable[Entry]) -> _Costs:
         if entry.work:
             work = work.plus(entry.work) if work else entry.work
     return _Costs(forwards, backwards, seconds, work)
-
-
-def _missed(header: RunHeader, findings: Iterable[Finding]) -> float | None:
-    """Returns the fraction of examples that the samples of a fast run could have missed in all."""
-    if header.identity.mode != "fast":
-        return None
-    bounds = [finding.value or 0.0 for finding in findings if finding.check == SAMPLED]
-    return min(1.0, sum(bounds))
 
 
 def _drawn_results(
@@ -236,9 +257,24 @@ def _standard(
     return mean_accuracy(1 - fate.worst.error_rate for fate in found.values())
 
 
-def _was_checked(index: LedgerIndex) -> bool:
-    """Returns whether the model was probed, by us or by the AutoAttack package."""
-    return bool(index.entries(PROBES) or index.entries(CHECKS))
+def _unchecked(index: LedgerIndex) -> Iterator[Finding]:
+    """Yields that the model was not checked, neither by us nor by the AutoAttack package."""
+    if not (index.entries(PROBES) or index.entries(CHECKS)):
+        message = "the model itself was not checked: --no-probes"
+        advice = "the same command without --no-probes evaluates it again, with the checks"
+        yield Finding(check=UNCHECKED, severity=Severity.INFO, message=message, advice=advice)
+
+
+def _environment(header: RunHeader, ledger: Iterable[Entry]) -> dict[str, str]:
+    """Returns where and when a run happened.
+
+    Passes on examples that were in flight when a process stopped are lost, or counted twice.
+    """
+    times = sum(entry.stage == RESUMED for entry in ledger)
+    if not times:
+        return header.environment
+    said = "once" if times == 1 else f"{times} times"
+    return {**header.environment, RESUMED: f"{said}: passes and seconds are not exact"}
 
 
 def _entry_findings(ledger: Iterable[Entry]) -> list[Finding]:

@@ -43,7 +43,9 @@ def fates(
 
     for stage in (SMALLER, *attacks):
         for example, decision in index.decisions(stage).items():
-            before = found[example]
+            before = found.get(example)  # a resumed claim has not looked at all of them yet
+            if before is None:
+                continue
             if _badness(decision) > _badness(before.worst):
                 found[example] = Fate(before.clean, decision, stage)
 

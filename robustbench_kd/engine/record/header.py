@@ -5,8 +5,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from robustbench_kd.core.chain import first_link, linked, value_of
 from robustbench_kd.core.engines import engine_traits
 from robustbench_kd.core.errors import RecordError
+from robustbench_kd.core.files import read_bytes, write_bytes
+from robustbench_kd.core.ranges import Count
 from robustbench_kd.core.records import Claim, Finding, Frozen, Identity, Severity, Source
 from robustbench_kd.core.rundir import JOB
 from robustbench_kd.engine.probing.checkup import planned_stage
@@ -26,14 +29,14 @@ class RunHeader(Frozen):
     """
 
     identity: Identity
-    labels: dict[int, int]
+    labels: dict[Count, Count]
     stages: tuple[FinishedStage, ...]
-    parameters: int
+    parameters: Count
     environment: dict[str, str]
     source: Source = Source()
     findings: list[Finding]
     randomized: bool = False
-    members: int = 0
+    members: Count = 0
     composite: bool = False
     claim: Claim | None = None
 
@@ -71,18 +74,34 @@ def header_of(plan: Plan) -> RunHeader:
     )
 
 
+def write_header(folder: Path, header: RunHeader) -> None:
+    """Writes the `job.json` of a run."""
+    path = folder / JOB
+    _, line = linked(first_link(path), header.model_dump_json().encode())
+    write_bytes(path, line)
+
+
 def read_header(folder: Path) -> RunHeader:
-    """Reads the `job.json` of a run; raises `RecordError` where it is missing or damaged."""
+    """Reads the `job.json` of a run.
+
+    Raises `RecordError` where it is missing, damaged, or of another run.
+    """
     path = folder / JOB
     try:
-        return RunHeader.model_validate_json(path.read_bytes())
+        found = value_of(first_link(path), read_bytes(path))
+        header = RunHeader.model_validate_json(found[1] if found else b"")
     except OSError as error:
         raise RecordError(f"cannot read '{path}': {error.strerror}") from error
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
         raise RecordError(
-            f"'{path}' is no job: {problem}; run a shard again to write it anew"
+            f"'{path}' is damaged, or of a version without checksums: run a shard again to write "
+            "it anew"
         ) from error
+    if header.identity.run_id() != path.absolute().parent.name:
+        raise RecordError(
+            f"'{path}' is of run {header.identity.run_id()}: remove it and run a shard again"
+        )
+    return header
 
 
 def _training_mode(oracle: Oracle) -> list[Finding]:

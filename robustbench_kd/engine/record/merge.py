@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from robustbench_kd.core.agreement import stored_record
 from robustbench_kd.core.errors import IncompleteError
-from robustbench_kd.core.ledger import Ledger, unfinished
+from robustbench_kd.core.ledger import Ledger, Stored, read_ledger, unfinished
 from robustbench_kd.core.records import RunRecord
-from robustbench_kd.core.rundir import JOB, LEDGER, stored_record, write_record
+from robustbench_kd.core.rundir import JOB, LEDGER, write_record
 from robustbench_kd.engine.record.build import finished_record
 from robustbench_kd.engine.record.fates import draw_rows, example_rows
 from robustbench_kd.engine.record.header import RunHeader, read_header
@@ -21,21 +22,32 @@ def merge(folder: Path) -> RunRecord:
     `IncompleteError` that names missing shards, `RecordError` where files are damaged or a shard is
     still running.
     """
+    path = folder / LEDGER
     stored = stored_record(folder)
     if stored:
+        with Ledger(path) as ledger:
+            remove_ledgers(ledger, folder)
         return stored
 
     header = read_header(folder)
-    with Ledger(folder / LEDGER) as ledger:
-        missing = unfinished(ledger.entries)
-        if missing:
-            names = ", ".join(str(shard) for shard in missing[:_MOST_NAMED])
-            more = ", ..." if len(missing) > _MOST_NAMED else ""
-            raise IncompleteError(
-                f"'{folder}' lacks shards {names}{more}: run each by --shard, or copy its ledger "
-                "there"
-            )
+    _require_finished(read_ledger(path), folder)  # nothing is changed before all is known
+    with Ledger(path) as ledger:
+        _require_finished(Stored(ledger.entries, ledger.damage), folder)
         return write_all(header, ledger, folder)
+
+
+def _require_finished(stored: Stored, folder: Path) -> None:
+    """Raises `IncompleteError` that names missing shards and damaged files."""
+    missing = unfinished(stored.entries)
+    if not missing:
+        return
+    names = ", ".join(str(shard) for shard in missing[:_MOST_NAMED])
+    more = ", ..." if len(missing) > _MOST_NAMED else ""
+    damage = "".join(f"{text}; " for text in stored.damage)
+    raise IncompleteError(
+        f"{damage}'{folder}' lacks shards {names}{more}: run each by --shard, or copy its ledger "
+        "there"
+    )
 
 
 def write_all(header: RunHeader, ledger: Ledger, folder: Path) -> RunRecord:
@@ -43,6 +55,11 @@ def write_all(header: RunHeader, ledger: Ledger, folder: Path) -> RunRecord:
     record = finished_record(header, ledger.entries)
     index = LedgerIndex(ledger.entries)
     write_record(folder, record, example_rows(header, index), draw_rows(header, index))
+    remove_ledgers(ledger, folder)
+    return record
+
+
+def remove_ledgers(ledger: Ledger, folder: Path) -> None:
+    """Removes what a finished run needs no more; a killed process may have left some of it."""
     ledger.remove()
     (folder / JOB).unlink(missing_ok=True)
-    return record

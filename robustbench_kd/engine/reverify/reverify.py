@@ -5,7 +5,6 @@ another precision or on another device, and a randomized one with draws that no 
 checks of `checks.py` compare its answers with the statements of the run. No attack is involved.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from robustbench_kd.checkpoints.subject import Subject
 from robustbench_kd.core.errors import RecordError
-from robustbench_kd.core.examples import read_examples
+from robustbench_kd.core.examples import read_draws, read_examples
 from robustbench_kd.core.records import RunRecord
 from robustbench_kd.core.rows import DrawRow, ExampleRow
 from robustbench_kd.core.rundir import ADVERSARIAL, DRAWS, EXAMPLES
@@ -124,7 +123,7 @@ def _case(folder: Path, record: RunRecord, data: Dataset, witness: _Witness) -> 
     if record.claim:  # it was settled before all examples were needed
         evaluated = [row for row, example in enumerate(data.ids) if example in rows]
         data = data.take(torch.tensor(evaluated, dtype=torch.int64))
-    drawn = _read_draws(folder / DRAWS) if witness.oracle.randomized else None
+    drawn = _draws(folder / DRAWS) if witness.oracle.randomized else None
     _check_examples(folder, data, stored, rows, drawn)
 
     row_of = dict(zip(data.ids, range(len(data)), strict=True))
@@ -179,12 +178,11 @@ def _close(answers: Tensor) -> Tensor:
     return nearly_ties.any(dim=0)
 
 
-def _read_draws(path: Path) -> dict[int, DrawRow]:
-    """Reads `draws.csv`; raises `RecordError` where it is missing or damaged."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(map(DrawRow.model_validate, csv.DictReader(file)))
-    except (OSError, ValueError, csv.Error) as error:  # a text or number error is a ValueError
-        problem = " ".join(str(error).split())[:200]
-        raise RecordError(f"cannot read '{path}': {problem}") from error
-    return {row.index: row for row in rows}
+def _draws(path: Path) -> dict[int, DrawRow]:
+    """Reads a `draws.csv` by example id; raises like `read_draws`."""
+    columns = read_draws(path)
+    lines = zip(columns["index"], columns["clean_wrong"], columns["wrong"], strict=True)
+    return {
+        index: DrawRow(index=index, clean_wrong=clean_wrong, wrong=wrong)
+        for index, clean_wrong, wrong in lines
+    }

@@ -14,6 +14,7 @@ from robustbench_kd.tensors.contracts import Dataset, Logits
 from robustbench_kd.tensors.oracle import Oracle
 
 CLEAN = "clean"
+RESUMED = "resumed"  # marks where a process went on that another one had left
 SMALLER = "smaller-radius"  # an example that a smaller radius breaks is broken at this one
 
 

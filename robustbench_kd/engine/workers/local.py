@@ -5,19 +5,21 @@ They are watched, started again when they die, and ended with this process.
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
+from functools import partial
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import TypeAlias
 
 from robustbench_kd.core.errors import IncompleteError, RkdError
 from robustbench_kd.core.shards import Shard
 from robustbench_kd.core.unforeseen import unforeseen
 from robustbench_kd.engine.run.progress import Observer, Progress, nobody
+from robustbench_kd.engine.workers.begin import begin
 from robustbench_kd.tensors.oracle import is_out_of_memory
 
 Work: TypeAlias = Callable[[Shard, Observer], object]
@@ -112,7 +114,8 @@ def _together(moments: Collection[Progress]) -> Progress:
 def _started(work: Work, shard: Shard, starts: int) -> _Worker:
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(work, shard, sender), name=f"rkd {shard}")
+    task = bytes(ForkingPickler.dumps(partial(_serve, work, shard)))
+    process = context.Process(target=begin, args=(task, sender), name=f"rkd {shard}")
     with _interrupts_ignored():
         process.start()
     sender.close()
@@ -121,20 +124,20 @@ def _started(work: Work, shard: Shard, starts: int) -> _Worker:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Lets processes that start meanwhile ignore Ctrl-C.
+    """Lets processes that start meanwhile ignore Ctrl-C, and a terminal that is closed.
 
-    It goes to all of them; the first process ends the others.
+    Both go to all of them; the first process ends the others.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _serve(work: Work, shard: Shard, sender: Connection) -> None:
     """Does the work of one process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(shard, sender.send)
     except RkdError as error:
@@ -143,10 +146,3 @@ def _serve(work: Work, shard: Shard, sender: Connection) -> None:
         if is_out_of_memory(error):
             os._exit(1)  # another start may find more
         sender.send(unforeseen(error))
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
