@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint format bench gpu gpu-wheels checkpoints classifiers defences students students-table results regression curious maskings honest trust-table clean
+.PHONY: help demo test test-slow fuzz lint format bench gpu gpu-wheels checkpoints classifiers defences students students-table results regression curious maskings honest trust-table clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,11 @@ test: $(READY) ## Run the tests that take seconds
 
 test-slow: $(READY) ## Run the tests that take minutes too
 	$(BIN)/python -m pytest -m ""
+
+# A kind of file is one file in tests/fuzz/kinds. `CASE=cards/0/17` repeats one case that failed.
+fuzz: $(READY) ## Feed 20,000 hostile files to all that reads files (CASES, SEED, KIND, CASE)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --cases $(or $(CASES),20000) --seed $(or $(SEED),0) \
+		--kind "$(KIND)" --case "$(CASE)"
 
 lint: $(READY) ## Check format, style and types
 	$(BIN)/ruff format --check .

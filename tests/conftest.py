@@ -22,6 +22,8 @@ REAL = "RKD_TEST_DATA"
 # Factories and helpers that several test files use; `tests` is no package.
 sys.path.insert(0, str(HERE))
 
+collect_ignore = ["fuzz"]  # a program of its own
+
 settings.register_profile("rkd", deadline=None)
 settings.load_profile("rkd")
 torch.set_num_threads(1)

@@ -24,6 +24,7 @@ from robustbench_kd.checkpoints.convert import write_weights
 from robustbench_kd.checkpoints.subject import Choices
 from robustbench_kd.checkpoints.target import describe
 from robustbench_kd.core.errors import CheckpointError
+from robustbench_kd.core.text import printable
 
 SHA256 = "0123456789abcdef" * 4
 PLAIN = {
@@ -75,9 +76,9 @@ STATISTICS = st.integers(1, 4).flatmap(
 )
 CARDS = st.builds(
     Card,
-    name=NAMES.filter(bool),
+    name=NAMES.filter(lambda name: 0 < len(printable(name)) <= 200),
     classes=st.integers(2, 1000),
-    image_shape=st.tuples(*[st.integers(1, 512)] * 3),
+    image_shape=st.tuples(st.integers(1, 64), st.integers(1, 512), st.integers(1, 512)),
     dataset=NAMES,
     threats=st.lists(st.sampled_from(["linf:8/255", "l2:0.5", "l1:12"]), max_size=3).map(tuple),
     licence=NAMES,
