@@ -13,7 +13,7 @@ from robustbench_kd.core.errors import UsageError
 
 MOST_PARAMETERS = 2**31
 _LEAST = 2**20  # parameters that any file of weights may fill
-_MOST_MODULES = 50_000
+_MOST_PARTS = 50_000
 
 
 def parameters_for(weights: Path | None) -> int:
@@ -39,14 +39,15 @@ def without_memory(most: int) -> Iterator[None]:
 
 @contextmanager
 def counted(most: int) -> Iterator[None]:
-    """Raises `UsageError` once what is built has more than `most` parameters or too many modules.
+    """Raises `UsageError` once what is built has more than `most` parameters or too many parts.
 
     A layer registers its parameters before it fills them, so that memory is only reserved.
     """
-    parameters = modules = 0
+    parameters = parts = 0
 
-    def count_parameters(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+    def count_parameters(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal parameters
+        count_parts(module, name, None)
         parameters += 0 if parameter is None else parameter.numel()
         if parameters > most:
             raise UsageError(
@@ -54,18 +55,18 @@ def counted(most: int) -> Iterator[None]:
                 "weights file can fill or than is built at all: choose smaller arguments"
             )
 
-    def count_modules(_module: nn.Module, _name: str, _part: nn.Module | None) -> None:
-        nonlocal modules
-        modules += 1
-        if modules > _MOST_MODULES:
+    def count_parts(_module: nn.Module, _name: str, _part: nn.Module | None) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > _MOST_PARTS:
             raise UsageError(
-                f"the network would have more than {_MOST_MODULES:,} modules: choose smaller "
-                "arguments"
+                f"the network would have more than {_MOST_PARTS:,} layers and tensors: choose "
+                "smaller arguments"
             )
 
     handles = [
         hooks.register_module_parameter_registration_hook(count_parameters),
-        hooks.register_module_module_registration_hook(count_modules),
+        hooks.register_module_module_registration_hook(count_parts),
     ]
     try:
         yield
