@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 _MOST_COPIED = 10_000_000  # elements of containers that a file makes of other containers
+_LONGEST_NAME = 1000
 _SIZED = (list, tuple, dict, set, frozenset, str, bytes, bytearray)
 # Files name these types as values; a call of one could print a long list again and again. No type
 # of numpy is among them: its dtypes trust forged flags in a file, and arrays of such a dtype crash
@@ -41,6 +42,12 @@ class _Callables(dict[str, Any]):
     def __init__(self, named: dict[str, Any], called: dict[str, Any]) -> None:
         super().__init__({**named, **called})
         self._called = called
+
+    def __contains__(self, name: object) -> bool:
+        """Tells whether a file may name it; torch would search in a long name for minutes."""
+        if isinstance(name, str) and len(name) > _LONGEST_NAME:
+            raise GrowthError(f"a name of {len(name):,} characters")
+        return super().__contains__(name)
 
     def values(self) -> Any:
         """Returns what may be called."""

@@ -56,6 +56,7 @@ GROWING = {
     "a tensor of a size": call("torch", "FloatTensor", number(MANY)),
     "a storage of a size": call("torch.storage", "UntypedStorage", number(MANY)),
     "copies of a list": LONG + b"]q\x01(" + AGAIN + b"e",
+    "a name without end": name("m" * 100_000, "n" * 100_000),
     "a set of a text again and again": LONG
     + b"]q\x01("
     + AGAIN.replace(b"frozenset", b"set")
