@@ -40,7 +40,7 @@ def say(text: str, style: str = "") -> None:
 
 def write(text: str) -> None:
     """Writes data to standard output, uninterpreted and unwrapped."""
-    out.print(plain(text), soft_wrap=True)
+    out.print(_lines(text), markup=False, soft_wrap=True)
 
 
 def write_json(content: object) -> None:
@@ -101,7 +101,12 @@ def say_finding(finding: Finding) -> None:
 
 def plain(text: str) -> str:
     """Returns text that neither rich nor a terminal takes for anything but text."""
-    return escape("\n".join(map(printable, text.split("\n"))))
+    return escape(_lines(text))
+
+
+def _lines(text: str) -> str:
+    """Returns text whose line breaks alone move a terminal."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def accuracy_text(accuracy: Accuracy | None) -> str:

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import click
 
-from robustbench_kd.cli import _signals
 from robustbench_kd.cli._failures import own_error
+from robustbench_kd.cli._signals import exit_code, stopping
 from robustbench_kd.core.errors import MissingError, unknown_name
 from robustbench_kd.core.plugins import components
 from robustbench_kd.core.text import printable, shortened
@@ -56,7 +56,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs a command; exit codes are those of the error tree, and 128 plus a signal."""
         try:
-            with _signals.stopping():
+            with stopping():
                 return super().main(*args, **{**extra, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
@@ -73,7 +73,7 @@ class Commands(click.Group):
                 "run the same command to resume it.",
                 err=True,
             )
-            sys.exit(_signals.exit_code(error))
+            sys.exit(exit_code(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001  # exit code 1 is the gate's alone
             if isinstance(error, OSError):
                 _leave_output_alone()

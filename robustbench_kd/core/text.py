@@ -9,6 +9,8 @@ def printable(text: str) -> str:
     >>> printable("net\n2")
     'net\\n2'
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,10 +1,7 @@
 """Black and white pixels have no gradient: a clamp within the model ends it."""
 
-from torch import Tensor
-
 from robustbench_kd.core.records import Finding
-from robustbench_kd.tensors.contracts import Images
-from robustbench_kd.tensors.probe import Probe, differentiated, reversed_margin
+from robustbench_kd.tensors.probe import Probe
 from robustbench_kd.trust._grade import Limits, of_sample
 
 _INSIDE = 1e-4  # distance from black and white at which a clamp lets the gradient through
@@ -24,8 +21,9 @@ def probe(sample: Probe) -> list[Finding]:
     if not saturated.any():
         return []
 
-    inside = _gradient(sample, points.clamp(_INSIDE, 1 - _INSIDE))
-    dead = saturated & (_gradient(sample, points) == 0) & (inside != 0)
+    _, inside = sample.slope(points.clamp(_INSIDE, 1 - _INSIDE))
+    _, there = sample.slope(points)
+    dead = saturated & (there == 0) & (inside != 0)
     share = dead.flatten(1).float().mean(dim=1)
     return of_sample(
         "clamped-pixels",
@@ -37,12 +35,3 @@ def probe(sample: Probe) -> list[Finding]:
         advice="leave clamp(x, 0, 1) out of the model, images lie in [0, 1] anyway, or run "
         "--suite standard+adaptive",
     )
-
-
-def _gradient(sample: Probe, points: Images) -> Tensor:
-    _, _, gradient = differentiated(
-        lambda images: sample.answer(images, sample.rows),
-        points,
-        lambda logits: reversed_margin(logits, sample.labels),
-    )
-    return gradient
