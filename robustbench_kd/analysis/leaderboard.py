@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from robustbench_kd.analysis.published import Published
-from robustbench_kd.core.agreement import checked_columns, checked_record, in_its_place
+from robustbench_kd.core.agreement import believed_record
 from robustbench_kd.core.errors import RecordError, RkdError, unknown_name
 from robustbench_kd.core.records import Identity, RunRecord
 from robustbench_kd.core.rundir import RECORD
@@ -92,17 +92,10 @@ def read_records(results: Path) -> tuple[dict[Path, RunRecord], tuple[str, ...]]
     records, left_out = {}, []
     for path in sorted(results.glob(f"*/*/{RECORD}")):
         try:
-            records[path.parent] = _finished(path.parent)
+            records[path.parent] = believed_record(path.parent)
         except RkdError as error:
             left_out.append(str(error))
     return records, tuple(left_out)
-
-
-def _finished(folder: Path) -> RunRecord:
-    """Returns the record of a run that follows from its files; raises like `read_run`."""
-    record = checked_record(folder)
-    checked_columns(folder, in_its_place(folder, record))
-    return record
 
 
 def show(records: Iterable[RunRecord], view: View) -> tuple[Board, ...]:

@@ -115,7 +115,7 @@ def command(options: VerifyOptions) -> None:
 
 def _stored(run: Path) -> tuple[Path, "RunRecord"]:
     """Returns the folder and the record of a finished run with images."""
-    from robustbench_kd.core.rundir import ADVERSARIAL, RECORD, read_record
+    from robustbench_kd.core.rundir import ADVERSARIAL, RECORD, read_finished
 
     folder = run.parent if run.name == RECORD else run
     if not (folder / RECORD).is_file():
@@ -123,11 +123,7 @@ def _stored(run: Path) -> tuple[Path, "RunRecord"]:
             f"'{run}' is no run: expected a folder with a {RECORD}, such as "
             "results/net/0123456789abcdef"
         )
-    record = read_record(folder / RECORD)
-    if record.status != "complete":
-        raise IncompleteError(
-            f"'{folder}' is unfinished: run the same 'rkd eval' again to resume it"
-        )
+    record = read_finished(folder)
     if not (folder / ADVERSARIAL).exists():
         raise IncompleteError(
             f"'{folder}' has no images: run the same 'rkd eval' again with --save-adversarial"

@@ -13,7 +13,7 @@ from robustbench_kd.core.contradictions import contradictions
 from robustbench_kd.core.errors import IncompleteError, RecordError
 from robustbench_kd.core.examples import read_columns, read_draws
 from robustbench_kd.core.records import Accuracy, RunRecord
-from robustbench_kd.core.rundir import DRAWS, EXAMPLES, RECORD, read_record
+from robustbench_kd.core.rundir import DRAWS, EXAMPLES, RECORD, read_finished
 from robustbench_kd.core.text import printable
 
 _CLOSE = 1e-9  # accuracies are written with every digit, so that only rounding may part them
@@ -35,11 +35,7 @@ def checked_record(folder: Path) -> RunRecord:
     Raises `RecordError` where it is damaged or contradicts itself, `IncompleteError` where the run
     is unfinished.
     """
-    record = read_record(folder / RECORD)
-    if record.status != "complete":
-        raise IncompleteError(
-            f"'{folder}' is unfinished: run the same 'rkd eval' again to resume it"
-        )
+    record = read_finished(folder)
     problem = next(contradictions(record), "")
     if problem:
         raise RecordError(f"'{folder / RECORD}' contradicts itself: {problem}; {_ADVICE}")
@@ -57,19 +53,27 @@ def in_its_place(folder: Path, record: RunRecord) -> RunRecord:
     return record
 
 
+def believed_record(folder: Path) -> RunRecord:
+    """Returns the record of a finished run that follows from its files and lies in its folder.
+
+    Raises like `checked_record`, `in_its_place` and `checked_columns`.
+    """
+    record = in_its_place(folder, checked_record(folder))
+    checked_columns(folder, record)
+    return record
+
+
 def stored_record(folder: Path) -> RunRecord | None:
-    """Returns the complete record of a run, or None where there is none yet.
+    """Returns the record of a finished run, or None where there is none yet.
 
     Raises `RecordError` where it is of another run, or what it says does not follow from its files.
     """
     if not (folder / RECORD).exists():
         return None
     try:
-        record = checked_record(folder)
+        return believed_record(folder)
     except IncompleteError:
         return None
-    checked_columns(folder, in_its_place(folder, record))
-    return record
 
 
 def checked_columns(

@@ -9,7 +9,7 @@ from robustbench_kd.core.records import Accuracy, Claim, Identity, RunRecord
 from robustbench_kd.core.statistics import accuracy, settled
 from robustbench_kd.core.text import printable
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.core.verdicts import is_unchecked, missed, verdict
+from robustbench_kd.core.verdicts import missed, verdict_of
 
 _CLOSE = 1e-9  # numbers are written with every digit, so that only rounding may part them
 _LONGEST = 40
@@ -41,10 +41,7 @@ def _identity(record: RunRecord) -> Iterator[_Pair]:
 
 def _conclusions(record: RunRecord) -> Iterator[_Pair]:
     """Yields what a complete record concludes from its parts."""
-    found = verdict(record.findings)
-    if found == "consistent" and is_unchecked(record):
-        found = "unchecked"
-    yield "verdict", record.verdict, found
+    yield "verdict", record.verdict, verdict_of(record)
     yield "bound", record.missed, missed(record.identity.mode, record.findings)
 
     yield from _headlines(record)

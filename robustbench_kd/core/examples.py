@@ -21,15 +21,16 @@ from robustbench_kd.core.text import printable
 # Columns are checked as a whole: row by row it would take longer than everything else that a report
 # does.
 _Schema: TypeAlias = dict[str, TypeAdapter[Any]]
-_EXAMPLES: _Schema = {
-    name: TypeAdapter(list[kind])  # type: ignore[valid-type]  # known only when it runs
-    for name, kind in get_type_hints(ExampleRow, include_extras=True).items()
-}
-_DRAWS: _Schema = {
-    name: TypeAdapter(list[kind])  # type: ignore[valid-type]  # known only when it runs
-    for name, kind in get_type_hints(DrawRow, include_extras=True).items()
-    if name in DrawRow.model_fields
-}
+
+
+def _schema(row: type, names: Iterable[str]) -> _Schema:
+    """Returns what checks each column of rows of a kind."""
+    kinds = get_type_hints(row, include_extras=True)
+    return {name: TypeAdapter(list[kinds[name]]) for name in names}  # type: ignore[valid-type]
+
+
+_EXAMPLES = _schema(ExampleRow, ExampleRow._fields)
+_DRAWS = _schema(DrawRow, DrawRow.model_fields)
 _ADVICE = "restore the file, or delete its folder and run again"
 
 
@@ -99,9 +100,8 @@ class _Table:
         return {name: list(map(itemgetter(header.index(name)), lines)) for name in names}
 
     def _lines(self) -> list[list[str]]:
-        if (
-            '"' not in self.text and "\r" not in self.text
-        ):  # as we write it; this takes half the time
+        # As we write it: this takes half the time.
+        if '"' not in self.text and "\r" not in self.text:
             return [line.split(",") for line in self.text.split("\n") if line]
         reader = self._reader()
         try:

@@ -147,11 +147,10 @@ def _remove_of_the_dead(path: Path) -> None:
 def _runs(process: int) -> bool:
     """Returns whether a process of this machine runs, whosever it is."""
     try:
-        os.kill(process, 0)
+        with suppress(PermissionError):
+            os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:
-        return True
     return True
 
 

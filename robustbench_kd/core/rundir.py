@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from robustbench_kd.core.errors import RecordError
+from robustbench_kd.core.errors import IncompleteError, RecordError
 from robustbench_kd.core.examples import to_text
 from robustbench_kd.core.files import read_bytes, write_text
 from robustbench_kd.core.records import Finding, RunRecord
@@ -85,3 +85,16 @@ def read_record(path: Path) -> RunRecord:
         raise RecordError(
             f"'{path}' is not a run record: {where}: {first['msg']}; delete it and run again"
         ) from error
+
+
+def read_finished(folder: Path) -> RunRecord:
+    """Reads the record of a run like `read_record`.
+
+    Raises `IncompleteError` where the run is unfinished.
+    """
+    record = read_record(folder / RECORD)
+    if record.status != "complete":
+        raise IncompleteError(
+            f"'{folder}' is unfinished: run the same 'rkd eval' again to resume it"
+        )
+    return record

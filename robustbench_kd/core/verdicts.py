@@ -30,6 +30,12 @@ def is_unchecked(record: RunRecord) -> bool:
     return UNCHECKED in checks or record.verdict == "unchecked"  # the first versions said no more
 
 
+def verdict_of(record: RunRecord) -> Verdict:
+    """Returns the verdict that follows from the rest of a record."""
+    found = verdict(record.findings)
+    return "unchecked" if found == "consistent" and is_unchecked(record) else found
+
+
 def verdict_words(name: str) -> str:
     """Returns a verdict as people read it; the files keep the names.
 

@@ -11,14 +11,13 @@ from typing import NamedTuple
 from robustbench_kd.core.ledger import Entry, Ledger
 from robustbench_kd.core.records import Finding, Severity
 from robustbench_kd.engine import clean_pass
-from robustbench_kd.engine.autoattack.cascade import CHECKS
 from robustbench_kd.engine.engines import open_engine
 from robustbench_kd.engine.judging import rejection, rescore
 from robustbench_kd.engine.passes.batch_size import batch_size
 from robustbench_kd.engine.passes.batching import one_must_fit
 from robustbench_kd.engine.passes.speedups import Speedups, search_model
-from robustbench_kd.engine.probing.checkup import PROBES
 from robustbench_kd.engine.probing.mismatch import CLEAN_CHECKS, clean_checks
+from robustbench_kd.engine.record.build import was_checked
 from robustbench_kd.engine.run.ledger_index import LedgerIndex
 from robustbench_kd.engine.run.plan import Plan
 from robustbench_kd.engine.run.progress import Tracker
@@ -67,7 +66,7 @@ def decide(
 
 def lacks_checks(plan: Plan, index: LedgerIndex) -> bool:
     """Returns whether the model is to be checked, and was not."""
-    return plan.request.probes and not (index.entries(CHECKS) or index.entries(PROBES))
+    return plan.request.probes and not was_checked(index)
 
 
 def _append(ledger: Ledger, entries: Iterable[Entry]) -> None:

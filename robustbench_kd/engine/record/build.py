@@ -257,9 +257,14 @@ def _standard(
     return mean_accuracy(1 - fate.worst.error_rate for fate in found.values())
 
 
+def was_checked(index: LedgerIndex) -> bool:
+    """Returns whether the model was probed, by us or by the AutoAttack package."""
+    return bool(index.entries(PROBES) or index.entries(CHECKS))
+
+
 def _unchecked(index: LedgerIndex) -> Iterator[Finding]:
-    """Yields that the model was not checked, neither by us nor by the AutoAttack package."""
-    if not (index.entries(PROBES) or index.entries(CHECKS)):
+    """Yields that the model was not checked."""
+    if not was_checked(index):
         message = "the model itself was not checked: --no-probes"
         advice = "the same command without --no-probes evaluates it again, with the checks"
         yield Finding(check=UNCHECKED, severity=Severity.INFO, message=message, advice=advice)

@@ -15,7 +15,7 @@ from robustbench_kd.core.rows import ExampleRow
 from robustbench_kd.core.statistics import interval
 from robustbench_kd.core.text import printable
 from robustbench_kd.core.threat import Threat
-from robustbench_kd.core.verdicts import is_unchecked, verdict
+from robustbench_kd.core.verdicts import verdict_of
 from robustbench_kd.engine.reverify.case import EXACT, Case, as_tensor
 from robustbench_kd.engine.run.run import CLEAN, SMALLER
 from robustbench_kd.tensors.contracts import Dataset
@@ -78,14 +78,11 @@ def checks(case: Case) -> Iterator[Check]:
 def _consistent(record: RunRecord, threat: Threat) -> Check:
     """Do run id, protocol, radius and verdict follow from the rest of the record?"""
     identity = record.identity
-    follows = verdict(record.findings)
-    if follows == "consistent" and is_unchecked(record):
-        follows = "unchecked"
     pairs = {
         "run id": (record.run_id, identity.run_id()),
         "protocol": (record.protocol_hash, identity.protocol_hash()),
         "radius": (identity.eps, threat.eps),
-        "verdict": (record.verdict, follows),
+        "verdict": (record.verdict, verdict_of(record)),
     }
     wrong = [name for name, (recorded, expected) in pairs.items() if recorded != expected]
     if wrong:
