@@ -131,6 +131,5 @@ class VisionTransformer(nn.Module):
 
 def _usual_patch(size: int) -> int:
     goal = 4 if size >= 24 else 2
-    return min(
-        (side for side in range(1, size + 1) if size % side == 0), key=lambda side: abs(side - goal)
-    )
+    near = range(1, min(size, 2 * goal) + 1)  # 1 divides every size, so no other one is nearer
+    return min((side for side in near if size % side == 0), key=lambda side: abs(side - goal))

@@ -200,6 +200,7 @@ def test_a_few_cards_cannot_name_thousands_of_parts(tmp_path):
         ("small_cnn", {"width": 30_000}),
         ("wide_resnet_28_10", {"depth": 6 * 10**8 + 4}),
         ("vit_tiny", {"depth": 10**9}),
+        ("vit_tiny", {"size": 2**60 + 1}),
         ("small_cnn", {"classes": 10**12}),
     ],
 )
