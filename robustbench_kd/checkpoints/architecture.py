@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robustbench_kd.checkpoints._text import one_line, pairs
-from robustbench_kd.checkpoints.budget import MOST_PARAMETERS, without_memory
+from robustbench_kd.checkpoints.budget import MOST_PARAMETERS, counted
 from robustbench_kd.checkpoints.imports import find_code, import_path, is_factory
 from robustbench_kd.checkpoints.state import fit
 from robustbench_kd.checkpoints.statistics import State
@@ -45,10 +45,8 @@ def build_network(
 
     from_data = {"classes": classes, "channels": shape[0], "size": shape[1]}
     fitting = {key: value for key, value in from_data.items() if key in accepted}
-    chosen = {**fitting, **component.arguments, **arguments}
-    with without_memory(most):
-        _built(name, build, chosen)
-    return _built(name, build, chosen)
+    with counted(most):
+        return _built(name, build, {**fitting, **component.arguments, **arguments})
 
 
 def nearest_architecture(state: State, *, classes: int, shape: tuple[int, int, int]) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.nn.modules import module as hooks
 
@@ -25,16 +24,6 @@ def parameters_for(weights: Path | None) -> int:
         return MOST_PARAMETERS
     files = shards(weights) if is_index(weights) else [weights]
     return max(_LEAST, sum(file.stat().st_size for file in files))
-
-
-@contextmanager
-def without_memory(most: int) -> Iterator[None]:
-    """Lets networks be built without memory for their tensors, as long as they are small enough.
-
-    Random numbers are not used up. Raises like `counted`.
-    """
-    with counted(most), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        yield
 
 
 @contextmanager

@@ -10,11 +10,7 @@ from torch import Tensor, nn
 from robustbench_kd.checkpoints._text import pairs
 from robustbench_kd.checkpoints.architecture import build_network, nearest_architecture
 from robustbench_kd.checkpoints.budget import parameters_for
-from robustbench_kd.checkpoints.card import (
-    Arguments,
-    Normalisation,
-    read_card,
-)
+from robustbench_kd.checkpoints.card import Arguments, Normalisation, read_card
 from robustbench_kd.checkpoints.card_target import target_of_card
 from robustbench_kd.checkpoints.composite import build_family, compose
 from robustbench_kd.checkpoints.imports import code_digest, is_factory
@@ -106,8 +102,8 @@ def _load_classifier(target: Target, classes: int, shape: tuple[int, int, int]) 
     notes: list[str] = []
     if target.weights:
         found = _found_weights(target, target.weights)
-        more = classes_in(found, network)
-        if more > classes and _takes_classes(target):
+        more = classes_in(found, network) if _takes_classes(target) else 0
+        if more > classes:
             network, _ = _network(target, more, shape)
             notes.append(f"took {more:,} classes from the file; the data set has {classes:,}")
         carried, remarks = _load_weights(found, network, classes, shape)
@@ -123,9 +119,7 @@ def _load_classifier(target: Target, classes: int, shape: tuple[int, int, int]) 
         architecture=_spelled(target.architecture, target.arguments),
         normalisation=normalisation,
         checkpoint_sha256=_weights_digest(target, network),
-        code_sha256=""
-        if _library(target.architecture) in ZOOS
-        else code_digest(target.architecture),
+        code_sha256=_code_digest(target.architecture),
         notes=tuple(notes),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
@@ -150,6 +144,11 @@ def _network(
 
 def _library(text: str) -> str:
     return text.partition(":")[0]
+
+
+def _code_digest(architecture: str) -> str:
+    """Returns the sha256 of a person's own code; a library is named by its version."""
+    return "" if _library(architecture) in ZOOS else code_digest(architecture)
 
 
 def _check_data(target: Target, classes: int, shape: tuple[int, int, int]) -> None:

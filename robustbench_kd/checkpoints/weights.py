@@ -24,6 +24,7 @@ from robustbench_kd.checkpoints.pickle_weight import check_weight
 from robustbench_kd.checkpoints.safe_globals import GrowthError, bounded
 from robustbench_kd.checkpoints.sharded import is_index, shards
 from robustbench_kd.core.errors import CheckpointError
+from robustbench_kd.core.files import is_special
 
 WHOLE_MODULE = (
     "holds a whole pickled module, which only code can rebuild: save its state_dict() instead"
@@ -157,7 +158,7 @@ def _read_shards(index: Path) -> Read:
 
 def _check_regular(path: Path) -> None:
     """Raises `CheckpointError` for a pipe or a device, which may never end."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if is_special(path):
         raise CheckpointError(f"'{path}' is no regular file: name a file of weights")
 
 

@@ -18,6 +18,11 @@ _MOST = 2**28  # bytes of a record; the examples of a run of two million take le
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
+def is_special(path: Path) -> bool:
+    """Returns whether a path is a pipe or a device, which may never end; a folder is neither."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def read_bytes(path: Path, most: int = _MOST) -> bytes:
     """Returns what a file holds; raises like `open_to_read`."""
     with open_to_read(path, most) as file:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_kd.core.errors import RkdError
+from robustbench_kd.core.files import is_special
 from robustbench_kd.core.text import printable
 
 MOST_BYTES = 2**20
@@ -27,7 +28,7 @@ def read_text(path: Path, what: str, error: type[RkdError], *, most: int = MOST_
     Raises the given error, which names `what` the file is, where it is no regular file of UTF-8.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if is_special(path):
             raise error(f"{what} '{path}' is no regular file: name a file")
         size = path.stat().st_size
         if size > most:
