@@ -19,7 +19,7 @@ from robustbench_kd.core.threat import Threat
 MOST_PARTS = 256  # of a defence, those of its parts included
 _MOST_CHANNELS = 64
 _LONGEST_NAME = 200
-_LONGEST_FILE_NAME = 255  # that file systems take
+_LONGEST_FILE_NAME = 255  # bytes, that file systems take
 _MOST_PIXELS = 2**26  # numbers in an image
 
 Argument = bool | int | float | str
@@ -194,7 +194,7 @@ _SECTIONS: dict[str, type[Frozen]] = {
 
 def is_file_name(text: str) -> bool:
     """Tells whether a text names a file inside a folder, on any system."""
-    if len(text) > _LONGEST_FILE_NAME:
+    if len(text.encode(errors="replace")) > _LONGEST_FILE_NAME:
         return False
     return text.isprintable() and text not in {"", ".", ".."} and not set(text) & {"/", "\\"}
 

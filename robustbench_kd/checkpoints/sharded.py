@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_kd.checkpoints._text import one_line
+from robustbench_kd.checkpoints.card import is_file_name
 from robustbench_kd.core.errors import CheckpointError
 from robustbench_kd.core.received import read_text
+from robustbench_kd.core.text import shortened
 
 INDEX = ".index.json"
 _LARGEST_INDEX = 50 * 2**20  # bytes
 _MOST_SHARDS = 1000
-_LONGEST_NAME = 255  # bytes, that file systems take
 
 
 def is_index(path: Path) -> bool:
@@ -52,6 +53,6 @@ def _names(content: Any) -> list[str]:
     if len(names) > _MOST_SHARDS:
         raise ValueError(f"it names more than {_MOST_SHARDS} files")
     for name in names:
-        if Path(name).name != name or is_index(Path(name)) or len(name.encode()) > _LONGEST_NAME:
-            raise ValueError(f"it names {name[:_LONGEST_NAME]}, which is no file beside it")
+        if not is_file_name(name) or is_index(Path(name)):
+            raise ValueError(f"it names {shortened(name)}, which is no file beside it")
     return names
