@@ -70,6 +70,14 @@ def value(random: randomness.Random, depth: int = 0):
     ]
 
 
+def document(random: randomness.Random, content, written) -> bytes:
+    """Returns content in the form of `written`, often with other values, or with other bytes."""
+    if random.random() < 0.7:
+        content = with_other_values(random, content)
+    text = written(content).encode("utf-8", "replace")
+    return changed(random, text) if random.random() < 0.5 else text
+
+
 def with_other_values(random: randomness.Random, content):
     """Returns a tree of dicts and lists in which some values are others."""
     if isinstance(content, dict):

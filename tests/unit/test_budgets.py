@@ -4,11 +4,11 @@ import json
 import os
 import pickle
 import struct
-import zipfile
 
 import numpy as np
 import pytest
 import torch
+from hostile import call, header, npy_header, npz, number, torch_zip
 from torch.nn import Module
 
 from robustbench_kd.checkpoints.architecture import build_network
@@ -26,40 +26,22 @@ MANY = 10**7  # as much as a file may name without harm, should a check be missi
 START = b"\x80\x02"
 
 
-def name(module, attribute):
-    return f"c{module}\n{attribute}\n".encode()
-
-
-def number(value):
-    digits = value.to_bytes((value.bit_length() + 8) // 8, "little")
-    return b"\x8a" + bytes([len(digits)]) + digits
-
-
-def call(module, attribute, argument):
-    return name(module, attribute) + argument + b"\x85R"
-
-
-def archive(path, content, *, compression=zipfile.ZIP_STORED, **members):
-    with zipfile.ZipFile(path, "w", compression) as file:
-        file.writestr("archive/data.pkl", content)
-        file.writestr("archive/version", "3\n")
-        for member, held in members.items():
-            file.writestr(f"archive/{member}", held)
+def archive(path, content, **options):
+    path.write_bytes(torch_zip(content, **options))
     return path
 
 
 LONG = b"]q\x00(" + b"".join(b"M" + struct.pack("<H", i) for i in range(50_000)) + b"e"
-AGAIN = b"".join(name("builtins", "frozenset") + b"h\x00\x85R" for _ in range(1000))
 GROWING = {
-    "bytearray of a number": call("builtins", "bytearray", number(MANY)),
-    "bytes of a number": call("builtins", "bytes", number(MANY)),
-    "a tensor of a size": call("torch", "FloatTensor", number(MANY)),
-    "a storage of a size": call("torch.storage", "UntypedStorage", number(MANY)),
-    "copies of a list": LONG + b"]q\x01(" + AGAIN + b"e",
-    "a name without end": name("m" * 100_000, "n" * 100_000),
+    "bytearray of a number": call("builtins.bytearray", number(MANY)),
+    "bytes of a number": call("builtins.bytes", number(MANY)),
+    "a tensor of a size": call("torch.FloatTensor", number(MANY)),
+    "a storage of a size": call("torch.storage.UntypedStorage", number(MANY)),
+    "copies of a list": LONG + b"]q\x01(" + call("builtins.frozenset", b"h\x00") * 1000 + b"e",
+    "a name without end": call("m" * 100_000 + "." + "n" * 100_000),
     "a set of a text again and again": LONG
     + b"]q\x01("
-    + AGAIN.replace(b"frozenset", b"set")
+    + call("builtins.set", b"h\x00") * 1000
     + b"e",
 }
 
@@ -72,7 +54,7 @@ def test_a_pickle_that_asks_for_more_than_it_holds_is_refused(content, tmp_path)
 
 
 def test_a_range_is_not_filled(tmp_path):
-    content = START + call("builtins", "list", call("builtins", "range", number(10**12))) + b"."
+    content = START + call("builtins.list", call("builtins.range", number(10**12))) + b"."
     assert read_weights(archive(tmp_path / "net.pt", content)).content == []
 
 
@@ -84,9 +66,8 @@ def test_what_torch_may_call_is_put_back(tmp_path):
 
 
 def test_an_archive_that_was_compressed_is_refused(tmp_path):
-    held = bytes(2**22)
-    packed = pickle.dumps({}, 2)
-    path = archive(tmp_path / "net.pt", packed, compression=zipfile.ZIP_DEFLATED, data=held)
+    empty = pickle.dumps({}, 2)
+    path = archive(tmp_path / "net.pt", empty, data=bytes(2**22), compressed=True)
     with pytest.raises(CheckpointError, match=r"4,1.*when unpacked; torch\.save does not compress"):
         read_weights(path)
 
@@ -224,11 +205,6 @@ def test_a_network_is_built_once_with_the_random_numbers_that_it_had():
 # Data
 
 
-def header(shape):
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
-
-
 CLAIMS = {
     "more than there is": header("(100000000000, 32, 32, 3)"),
     "more than any machine counts": header("(10000000000000000000000, 32, 32, 3)"),
@@ -240,12 +216,10 @@ CLAIMS = {
 
 @pytest.mark.parametrize("images", CLAIMS.values(), ids=CLAIMS)
 def test_a_damaged_header_of_an_array_is_named(images, tmp_path):
-    with zipfile.ZipFile(tmp_path / "mine.npz", "w") as file:
-        file.writestr("images.npy", images)
-        np.save(tmp_path / "labels.npy", np.zeros(1, dtype=np.int64))
-        file.write(tmp_path / "labels.npy", "labels.npy")
+    labels = np.zeros(1, dtype=np.int64)
+    path = npz(tmp_path / "mine.npz", images=npy_header(images, b""), labels=labels)
     with pytest.raises(DatasetError, match="damaged") as caught:
-        open_dataset(f"npz:{tmp_path / 'mine.npz'}")
+        open_dataset(f"npz:{path}")
     assert len(str(caught.value)) < 400
 
 

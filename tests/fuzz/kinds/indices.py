@@ -3,7 +3,7 @@
 import json
 
 import torch
-from mutations import TEXTS, changed, with_other_values
+from mutations import TEXTS, document
 
 from robustbench_kd.checkpoints.weights import read_weights, sha256
 from robustbench_kd.datasets._class_names import read_class_names
@@ -17,11 +17,7 @@ def attempt(random, folder):
     content = {"metadata": {"size": 3}, "weight_map": {"a": "one.pt", "b": "two.pt"}}
     if random.random() < 0.3:
         content["weight_map"]["c"] = random.choice(TEXTS)
-    if random.random() < 0.6:
-        content = with_other_values(random, content)
-    text = json.dumps(content).encode()
-    if random.random() < 0.5:
-        text = changed(random, text)
+    text = document(random, content, json.dumps)
     if random.random() < 0.05:
         text = b"[" * 100_000
     path = folder / random.choice(["net.pt.index.json", "names.json", "names.txt"])

@@ -2,7 +2,7 @@
 
 import json
 
-from mutations import changed, with_other_values
+from mutations import document
 
 from robustbench_kd.analysis.published import read_published
 
@@ -24,12 +24,7 @@ _ENTRY = {
 
 
 def attempt(random, folder):
-    content = [_ENTRY] * random.choice([1, 3])
-    if random.random() < 0.7:
-        content = with_other_values(random, content)
-    text = json.dumps(content).encode()
-    if random.random() < 0.5:
-        text = changed(random, text)
+    text = document(random, [_ENTRY] * random.choice([1, 3]), json.dumps)
     if random.random() < 0.05:
         text = random.choice([b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000])
     (folder / "Linf").mkdir()

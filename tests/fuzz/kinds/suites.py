@@ -2,7 +2,7 @@
 
 import tomli_w
 from hostile import TOMLS
-from mutations import TEXTS, changed, with_other_values
+from mutations import TEXTS, document
 
 from robustbench_kd.cli._sheet import read_sheet
 from robustbench_kd.core.suites import parse_suite
@@ -24,12 +24,7 @@ _RECIPE = {"epochs": 3, "lr": 0.1, "batch_size": 8, "milestones": [1, 2]}
 def attempt(random, folder):
     (folder / "net.toml").write_text("")
     is_sheet = random.random() < 0.6
-    content = _SHEET if is_sheet else _RECIPE
-    if random.random() < 0.7:
-        content = with_other_values(random, content)
-    text = tomli_w.dumps(content).encode("utf-8", "replace")
-    if random.random() < 0.5:
-        text = changed(random, text)
+    text = document(random, _SHEET if is_sheet else _RECIPE, tomli_w.dumps)
     if random.random() < 0.1:
         text = random.choice(list(TOMLS.values())).encode()
     path = folder / "file.toml"
